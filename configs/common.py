@@ -1,0 +1,39 @@
+"""What every config shares: arguments after the colon, `--config=configs/x.py:smoke,seed=1`."""
+
+import ast
+from collections.abc import Callable, Mapping
+
+from ml_collections import config_dict
+
+
+def finish(
+    config: config_dict.ConfigDict,
+    arguments: str,
+    presets: Mapping[str, Callable[[config_dict.ConfigDict], None]],
+) -> config_dict.ConfigDict:
+    """Applies the comma-separated arguments in order, each a preset's name or `field=value`, and
+    locks the config, so that a misspelt field is an error that suggests the nearest name."""
+    config.lock()
+    for argument in filter(None, arguments.split(",")):
+        if "=" in argument:
+            field, value = argument.split("=", 1)
+            config.update_from_flattened_dict({field: _value(config, field, value)})
+        elif argument in presets:
+            presets[argument](config)
+        else:
+            raise ValueError(
+                f"unknown config argument {argument!r}: give {', '.join(presets)} or field=value"
+            )
+    return config
+
+
+def _value(config: config_dict.ConfigDict, field: str, text: str):
+    here = config
+    for name in field.split(".")[:-1]:
+        here = getattr(here, name)
+    if isinstance(getattr(here, field.split(".")[-1]), str):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"config argument {field}={text!r}: not a value of its type") from None

@@ -1,0 +1,135 @@
+"""The whole experiment on a laptop: a 0.8M-parameter policy learns to write its memory.
+
+    python run_experiment.py --config=configs/tiny.py --workdir=runs/tiny
+
+Builds its own data and tokenizer; no download, no accelerator. On 2 CPU cores about 15 minutes.
+Arguments, after a colon and separated by commas:
+
+    smoke     the same in about a minute, at lower quality (used by the tests)
+    flat      the memory is the core alone: everything has to fit one paragraph
+    ppo       PPO with a critic in place of GRPO
+    field=value   any field of the config, e.g. configs/tiny.py:reward.gamma=0.0,seed=1
+"""
+
+from ml_collections import config_dict
+
+from configs.common import finish
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+    config = config_dict.create(
+        seed=0,
+        title="tiny: synthetic stream, policy from scratch",
+        data=dict(
+            sources=(
+                "synthetic_facts",
+                "synthetic_events",
+                "synthetic_labels",
+                "synthetic_story",
+                "synthetic_updates",
+            ),
+            dir="",  # folder of the published files, for real sources
+            chunks=2,  # a training episode
+            facts_per_chunk=3,
+            filler_share=0.5,
+            chunk_tokens=100,  # real sources only
+            max_questions=100,
+            instances=0,  # real sources: built for training; synthetic ones are never repeated
+        ),
+        tokenizer=dict(path="", vocab_size=2048),  # empty path: trained on the training split
+        model=dict(
+            path="",  # empty: from scratch
+            hidden_size=128,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            mlp_size=384,
+            rope_theta=10_000.0,
+            tie_embeddings=True,
+            dtype="float32",
+            param_dtype="float32",
+            remat="none",
+            attention="blocks",
+        ),
+        prompt=dict(template="compact", dialect="qwen3", recent=2, tokens=160, response_tokens=72),
+        memory=dict(
+            core=True,
+            semantic=True,
+            episodic=True,
+            core_tokens=64,
+            entry_tokens=48,
+            max_calls=16,
+            first_ids=(1, 9999),
+        ),
+        reward=dict(
+            beta=0.05, gamma=0.1, retriever="scann", dimensions=512, top_k=20, normalise_each=False
+        ),
+        warm_start=dict(
+            steps=400,
+            copy_steps=200,  # of these: copying random tokens
+            rows=64,
+            learning_rate=2e-3,
+            skip=0.5,
+            misfile=1 / 3,
+            break_call=0.1,
+            keep_filler=0.1,
+        ),
+        rl=dict(
+            algorithm="grpo",
+            steps=300,
+            instances=5,
+            rollouts=8,
+            learning_rate=3e-4,
+            warmup_steps=10,
+            schedule="constant",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            groups="rows",
+            aggregation="sequence",
+            clip_low=0.2,
+            clip_high=0.2,
+            kl="none",
+            kl_coef=0.0,
+            entropy_coef=0.0,
+            is_cap=0.0,  # 0: no importance weight
+            temperature=1.0,
+            top_p=1.0,
+            micro_batch=40,
+            # PPO only
+            epochs=1,
+            minibatches=1,
+            gae_gamma=1.0,
+            gae_lambda=1.0,
+            value_coef=0.5,
+            value_clip=0.2,
+        ),
+        eval=dict(
+            every=50,
+            instances=4,  # of each source, validation
+            test_instances=20,  # of each source, in the final table
+            temperature=0.0,
+        ),
+        checkpoint_every=25,
+        max_failed_share=0.1,  # of questions without an answer, above which the run stops
+    )
+    return finish(config, arg, {"smoke": smoke, "flat": flat, "ppo": ppo})
+
+
+def smoke(config: config_dict.ConfigDict) -> None:
+    config.warm_start.steps = 60
+    config.warm_start.copy_steps = 20
+    config.rl.steps = 8
+    config.eval.every = 4
+    config.eval.instances = 1
+    config.eval.test_instances = 2
+    config.checkpoint_every = 4
+
+
+def flat(config: config_dict.ConfigDict) -> None:
+    config.memory.semantic = config.memory.episodic = False
+    config.memory.core_tokens = 512
+
+
+def ppo(config: config_dict.ConfigDict) -> None:
+    config.rl.algorithm = "ppo"

@@ -1,0 +1,121 @@
+"""The whole way: warm start, train, evaluate, show."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.evaluate import evaluate, evaluate_baseline, greedy_writer
+from experiments.pictures import describe_episode, draw_curves, results_table
+from experiments.progress import console, progress
+from experiments.setup import (
+    build_environment,
+    build_instances,
+    build_model,
+    build_tokenizer,
+    perfect_writer,
+)
+from experiments.train import train
+from experiments.warm_start import warm_start
+from experiments.workdir import open_workdir, read_metrics, write_json
+from memalpha.baselines import no_memory, rag_top2, store_everything
+from memalpha.data.instance import Instance
+from memalpha.model import ModelConfig, Params
+from memalpha.rollout import Environment, Episode
+
+BASELINES = {
+    "store everything": store_everything.recall,
+    "RAG-Top2": rag_top2.recall,
+    "no memory": no_memory.recall,
+}
+
+
+def run(config: ConfigDict, workdir: str) -> dict:
+    """Runs or continues the experiment of a config in a workdir; returns the summary."""
+    began = time.monotonic()
+    folder = open_workdir(workdir, config)
+    console.print(f"{config.title}\nworkdir {folder}")
+    tokenizer = build_tokenizer(config, folder)
+    env = build_environment(config, tokenizer)
+    model, params = build_model(config, len(tokenizer))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    device = jax.devices()[0]
+    console.print(
+        f"{count / 1e6:.2f}M parameters, vocabulary {len(tokenizer)}, {jax.device_count()} x"
+        f" {device.device_kind}"
+    )
+    untrained = warm_start(config, folder, env, model, params)
+    trained = train(config, folder, env, model, jax.tree.map(jnp.copy, untrained))
+    results, shown = final_table(config, env, model, untrained, trained)
+    console.print(results_table(f"test instances, {config.title}", results))
+    text = "\n".join(describe_episode(f"{name} training", e) for name, e in shown.items())
+    (folder / "memory.txt").write_text(text)
+    picture = draw_curves(folder, config.title)
+    summary = {
+        "title": config.title,
+        "seed": config.seed,
+        "parameters": count,
+        "results": results,
+        "host_share": host_share(folder),
+        "seconds": round(time.monotonic() - began, 1),
+        "device": device.device_kind,
+        "jax": jax.__version__,
+    }
+    write_json(folder / "summary.json", summary)
+    console.print(_memories(shown))
+    console.print(f"curves {picture}\nmemory before and after {folder / 'memory.txt'}")
+    console.print(f"summary {folder / 'summary.json'}, {summary['seconds']:.0f} s")
+    return summary
+
+
+def final_table(
+    config: ConfigDict, env: Environment, model: ModelConfig, untrained: Params, trained: Params
+) -> tuple[dict, dict[str, Episode]]:
+    """Results of every system on the same test instances, and one episode before and after."""
+    instances = [
+        instance
+        for source in config.data.sources
+        for instance in build_instances(config, source, "test", config.eval.test_instances)
+    ]
+    rows = config.rl.instances * config.rl.rollouts
+    writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
+    writers["after RL"] = greedy_writer(config, env, model, trained, rows)
+    writers["untrained (warm start)"] = greedy_writer(config, env, model, untrained, rows)
+    results, episodes = {}, {}
+    with progress("test", len(writers) + len(BASELINES)) as report:
+        for name, writer in writers.items():
+            results[name], episodes[name] = evaluate(env, instances, writer)
+            report(len(results), name)
+        for name, recall in BASELINES.items():
+            results[name] = evaluate_baseline(env, instances, recall)
+            report(len(results), name)
+    shown = {"before": episodes["untrained (warm start)"][0], "after": episodes["after RL"][0]}
+    return results, shown
+
+
+def _scripted(instances: Sequence[Instance]) -> bool:
+    return all("notes" in instance.metadata for instance in instances)
+
+
+def host_share(folder: Path) -> float:
+    """Share of a training step spent on the host (render, parse, apply, retrieve, read): median."""
+    shares = []
+    for line in read_metrics(folder / "timing.jsonl"):
+        host = sum(line.get(stage, 0.0) for stage in ("render", "parse", "retrieve", "read"))
+        shares.append(host / (line["step_seconds"] - line.get("validate", 0.0)))
+    return float(np.median(shares)) if shares else float("nan")
+
+
+def _memories(shown: dict[str, Episode]) -> str:
+    parts = []
+    for name, episode in shown.items():
+        view = episode.view
+        entries = [f"    [{e.id}] {e.text}" for e in (*view.semantic, *view.episodic)]
+        core = [f"    core: {view.core}"] if view.core else []
+        parts.append(f"memory {name} training, r1 {episode.r1:.2f}:")
+        parts += core + (entries or ["    (empty)"])
+    return "\n".join(parts)

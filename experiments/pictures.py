@@ -1,0 +1,114 @@
+"""What a person looks at after a run: learning curves, the table, a memory before and after."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from rich.table import Table
+
+from experiments.workdir import read_metrics
+from memalpha.rollout import Episode
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (after the choice of a back end without a screen)
+
+REWARDS = {
+    "r1": "r1 correctness",
+    "r2": "r2 call format",
+    "r3": "r3 compression",
+    "r4": "r4 content",
+}
+WINDOW = 10  # steps of the running mean
+
+
+def draw_curves(workdir: Path, title: str) -> Path:
+    """curves.png: each reward, calls and lengths, entropy and the sampler's gap, against steps."""
+    lines = read_metrics(workdir / "metrics.jsonl")
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    for name, label in REWARDS.items():
+        (drawn,) = axes[0].plot(*_smooth(lines, name), label=label)
+        x, y = _column(lines, f"validation_{name}")
+        axes[0].plot(x, y, "o", color=drawn.get_color(), markersize=4)
+    axes[0].set(title="Rewards (lines: training, dots: validation)", ylim=(-0.02, 1.02))
+    for name, label in (
+        ("calls", "calls a step"),
+        ("ok_calls", "of them executed"),
+    ):
+        axes[1].plot(*_smooth(lines, name), label=label)
+    right = axes[1].twinx()
+    right.plot(*_smooth(lines, "response_tokens"), color="gray", label="response tokens (right)")
+    right.set(ylim=(0, None))
+    right.legend(loc="lower right", frameon=False)
+    axes[1].set(title="Calls and lengths", ylim=(0, None))
+    for name, label in (("entropy", "entropy, nats a token"), ("grad_norm", "gradient norm")):
+        axes[2].plot(*_smooth(lines, name), label=label)
+    axes[2].plot(*_smooth(lines, "logp_gap_mean"), label="sampler - learner log-prob gap")
+    axes[2].set(title="Diagnostics", yscale="symlog", ylim=(0, None))
+    axes[2].set_yscale("symlog", linthresh=0.1)
+    for ax in axes:
+        ax.set_xlabel("step")
+        ax.grid(alpha=0.3)
+        ax.legend(loc="upper left" if ax is axes[1] else "best", frameon=False)
+    figure.suptitle(title)
+    path = workdir / "curves.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _column(lines: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
+    kept = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in kept], [value for _, value in kept]
+
+
+def _smooth(lines: Sequence[Mapping], name: str) -> tuple[list[int], np.ndarray]:
+    steps, values = _column(lines, name)
+    values = np.asarray(values, float)
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    first = np.maximum(np.arange(len(values)) - WINDOW + 1, 0)
+    last = np.arange(len(values)) + 1
+    return steps, (sums[last] - sums[first]) / (last - first)
+
+
+def results_table(title: str, results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """A row a system: r1 over all sources, r1 of each, then the other rewards and the memory."""
+    sources = [name for name in next(iter(results.values())) if name != "mean"]
+    table = Table(title=title)
+    table.add_column("writer")
+    short = [source.removeprefix("synthetic_") for source in sources]
+    for name in ("r1", *short, "r2", "r3", "r4", "memory"):
+        table.add_column(name, justify="right")
+    for system, rows in results.items():
+        mean = rows["mean"]
+        cells = [mean["r1"], *(rows[source]["r1"] for source in sources)]
+        cells += [mean.get(name, float("nan")) for name in ("r2", "r3", "r4")]
+        held = f"{mean['memory_tokens']:.0f}"
+        table.add_row(system, *("" if np.isnan(c) else f"{c:.3f}" for c in cells), held)
+    return table
+
+
+def describe_episode(title: str, episode: Episode) -> str:
+    """One episode as plain text: every chunk, what was written, and the questions at the end."""
+    parts = [f"{'=' * 20} {title} {'=' * 20}"]
+    for step in episode.steps:
+        parts.append(f"--- chunk {step.chunk}\n{episode.instance.chunks[step.chunk]}")
+        parts.append(f"--- response (r2 {step.r2:.2f}, r4 {step.r4:.2f})\n{step.text.strip()}")
+        marks = [
+            f"  {outcome.name.lower()}{'' if fit else ', unfit'}: {call.error or call.arguments}"
+            for call, outcome, fit in zip(step.calls, step.outcomes, step.fit, strict=True)
+        ]
+        parts.append("--- outcomes\n" + "\n".join(marks or ["  no call"]))
+    view = episode.view
+    parts.append(f"--- memory at the end ({view.tokens} of {episode.chunk_tokens} tokens)")
+    parts.append(f"core: {view.core or '(empty)'}")
+    for name in ("semantic", "episodic"):
+        entries = [f"  [{e.id}] {e.text}  (chunk {e.written_at})" for e in getattr(view, name)]
+        parts.append(f"{name}:\n" + "\n".join(entries or ["  (empty)"]))
+    parts.append(f"--- questions (r1 {episode.r1:.2f})")
+    for question, answer, score in zip(
+        episode.instance.questions, episode.answers, episode.scores, strict=True
+    ):
+        gold = "; ".join(question.answers)
+        parts.append(f"  {score:.2f}  {question.question!r}\n        {answer.text!r} (gold: {gold})")
+    return "\n".join(parts) + "\n"

@@ -1,0 +1,183 @@
+"""From a config to the objects of `memalpha`, which never sees a config itself."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from memalpha.baselines.scripted import Flaws, perfect, poor_response
+from memalpha.data import load_source, synthetic
+from memalpha.data.batches import batch_indices
+from memalpha.data.instance import Instance
+from memalpha.learner import LossConfig
+from memalpha.model import ModelConfig, Params, init_params
+from memalpha.prompts import load_template, template_fragments
+from memalpha.rollout import Environment, Turn, Writer, scripted_writer
+from memalpha.tokenizer import load_tokenizer, train_tokenizer
+from memalpha.tools import fixed_fragments, format_response
+
+PREFIX = "synthetic_"
+CORPUS_INSTANCES = 200  # of each source, for a tokenizer trained on the spot
+
+
+def is_synthetic(source: str) -> bool:
+    return source.startswith(PREFIX)
+
+
+def build_instances(
+    config: ConfigDict, source: str, split: str, count: int, first: int = 0, chunks: int = 0
+) -> list[Instance]:
+    """Instances of one source. `chunks` 0: as long as in training."""
+    data = config.data
+    chunks = chunks or data.chunks
+    if is_synthetic(source):
+        return [
+            synthetic.generate(
+                source.removeprefix(PREFIX),
+                split,
+                first + index,
+                seed=config.seed,
+                chunks=chunks,
+                facts_per_chunk=data.facts_per_chunk,
+                filler_share=data.filler_share,
+                max_questions=data.max_questions,
+            )
+            for index in range(count)
+        ]
+    return load_source(
+        source,
+        data.dir,
+        split,
+        count=first + count,
+        seed=config.seed,
+        chunks=chunks,
+        chunk_tokens=data.chunk_tokens,
+        questions=data.max_questions,
+        count_tokens=lambda text: len(text.split()),
+    )[first:]
+
+
+def training_batches(config: ConfigDict) -> Callable[[int, int], list[Instance]]:
+    """A function (step, size) -> instances, the same for the same step in any process.
+
+    Sources take turns; synthetic instances are never repeated, real ones come in epochs.
+    """
+    sources = config.data.sources
+    fixed = {
+        source: build_instances(config, source, "train", config.data.instances)
+        for source in sources
+        if not is_synthetic(source)
+    }
+
+    def pick(step: int, size: int) -> Iterator[Instance]:
+        for slot in range(step * size, (step + 1) * size):
+            source, turn = sources[slot % len(sources)], slot // len(sources)
+            if source in fixed:
+                pool = fixed[source]
+                yield pool[batch_indices(len(pool), 1, config.seed, turn)[0]]
+            else:
+                yield build_instances(config, source, "train", 1, first=turn)[0]
+
+    return lambda step, size: list(pick(step, size))
+
+
+def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the config, or one trained on the training split and kept in the workdir."""
+    if config.tokenizer.path:
+        return load_tokenizer(config.tokenizer.path)
+    folder = workdir / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        template = load_template(config.prompt.template)
+        phrases = [*template_fragments(template), *fixed_fragments(config.prompt.dialect)]
+        corpus = list(_corpus(config))
+        if any(map(is_synthetic, config.data.sources)):
+            phrases += synthetic.PHRASES
+        train_tokenizer(corpus, config.tokenizer.vocab_size, phrases).save_pretrained(folder)
+    return load_tokenizer(str(folder))
+
+
+def _corpus(config: ConfigDict) -> Iterator[str]:
+    for source in config.data.sources:
+        count = CORPUS_INSTANCES if is_synthetic(source) else config.data.instances
+        for instance in build_instances(config, source, "train", count):
+            yield from instance.chunks
+            yield from (question.question for question in instance.questions)
+            for notes in instance.metadata.get("notes", ()):
+                yield from (note["content"] for note in notes)
+
+
+def build_environment(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Environment:
+    return Environment(
+        tokenizer=tokenizer,
+        template=load_template(config.prompt.template),
+        dialect=config.prompt.dialect,
+        enabled=(config.memory.core, config.memory.semantic, config.memory.episodic),
+        recent=config.prompt.recent,
+        prompt_tokens=config.prompt.tokens,
+        response_tokens=config.prompt.response_tokens,
+        entry_tokens=config.memory.entry_tokens,
+        core_tokens=config.memory.core_tokens,
+        max_calls=config.memory.max_calls,
+        first_ids=tuple(config.memory.first_ids),
+        retriever=config.reward.retriever,
+        dimensions=config.reward.dimensions,
+        top_k=config.reward.top_k,
+    )
+
+
+def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
+    fields = {k: v for k, v in config.model.items() if k != "path"}
+    model = ModelConfig(
+        vocab_size=vocab_size, value_head=config.rl.algorithm == "ppo", **fields
+    )
+    return model, init_params(model, jax.random.fold_in(jax.random.key(config.seed), 0))
+
+
+def build_loss(config: ConfigDict) -> LossConfig:
+    rl = config.rl
+    return LossConfig(
+        algorithm=rl.algorithm,
+        aggregation=rl.aggregation,
+        clip_low=rl.clip_low,
+        clip_high=rl.clip_high,
+        kl=rl.kl,
+        kl_coef=rl.kl_coef,
+        entropy_coef=rl.entropy_coef,
+        is_cap=rl.is_cap or None,
+        value_coef=rl.value_coef,
+        value_clip=rl.value_clip,
+        gamma=rl.gae_gamma,
+        lam=rl.gae_lambda,
+        temperature=rl.temperature,
+        dr_grpo_constant=config.prompt.response_tokens,
+    )
+
+
+def is_flat(env: Environment) -> bool:
+    return not any(env.enabled[1:])
+
+
+def perfect_writer(env: Environment) -> Writer:
+    def respond(turn: Turn) -> str:
+        calls = perfect(turn.instance, turn.chunk, turn.view, is_flat(env))
+        return format_response(calls, env.dialect)
+
+    return scripted_writer(env, respond)
+
+
+def poor_writer(config: ConfigDict, env: Environment, rng) -> Writer:
+    flaws = Flaws(**{k: config.warm_start[k] for k in Flaws.__dataclass_fields__})
+
+    def respond(turn: Turn) -> str:
+        return poor_response(
+            turn.instance, turn.chunk, turn.view, env.dialect, rng, flaws, is_flat(env)
+        )
+
+    return scripted_writer(env, respond)
+
+
+def prompt_buckets(config: ConfigDict) -> Sequence[int]:
+    return (config.prompt.tokens,)
+

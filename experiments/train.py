@@ -1,0 +1,138 @@
+"""The training loop: rollout, rewards, advantages, update, checkpoint."""
+
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.evaluate import summarise, validate
+from experiments.progress import progress
+from experiments.setup import build_loss, prompt_buckets, training_batches
+from experiments.warm_start import check_finite
+from experiments.workdir import MetricsLog
+from memalpha import losses
+from memalpha.batch import Batch, take
+from memalpha.checkpoint import open_checkpoints, restore, save
+from memalpha.learner import (
+    TrainState,
+    init_state,
+    make_optimizer,
+    make_token_logps,
+    make_update,
+    ppo_targets,
+)
+from memalpha.model import ModelConfig, Params
+from memalpha.rollout import Clock, Environment, Episode, policy_writer, run_episodes, to_batch
+
+
+class ReaderFailure(RuntimeError):
+    """Too many questions went unanswered for the reward to mean anything."""
+
+
+def train(
+    config: ConfigDict, workdir: Path, env: Environment, model: ModelConfig, params: Params
+) -> Params:
+    """Trains the writer by reinforcement; continues from its own checkpoints.
+
+    Returns the parameters after `config.rl.steps` steps.
+    """
+    rl = config.rl
+    reference = jax.tree.map(jnp.copy, params)
+    optimizer = make_optimizer(
+        rl.learning_rate, rl.warmup_steps, rl.steps + 1, rl.schedule, rl.weight_decay,
+        rl.max_grad_norm or None,
+    )  # fmt: skip
+    learn = make_learner(config, model, optimizer, reference)
+    batches = training_batches(config)
+    state, first = init_state(params, optimizer), 0
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    with open_checkpoints(workdir / "checkpoints" / "rl") as checkpoints:
+        if (found := restore(checkpoints, state)) is not None:
+            first, state = found
+        log = MetricsLog(workdir / "metrics.jsonl", first)
+        times = MetricsLog(workdir / "timing.jsonl", first)
+        with progress("train", rl.steps, first) as report:
+            for step in range(first, rl.steps):
+                start, clock = time.perf_counter(), Clock()
+                instances = [i for i in batches(step, rl.instances) for _ in range(rl.rollouts)]
+                writer = policy_writer(
+                    state.params, model, env, prompt_buckets(config), len(instances),
+                    jax.random.fold_in(key, step), rl.temperature, rl.top_p,
+                )  # fmt: skip
+                episodes = run_episodes(env, instances, writer, seed=step, clock=clock)
+                check_answers(config, episodes, step)
+                with clock("update"):
+                    batch = to_batch(
+                        episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,
+                        len(instances) * config.data.chunks,
+                    )  # fmt: skip
+                    state, metrics = learn(state, batch, step)
+                    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                check_finite(metrics, step, "train")
+                metrics |= summarise(episodes)
+                if (step + 1) % config.eval.every == 0 or step + 1 == rl.steps:
+                    with clock("validate"):
+                        metrics |= validate(config, env, model, state.params)
+                log.write(step, metrics)
+                times.write(step, dict(clock) | {"step_seconds": time.perf_counter() - start})
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == rl.steps:
+                    save(checkpoints, step + 1, state)
+                report(step + 1, "  ".join(f"{r} {metrics[r]:.2f}" for r in ("r1", "r2", "r3", "r4")))
+    return state.params
+
+
+def check_answers(config: ConfigDict, episodes: list[Episode], step: int) -> None:
+    """Raises ReaderFailure where more questions than `max_failed_share` have no answer."""
+    scores = np.concatenate([episode.scores for episode in episodes])
+    failed = float(np.isnan(scores).mean())
+    if failed > config.max_failed_share:
+        raise ReaderFailure(
+            f"step {step}: the reader or judge left {failed:.0%} of the questions unanswered, more"
+            f" than max_failed_share={config.max_failed_share:.0%}; the last checkpoint is kept"
+        )
+
+
+def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: Params):
+    """A function (state, batch, step) -> (state, metrics): advantages, then one or more updates."""
+    rl, reward = config.rl, config.reward
+    loss_config = build_loss(config)
+    update = make_update(model, loss_config, optimizer, rl.micro_batch or None)
+    token_logps = make_token_logps(model, loss_config, rl.micro_batch or None)
+    weights = {"r1": 1.0, "r2": 1.0, "r3": reward.beta, "r4": reward.gamma}
+
+    def advantages(batch: Batch) -> tuple[Batch, dict]:
+        how = rl.groups
+        groups = losses.group_ids(batch.group, batch.episode, batch.chunk, how)
+        values, counts = losses.combined_advantages(
+            batch.rewards, weights, groups, batch.valid,
+            normalise_each=reward.normalise_each,
+            episode=batch.episode if how == "episodes" else None,
+        )  # fmt: skip
+        return batch.replace(advantages=values), counts
+
+    def learn(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
+        if rl.kl != "none":
+            batch = batch.replace(ref_logps=token_logps(reference, batch)[0])
+        if rl.algorithm == "grpo":
+            batch, counts = advantages(batch)
+            state, metrics = update(state, _lean(batch))
+            return state, metrics | counts
+        logps, values = token_logps(state.params, batch)
+        batch = batch.replace(old_logps=logps, values=values)
+        total = sum(weights[k] * jnp.asarray(r) for k, r in batch.rewards.items())
+        batch = _lean(ppo_targets(batch, total, loss_config))
+        rng = np.random.default_rng([config.seed, step, 13])
+        for _ in range(rl.epochs):
+            for rows in np.array_split(rng.permutation(batch.completion.shape[0]), rl.minibatches):
+                state, metrics = update(state, take(batch, rows) if rl.minibatches > 1 else batch)
+        return state, metrics
+
+    return learn
+
+
+def _lean(batch: Batch) -> Batch:
+    """Without what the update does not read."""
+    return batch.replace(rewards=None, group=None, episode=None, chunk=None)

@@ -1,0 +1,96 @@
+"""Warm start: what a from-scratch model has to know before reinforcement can teach it anything.
+
+First to copy: spans of random tokens, the ability that any pretrained model brings along. Then the
+tool language, from the traces of a deliberately poor writer.
+"""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.progress import progress
+from experiments.setup import poor_writer, training_batches
+from experiments.workdir import MetricsLog
+from memalpha.batch import Batch
+from memalpha.checkpoint import open_checkpoints, restore, save
+from memalpha.learner import init_state, make_optimizer, make_supervised_update
+from memalpha.model import ModelConfig, Params
+from memalpha.rollout import Environment, run_episodes, to_batch
+
+COPY_CONTEXT, COPY_SPAN = 72, 48  # tokens: about those of a chunk and of a response
+TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
+
+
+def warm_start(
+    config: ConfigDict, workdir: Path, env: Environment, model: ModelConfig, params: Params
+) -> Params:
+    """Trains `params` to copy, then to imitate the poor writer; continues from its checkpoints.
+
+    Returns the parameters after `config.warm_start.steps` updates, `copy_steps` among them.
+    """
+    stage = config.warm_start
+    optimizer = make_optimizer(
+        stage.learning_rate, warmup_steps=20, total_steps=stage.steps + 1, schedule="cosine"
+    )
+    update = make_supervised_update(model, optimizer)
+    batches = training_batches(config)
+    state, first = init_state(params, optimizer), 0
+    with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:
+        if (found := restore(checkpoints, state)) is not None:
+            first, state = found
+        log = MetricsLog(workdir / "warm_start.jsonl", first)
+        with progress("warm start", stage.steps, first) as report:
+            for step in range(first, stage.steps):
+                if step < stage.copy_steps:
+                    batch = copy_batch(config, len(env.tokenizer), step)
+                else:
+                    batch = trace_batch(config, env, batches, step)
+                state, metrics = update(state, batch)
+                metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                check_finite(metrics, step, "warm start")
+                log.write(step, metrics)
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == stage.steps:
+                    save(checkpoints, step + 1, state)
+                report(step + 1, f"loss {metrics['loss']:.3f}")
+    return state.params
+
+
+def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
+    """Rows of random tokens, none twice in a row, of which a span is repeated."""
+    rng = np.random.default_rng([config.seed, step, 17])
+    rows, length, span = config.warm_start.rows, COPY_CONTEXT, COPY_SPAN
+    context = np.argsort(rng.random((rows, vocab_size)), axis=1)[:, :length].astype(np.int32)
+    start = rng.integers(length - span + 1, size=(rows, 1))
+    completion = np.take_along_axis(context, start + np.arange(span), axis=1)
+    mask = np.ones(context.shape, bool)
+    return Batch(context, mask, completion, mask[:, :span], valid=mask[:, 0])
+
+
+def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
+    """`rows` rows of the poor writer's episodes; responses over the buffer are left out."""
+    rows, limit = config.warm_start.rows, config.prompt.response_tokens
+    rng = np.random.default_rng([config.seed, step, 11])
+    instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
+    episodes = run_episodes(env, instances, poor_writer(config, env, rng), seed=step)
+    for episode in episodes:
+        episode.steps = [s for s in episode.steps if len(s.response.tokens) <= limit]
+    room = sum(len(instance.chunks) for instance in instances)
+    batch = to_batch(episodes, 1, config.prompt.tokens, limit, room)
+    return Batch(batch.prompt, batch.prompt_mask, batch.completion, batch.completion_mask,
+                 valid=batch.valid)  # fmt: skip
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient was not a number."""
+
+
+def check_finite(metrics: dict[str, float], step: int, stage: str) -> None:
+    """Raises NonFiniteError, which names the step; the update was not applied."""
+    if metrics.get("nonfinite"):
+        raise NonFiniteError(
+            f"{stage}: loss or gradient was not finite at step {step} (loss {metrics['loss']},"
+            f" gradient norm {metrics['grad_norm']}). The update was not applied and the last"
+            " checkpoint is kept: lower the learning rate, or look at the metrics before that step"
+        )

@@ -1,0 +1,87 @@
+"""The folder of a run: config.json, metrics.jsonl, summary.json and the pictures."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class WorkdirError(ValueError):
+    """A workdir that does not belong to this config, or that cannot be used."""
+
+
+def open_workdir(workdir: str, config: ConfigDict) -> Path:
+    """Makes the folder and writes config.json; an earlier run must have had the same config.
+
+    Raises:
+        WorkdirError: the folder holds a run of another config (says which fields differ), or is
+            no folder.
+    """
+    folder = Path(workdir).absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise WorkdirError(f"--workdir={workdir} is not a folder: {error}") from error
+    now = json.loads(config.to_json())
+    path = folder / "config.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        differ = sorted(_differences(before, now))
+        if differ:
+            lines = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in differ)
+            raise WorkdirError(
+                f"--workdir={workdir} belongs to a run of another config:\n{lines}\n"
+                "Choose another workdir, or the config of that run."
+            )
+    else:
+        write_json(path, now)
+    return folder
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in before.keys() | now.keys():
+            inner = f"{name}.{key}" if name else key
+            found += _differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
+        return found
+    return [] if before == now else [(name, before, now)]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes aside and renames, so that a reader never sees half a file."""
+    aside = path.with_suffix(path.suffix + ".tmp")
+    aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    os.replace(aside, path)
+
+
+class MetricsLog:
+    """A file of one JSON object a step. Steps at or after `step` are dropped on opening: they will
+    be run again, since the checkpoint is older than they are."""
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] < step]
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(aside, path)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        line = {"step": step} | {k: metrics[k] for k in sorted(metrics)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,1 @@
+"""Mem-alpha in JAX: train a language model to write its own memory."""

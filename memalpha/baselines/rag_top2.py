@@ -1,0 +1,21 @@
+"""RAG-Top2: BM25 over the raw chunks with the question, the best two go to the reader
+(Mem-alpha, section 4.1)."""
+
+from memalpha.data.instance import Instance
+from memalpha.reader import Evidence, Request
+from memalpha.retrieval import BM25Index
+from memalpha.rollout import Environment, count_tokens
+
+CHUNKS = 2
+
+
+def recall(env: Environment, instance: Instance) -> tuple[list[Request], int]:
+    """One request a question, and the tokens held in memory: all chunks."""
+    questions = [question.question for question in instance.questions]
+    found, _ = BM25Index(instance.chunks).search(questions, CHUNKS)
+    requests = []
+    for question, ids in zip(questions, found, strict=True):
+        text = "\n".join(instance.chunks[i] for i in ids if i >= 0)
+        evidence = Evidence(core=text, tokens=count_tokens(env, text))
+        requests.append(Request(question, instance.source, evidence))
+    return requests, sum(count_tokens(env, chunk) for chunk in instance.chunks)

@@ -1,0 +1,118 @@
+"""Two scripted writers for the synthetic sources, which say what a good memory would hold.
+
+`perfect` stores every note: the upper bound of the tables. `poor` is the teacher of the warm start:
+it skips about half of what matters, files a third of the rest wrongly and breaks some calls, so
+that whatever the trained writer does better is learned from the reward.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memalpha import tools
+from memalpha.data.instance import Instance
+from memalpha.memory import MemoryView
+
+
+@dataclass(frozen=True)
+class Flaws:
+    """Chances of the poor writer: to skip a note, to file it in the wrong memory, to break a call,
+    and (once a chunk) to store a line that is worth nothing."""
+
+    skip: float = 0.5
+    misfile: float = 1 / 3
+    break_call: float = 0.1
+    keep_filler: float = 0.1
+
+
+def _notes(instance: Instance, chunk: int) -> list[dict]:
+    if "notes" not in instance.metadata:
+        raise ValueError(
+            f"{instance.source}/{instance.instance_id} has no metadata['notes']: scripted writers"
+            " work on synthetic sources only"
+        )
+    return instance.metadata["notes"][chunk]
+
+
+def perfect(instance: Instance, chunk: int, view: MemoryView, flat: bool = False) -> list[tools.Call]:
+    """Calls that store every note of a chunk where it belongs; superseded entries in sight are
+    updated. With `flat`, everything goes to the core."""
+    calls, core = [], view.core
+    in_sight = {e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)}
+    for note in _notes(instance, chunk):
+        if flat or note["memory"] == "core":
+            kept = core.replace(note["replaces"], "") if note["replaces"] else core
+            core = " ".join((kept + " " + note["content"]).split())
+        elif note["replaces"] in in_sight:
+            memory, entry_id = in_sight[note["replaces"]]
+            calls.append(_update(memory, note["content"], entry_id))
+        else:
+            calls.append(_insert(note["memory"], note["content"]))
+    if core != view.core:
+        calls.append(_update("core", core))
+    return calls
+
+
+def poor_response(
+    instance: Instance,
+    chunk: int,
+    view: MemoryView,
+    dialect: str,
+    rng: np.random.Generator,
+    flaws: Flaws,
+    flat: bool = False,
+) -> str:
+    """The text of a response of the poor writer."""
+    calls, core = [], view.core
+    in_sight = {e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)}
+    for note in _notes(instance, chunk):
+        if rng.random() < flaws.skip:
+            continue
+        memory = note["memory"]
+        if not flat and rng.random() < flaws.misfile:
+            memory = str(rng.choice([m for m in ("semantic", "episodic") if m != memory]))
+        if flat or memory == "core":
+            core = " ".join((core + " " + note["content"]).split())
+        elif note["replaces"] in in_sight:
+            calls.append(_update(*_swap(in_sight[note["replaces"]], note["content"])))
+        else:
+            calls.append(_insert(memory, note["content"]))
+    if not flat and rng.random() < flaws.keep_filler:
+        calls.append(_insert("semantic", _some_line(instance.chunks[chunk], rng)))
+    if core != view.core:
+        calls.append(_update("core", core))
+    broken = (_break(c, dialect, rng) if rng.random() < flaws.break_call else c for c in calls)
+    return "\n".join(
+        c if isinstance(c, str) else tools.format_call(c.name, c.arguments, dialect) for c in broken
+    )
+
+
+def _insert(memory: str, content: str) -> tools.Call:
+    return tools.Call(tools.INSERT, {"memory_type": memory, "content": content})
+
+
+def _update(memory: str, content: str, entry_id: int | None = None) -> tools.Call:
+    arguments = {"memory_type": memory, "new_content": content}
+    if entry_id is not None:
+        arguments["memory_id"] = str(entry_id)
+    return tools.Call(tools.UPDATE, arguments)
+
+
+def _swap(found: tuple[str, int], content: str) -> tuple[str, str, int]:
+    memory, entry_id = found
+    return memory, content, entry_id
+
+
+def _some_line(text: str, rng: np.random.Generator) -> str:
+    lines = [line for line in text.split("\n") if line.endswith(".") and line[0] not in "[<"]
+    return str(rng.choice(lines)) if lines else "Nothing."
+
+
+def _break(call: tools.Call, dialect: str, rng: np.random.Generator) -> tools.Call | str:
+    """A call that fails: cut off, inserted into the core, or aimed at an entry that is not there."""
+    content = call.arguments.get("content") or call.arguments["new_content"]
+    kind = rng.integers(3)
+    if kind == 0:
+        text = tools.format_call(call.name, call.arguments, dialect)
+        return text[: text.index(content) + len(content)]
+    return _insert("core", content) if kind == 1 else _update("semantic", content, 0)

@@ -1,0 +1,37 @@
+"""Store everything: every line of the stream is an entry of the memory, read with the usual top k.
+
+The reader sees as many entries as from a written memory; what differs is that nobody chose them.
+For a summary it gets the stream from its beginning, cut to its budget.
+"""
+
+from memalpha import scoring
+from memalpha.data.instance import Instance
+from memalpha.memory import Entry, MemoryView
+from memalpha.reader import Request
+from memalpha.rollout import Environment, count_tokens, find_evidence
+
+
+def recall(env: Environment, instance: Instance) -> tuple[list[Request], int]:
+    """One request a question, and the tokens held in memory: all chunks."""
+    held = sum(count_tokens(env, chunk) for chunk in instance.chunks)
+    summary = scoring.category(instance.source) == "summary"
+    entries = tuple(
+        Entry(n, line, chunk)
+        for n, (chunk, line) in enumerate(
+            (chunk, unit) for chunk, text in enumerate(instance.chunks) for unit in _units(text)
+        )
+    )
+    core = "\n".join(instance.chunks) if summary else ""
+    view = MemoryView(core, entries, (), len(entries), 0, held)
+    return find_evidence(env, instance, view), held
+
+
+def _units(chunk: str) -> list[str]:
+    """Lines of a chunk; the label of an example stays with its sentence."""
+    units: list[str] = []
+    for line in filter(str.strip, chunk.split("\n")):
+        if line.startswith(("Label:", "Labels:")) and units:
+            units[-1] += " " + line
+        else:
+            units.append(line)
+    return units

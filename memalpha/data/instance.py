@@ -1,0 +1,94 @@
+"""The one form every data source is brought into: chunks to read, then questions to answer."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question asked after the last chunk; any of `answers` is a right answer."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """Chunks c1..cn in reading order and the questions about them (Mem-alpha, section 3.1).
+
+    `source` is the data source's name; it decides the metric. `metadata` may hold "label_names"
+    ({integer label as str: class name}), "notes" (synthetic data: per chunk a list of
+    [memory type, content] worth remembering) and facts about where the instance comes from.
+    """
+
+    source: str
+    instance_id: str
+    chunks: tuple[str, ...]
+    questions: tuple[Question, ...]
+    metadata: dict = field(default_factory=dict)
+
+
+def validate(instance: Instance) -> Instance:
+    """Return the instance unchanged, or raise ValueError naming the instance and the field."""
+    for name in ("source", "instance_id"):
+        value = getattr(instance, name)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"instance {_label(instance)}: {name} must be a non-empty string")
+    for name in ("chunks", "questions"):
+        value = getattr(instance, name)
+        if not isinstance(value, tuple):
+            raise _error(instance, name, f"must be a tuple, not {type(value).__name__}")
+        if not value:
+            raise _error(instance, name, "must hold at least one item")
+    for index, chunk in enumerate(instance.chunks):
+        _check_text(instance, f"chunks[{index}]", chunk)
+    for index, question in enumerate(instance.questions):
+        where = f"questions[{index}]"
+        if not isinstance(question, Question):
+            raise _error(instance, where, f"must be a Question, not {type(question).__name__}")
+        _check_text(instance, f"{where}.question", question.question)
+        if not isinstance(question.answers, tuple) or not question.answers:
+            raise _error(instance, f"{where}.answers", "must be a tuple with at least one answer")
+        for number, answer in enumerate(question.answers):
+            _check_text(instance, f"{where}.answers[{number}]", answer)
+    if not isinstance(instance.metadata, dict):
+        raise _error(instance, "metadata", "must be a dict")
+    return instance
+
+
+def statistics(
+    instances: Iterable[Instance], count_tokens: Callable[[str], int]
+) -> dict[str, dict[str, float]]:
+    """Sizes by source: instances, and the means of the columns of the paper's table 7.
+
+    `tokens_per_chunk` is a mean over all chunks of the source, `max_chunk_tokens` the longest.
+    """
+    groups: dict[str, list[Instance]] = {}
+    for instance in instances:
+        groups.setdefault(instance.source, []).append(instance)
+    result = {}
+    for source, group in groups.items():
+        tokens = [count_tokens(chunk) for instance in group for chunk in instance.chunks]
+        result[source] = {
+            "instances": len(group),
+            "chunks_per_instance": len(tokens) / len(group),
+            "tokens_per_chunk": sum(tokens) / len(tokens),
+            "max_chunk_tokens": max(tokens),
+            "questions_per_instance": sum(len(i.questions) for i in group) / len(group),
+        }
+    return result
+
+
+def _check_text(instance: Instance, where: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise _error(instance, where, f"must be a string, not {type(text).__name__}")
+    if not text.strip():
+        raise _error(instance, where, "is empty or only white space")
+
+
+def _label(instance: Instance) -> str:
+    return f"{instance.source!r}/{instance.instance_id!r}"
+
+
+def _error(instance: Instance, where: str, problem: str) -> ValueError:
+    return ValueError(f"instance {_label(instance)}: {where} {problem}")

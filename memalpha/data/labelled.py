@@ -1,0 +1,177 @@
+"""Sentences with classes as instances: labelled examples to read, then unseen ones to label.
+
+Class names are replaced by integers, so that what a number means has to be learned from the chunks
+(Mem-alpha, test-time learning).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+
+from memalpha.data import text
+from memalpha.data.instance import Instance, Question, validate
+
+LEAD_IN = "These sentences come with their labels:"
+ACKNOWLEDGEMENT = "I will remember them."
+TAIL = "What are the labels for the above sentence?"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence as published; `split` is the split that owns it ("" until `collect` decides)."""
+
+    record_id: str
+    text: str
+    label: str
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """All sentences of a source, each once.
+
+    label_names[i] is the class with the integer label i; `files` the SHA-256 of each file by name;
+    `dropped` the number of sentences left out because they occur with two different classes.
+    """
+
+    source: str
+    sentences: tuple[Sentence, ...]
+    label_names: tuple[str, ...]
+    files: dict[str, str]
+    dropped: int
+
+
+def collect(
+    source: str,
+    sentences: Iterable[Sentence],
+    files: dict[str, str],
+    split_of: Callable[[str], str],
+) -> Labelled:
+    """Merge sentences that read alike (but for case, spaces, punctuation) and assign the splits.
+
+    Sentences that read alike belong to one split: that of the first with a split of its own (so
+    the published test sentences come first), else `split_of(key)`. Integer labels follow the
+    alphabet over the classes of all splits.
+    """
+    groups: dict[str, list[Sentence]] = defaultdict(list)
+    names: set[str] = set()
+    for sentence in sentences:
+        groups[text.plain_key(sentence.text)].append(sentence)
+        names.add(sentence.label)
+    kept, dropped = [], 0
+    for key, group in groups.items():
+        if len({sentence.label for sentence in group}) > 1:
+            dropped += len(group)
+            continue
+        owned = [sentence for sentence in group if sentence.split]
+        split = owned[0].split if owned else split_of(key)
+        chosen = min(owned or group, key=_key)
+        kept.append(Sentence(chosen.record_id, chosen.text, chosen.label, split))
+    return Labelled(source, tuple(kept), tuple(sorted(names)), files, dropped)
+
+
+def build(
+    records: Labelled,
+    count: int,
+    seed: int,
+    chunks: int,
+    chunk_tokens: int,
+    questions: int,
+    count_tokens: Callable[[str], int],
+    split: str = "train",
+) -> Iterator[Instance]:
+    """Yield `count` instances of `split`, with classes as balanced as its sentences allow.
+
+    Chunks of at most `chunk_tokens` tokens hold `Sentence: ...` / `Label: 17` pairs in a random
+    order. Asked are sentences that no chunk shows, of classes that some chunk shows. Of every
+    class a part is kept for questions; there are fewer than `questions` only if the split has no
+    more. Errors: ValueError if the split is empty or too small for the chunks.
+    """
+    text.check_request(split, count, chunks, chunk_tokens, questions)
+    classes: dict[str, list[Sentence]] = defaultdict(list)
+    for sentence in records.sentences:
+        if sentence.split == split:
+            classes[sentence.label].append(sentence)
+    if not classes:
+        raise ValueError(
+            f"{records.source}: no sentence of the {split!r} split in {sorted(records.files)}"
+        )
+    numbers = {name: str(number) for number, name in enumerate(records.label_names)}
+    count_cached = lru_cache(maxsize=2**16)(count_tokens)
+    frame = partial(text.dialogue_chunk, LEAD_IN, ACKNOWLEDGEMENT)
+    frame_tokens = count_cached(frame(0, ""))
+
+    def example(sentence: Sentence) -> str:
+        return f"Sentence: {sentence.text}\nLabel: {numbers[sentence.label]}"
+
+    def size(sentence: Sentence) -> int:
+        return count_cached(text.SEPARATOR + example(sentence))
+
+    for index in range(count):
+        queues = [
+            text.shuffled(classes[name], _key, "draw", seed, index)
+            for name in text.shuffled(classes, str, "class", seed, index)
+        ]
+        show = _choose_shown(queues, size, chunks * (chunk_tokens - frame_tokens))
+        show = text.shuffled(show, _key, "show", seed, index)
+        packed = text.pack(map(example, show), frame, chunks, chunk_tokens, count_cached)
+        if len(packed) < chunks:
+            raise ValueError(
+                f"{records.source}: the {split!r} split has {sum(map(len, queues))} sentences in "
+                f"{len(queues)} classes, which fill {len(packed)} of {chunks} chunks of "
+                f"{chunk_tokens} tokens (of which {frame_tokens} are the text around the "
+                "sentences); ask for fewer chunks or other sizes"
+            )
+        shown = [[show[item] for item in items] for _, items in packed]
+        asked = _choose_asked(queues, shown, questions)
+        asked = text.shuffled(asked, _key, "ask", seed, index)
+        if not asked:
+            raise ValueError(
+                f"{records.source}: no sentence of the {split!r} split is left to ask about; its "
+                f"{sum(map(len, queues))} sentences in {len(queues)} classes are too few"
+            )
+        texts = tuple(chunk for chunk, _ in packed)
+        metadata = {
+            "split": split,
+            "seed": seed,
+            "files": records.files,
+            "label_names": {number: name for name, number in numbers.items()},
+            "chunk_ids": [[s.record_id for s in chunk] for chunk in shown],
+            "question_ids": [s.record_id for s in asked],
+        }
+        name = f"{records.source}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
+        asked_now = tuple(
+            Question(f"Sentence: {s.text}\n\n{TAIL}", (numbers[s.label],)) for s in asked
+        )
+        yield validate(Instance(records.source, name, texts, asked_now, metadata))
+
+
+def _key(sentence: Sentence) -> str:
+    return sentence.text
+
+
+def _choose_shown(
+    queues: list[list[Sentence]], size: Callable[[Sentence], int], tokens: int
+) -> list[Sentence]:
+    """Sentences to show, one of every class in turn, until they fill so many tokens."""
+    # A third of every class stays for the questions; a class with one sentence is only shown.
+    usable = [queue[: max(1, len(queue) - max(1, len(queue) // 3))] for queue in queues]
+    chosen, used = [], 0
+    for sentence in text.in_turn(usable):
+        if used >= tokens:
+            break
+        chosen.append(sentence)
+        used += size(sentence)
+    return chosen
+
+
+def _choose_asked(
+    queues: list[list[Sentence]], shown: list[list[Sentence]], limit: int
+) -> list[Sentence]:
+    """At most `limit` sentences that are not shown, one of every shown class in turn."""
+    seen = {sentence.text for chunk in shown for sentence in chunk}
+    labels = {sentence.label for chunk in shown for sentence in chunk}
+    unseen = [[s for s in queue if s.text not in seen and s.label in labels] for queue in queues]
+    return list(islice(text.in_turn(unseen), limit))

@@ -1,0 +1,201 @@
+"""Shared by the text sources: reading files, hashing, cutting at sentences, packing into chunks."""
+
+import datetime
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+SPLITS = ("train", "validation", "test")
+LFS_PREFIX = b"version https://git-lfs"
+FIRST_DAY = datetime.date(2024, 1, 1)
+SEPARATOR = "\n\n"  # between the paragraphs or the examples of a chunk
+
+# A sentence ends at . ! ? (with closing quotes or brackets) before a space and a character that is
+# no small Latin letter, or at a full stop of the scripts that put no space behind it.
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s+[^\sa-z])|[。！？।]+")
+_ABBREVIATIONS = frozenset(
+    "dr mr mrs ms st vs no jr sr gen col sgt rev prof e.g i.e fig vol".split()
+)
+
+
+def read_bytes(path: str | Path) -> tuple[bytes, str]:
+    """Content and SHA-256 (hex) of a file; ValueError if it is absent, empty or an LFS pointer."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    data = path.read_bytes()
+    if data.startswith(LFS_PREFIX):
+        raise ValueError(
+            f"{path}: this is a Git-LFS pointer, not the data; fetch the file with `git lfs pull`"
+        )
+    if not data.strip():
+        raise ValueError(f"{path}: the file is empty")
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def read_text(path: str | Path, fallback: str | None = None) -> tuple[str, str]:
+    """Text and SHA-256 of a UTF-8 file; one that is no UTF-8 is decoded as `fallback`, if given."""
+    data, digest = read_bytes(path)
+    try:
+        return data.decode("utf-8-sig"), digest
+    except UnicodeDecodeError as error:
+        if fallback is not None:
+            return data.decode(fallback), digest
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def read_json(path: str | Path) -> tuple[Any, str]:
+    """Parsed content and SHA-256 of a JSON file."""
+    text, digest = read_text(path)
+    try:
+        return json.loads(text), digest
+    except json.JSONDecodeError as error:
+        problem = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise ValueError(f"{path}: not valid JSON ({problem}); is the file truncated?") from error
+
+
+def require(record: Any, field: str, kind: type, where: str) -> Any:
+    """record[field], which must be there, of this type and, if a string, not blank."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: must be an object, not {type(record).__name__}")
+    if field not in record:
+        raise ValueError(f"{where}: field {field!r} is missing (found {sorted(record)})")
+    value = record[field]
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        found = type(value).__name__
+        raise ValueError(f"{where}: field {field!r} must be {kind.__name__}, not {found}")
+    if kind is str and not value.strip():
+        raise ValueError(f"{where}: field {field!r} is empty")
+    return value
+
+
+def check_request(split: str, count: int, chunks: int, chunk_tokens: int, questions: int) -> None:
+    """ValueError unless the split is known and all sizes asked for are positive."""
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    sizes = {"chunks": chunks, "chunk_tokens": chunk_tokens, "questions": questions}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if count < 0:
+        raise ValueError(f"count must not be negative, not {count}")
+
+
+def rank(*parts: object) -> bytes:
+    """A sort key that is random but fixed by the parts: no generator state, no file order."""
+    data = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def shuffled(items: Iterable[T], key: Callable[[T], str], *parts: object) -> list[T]:
+    """The items in a random order fixed by their keys and the parts, not by their order."""
+    return sorted(items, key=lambda item: rank(*parts, key(item)))
+
+
+def share(*parts: object) -> float:
+    """A number in [0, 1) fixed by the parts."""
+    return int.from_bytes(rank(*parts)[:6]) / 2**48
+
+
+def in_turn(queues: Sequence[Sequence[T]]) -> Iterator[T]:
+    """The first of every queue, then the second of every queue, and so on until all are empty."""
+    for depth in range(max(map(len, queues), default=0)):
+        yield from (queue[depth] for queue in queues if depth < len(queue))
+
+
+def plain_key(text: str) -> str:
+    """The text without case, white space and punctuation: equal for sentences that read alike."""
+    kept = [c for c in text.casefold() if not (c.isspace() or unicodedata.category(c)[0] == "P")]
+    return "".join(kept) or text
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Positions at which a sentence is complete; the last is the end of the text."""
+    ends = []
+    for match in _SENTENCE_END.finditer(text):
+        words = text[: match.start()].rsplit(None, 1)
+        word = words[-1].lstrip("(\"'“‘[") if words else ""
+        if match[0] == "." and (word.lower() in _ABBREVIATIONS or re.fullmatch(r"(\w\.)*\w", word)):
+            if not word.isdigit():  # "Dr. Who", "J. Smith", "U.S. Navy"; but "in round 3. Then"
+                continue
+        ends.append(match.end())
+    if not ends or text[ends[-1] :].strip():
+        ends.append(len(text))
+    return ends
+
+
+def leading_sentences(text: str, fits: Callable[[str], bool]) -> str:
+    """The longest run of whole sentences from the start of the text that fits; "" if none does."""
+    if fits(text):
+        return text
+    kept = ""
+    for end in sentence_ends(text):
+        if not fits(text[:end]):
+            break
+        kept = text[:end]
+    return kept
+
+
+def dialogue_chunk(lead_in: str, acknowledgement: str, index: int, content: str) -> str:
+    """The chunk text of documents and of labelled examples: one dialogue turn, one day a chunk."""
+    day = FIRST_DAY + datetime.timedelta(days=index)
+    return (
+        f"[Dialogue between User and Assistant on {day} 00:00]\n"
+        f"<User>{lead_in}{SEPARATOR}{content}\n<Assistant>{acknowledgement}"
+    )
+
+
+def pack(
+    items: Iterable[str],
+    frame: Callable[[int, str], str],
+    chunks: int,
+    chunk_tokens: int,
+    count_tokens: Callable[[str], int],
+) -> list[tuple[str, list[int]]]:
+    """Fill at most `chunks` chunks, in order, with whole items: [(chunk text, item indices)].
+
+    `frame(chunk index, content)` is the text of a chunk; none is over `chunk_tokens` tokens. Empty
+    items and those that do not fit a chunk alone are left out. `items` is read no further than
+    needed.
+    """
+    packed: list[tuple[str, list[int]]] = []
+    waiting: list[tuple[int, str]] = []  # the chunk being filled
+    used = frame_tokens = count_tokens(frame(0, ""))
+
+    def render(entries: list[tuple[int, str]]) -> str:
+        return frame(len(packed), SEPARATOR.join(text for _, text in entries))
+
+    def close(entries: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Write the chunk; what the exact count of the joined text leaves no room for, returns."""
+        rest: list[tuple[int, str]] = []
+        while entries and count_tokens(render(entries)) > chunk_tokens:
+            rest.insert(0, entries.pop())
+        if entries:
+            packed.append((render(entries), [index for index, _ in entries]))
+            return rest
+        return rest[1:]  # the first item alone is too long
+
+    # Items are counted one by one (a chunk is counted whole only when it is closed), so that the
+    # cost is linear in the text; tokens that merge across the separator make the sum inexact.
+    for index, text in enumerate(items):
+        if not text:
+            continue
+        size = count_tokens(SEPARATOR + text)
+        if frame_tokens + size > chunk_tokens:
+            continue
+        if waiting and used + size > chunk_tokens:
+            waiting = close(waiting)
+            used = frame_tokens + sum(count_tokens(SEPARATOR + text) for _, text in waiting)
+            if len(packed) == chunks:
+                return packed
+        waiting.append((index, text))
+        used += size
+    while waiting and len(packed) < chunks:
+        waiting = close(waiting)
+    return packed

@@ -1,0 +1,379 @@
+"""Advantages, KL estimators, surrogates and value losses: arrays in, arrays out, all float32.
+
+Axes: R rows, T completion tokens. A row is one response, `mask` [R, T] its tokens that count.
+Nothing here is averaged before the end: `aggregate` gives (unreduced sum, count), and who calls
+divides once, so that micro-batches, devices and padding do not change the gradient.
+Values under a zero mask may be anything, NaN included; they reach neither a value nor a gradient.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EPSILON = 1e-6  # added to the standard deviation of a group; Mem-alpha's released code
+MAX_LOG_RATIO = 20.0  # e^20 is far past any clip, and its square is still finite in float32
+GROUPINGS = ("rows", "episodes", "chunk")
+
+
+def group_ids(instance: np.ndarray, episode: np.ndarray, chunk: np.ndarray, how: str) -> np.ndarray:
+    """Which rows are compared with each other: [R] int32, on the host.
+
+    Args:
+        instance: [R] int, the instance of each row.
+        episode: [R] int, the episode (rollout of an instance), unique over the batch.
+        chunk: [R] int, the chunk index.
+        how: "rows", all rows of an instance together (the released code of Mem-alpha); "episodes",
+            the episodes of an instance, each with one value (pass `episode` to
+            `group_advantages` as well); "chunk", the rows of an instance at one chunk index
+            (the other reading of Mem-alpha, section 3.3).
+
+    Raises:
+        ValueError: unknown `how`, or an episode that belongs to two instances.
+    """
+    if how not in GROUPINGS:
+        raise ValueError(f"advantage groups {how!r}: choose one of {', '.join(GROUPINGS)}")
+    instance, episode, chunk = (np.asarray(x).reshape(-1) for x in (instance, episode, chunk))
+    pairs = np.unique(np.stack([episode, instance]), axis=1)
+    twice = pairs[0][:-1][pairs[0][:-1] == pairs[0][1:]]
+    if twice.size:
+        raise ValueError(f"episode {twice[0]} has rows of two instances: number episodes apart")
+    key = np.stack([instance, chunk]) if how == "chunk" else instance[None]
+    _, ids = np.unique(key, axis=1, return_inverse=True)
+    return ids.reshape(-1).astype(np.int32)
+
+
+@partial(jax.jit, static_argnames=("divide_by_std", "single"))
+def group_advantages(
+    rewards: jax.Array,
+    groups: jax.Array,
+    valid: jax.Array,
+    *,
+    episode: jax.Array | None = None,
+    divide_by_std: bool = True,
+    single: str = "reward",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Rewards normalised within their group (GRPO; Mem-alpha, section 3.3).
+
+        A_i = (r_i - mean) / (std + 1e-6),   std with n - 1 in the denominator
+
+    A group whose rewards are all equal gets 0 by comparison, not by a division of rounding errors.
+    A group of one gets A = r, as in the released code. With `episode`, the reward of an episode is
+    the mean over its rows, an episode counts once in mean and std, and all its rows get its A.
+
+    Args:
+        rewards: [R].
+        groups: [R] int, any values.
+        valid: [R]; rows with 0 take no part and get 0.
+        episode: [R] int or None, see above.
+        divide_by_std: False gives r - mean (Dr. GRPO).
+        single: "reward" or "zero", the advantage of a group of one.
+
+    Returns:
+        advantages [R], and counts as float32 scalars: `groups`, `zero_variance` (two or more equal
+        rewards) and `single`.
+
+    Raises:
+        ValueError: unknown `single`.
+    """
+    if single not in ("reward", "zero"):
+        raise ValueError(f"single={single!r}: choose 'reward' or 'zero'")
+    valid = jnp.asarray(valid, bool)
+    r = jnp.where(valid, jnp.asarray(rewards, jnp.float32), 0.0)
+    votes = valid
+    if episode is not None:
+        of_episode = _dense(episode)
+        r = jnp.where(valid, _segment_mean(r, valid, of_episode), 0.0)
+        row = jnp.where(valid, jnp.arange(r.size), r.size)
+        first = jax.ops.segment_min(row, of_episode, num_segments=r.size)
+        votes = valid & (row == first[of_episode])
+    of_group = _dense(groups)
+    n = jax.ops.segment_sum(votes.astype(jnp.float32), of_group, num_segments=r.size)
+    low = _segment_min(r, votes, of_group)
+    high = -_segment_min(-r, votes, of_group)
+    centred = jnp.where(valid, r - _segment_mean(r, votes, of_group), 0.0)
+    squares = jnp.where(votes, jnp.square(centred), 0.0)
+    variance = jax.ops.segment_sum(squares, of_group, num_segments=r.size) / jnp.maximum(n - 1, 1)
+    equal, alone = (n >= 2) & (low == high), n == 1
+    advantages = centred / (jnp.sqrt(variance)[of_group] + EPSILON) if divide_by_std else centred
+    advantages = jnp.where(equal[of_group], 0.0, advantages)
+    advantages = jnp.where(alone[of_group], r if single == "reward" else 0.0, advantages)
+    counts = {"groups": n > 0, "zero_variance": equal, "single": alone}
+    return (
+        jnp.where(valid, advantages, 0.0),
+        {k: jnp.sum(v, dtype=jnp.float32) for k, v in counts.items()},
+    )
+
+
+def combined_advantages(
+    rewards: Mapping[str, jax.Array],
+    weights: Mapping[str, float],
+    groups: jax.Array,
+    valid: jax.Array,
+    *,
+    normalise_each: bool = False,
+    normalise_batch: bool = False,
+    **options,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Advantages of several weighted rewards.
+
+        sum first (Mem-alpha):       A = normalise(sum_k w_k r_k)
+        normalise_each (GDPO):       A = sum_k w_k normalise(r_k)
+
+    Summed first, a reward that varies little against the others hardly counts, whatever its weight.
+    `normalise_batch` then whitens A over the valid rows, as GDPO does.
+
+    Args:
+        rewards: name -> [R].
+        weights: name -> weight, one for each reward.
+        options: `episode`, `divide_by_std`, `single` of `group_advantages`.
+
+    Returns:
+        advantages [R]; counts as in `group_advantages`, with normalise_each `zero_variance` is the
+        mean over the rewards and each reward's own is `zero_variance_<name>`.
+
+    Raises:
+        ValueError: rewards and weights name different things.
+    """
+    if set(rewards) != set(weights):
+        raise ValueError(
+            f"rewards {sorted(rewards)} and weights {sorted(weights)}: give one weight a reward"
+        )
+    scaled = {k: jnp.asarray(r, jnp.float32) for k, r in sorted(rewards.items())}
+    if normalise_each:
+        parts = {k: group_advantages(r, groups, valid, **options) for k, r in scaled.items()}
+        advantages = sum(weights[k] * a for k, (a, _) in parts.items())
+        counts = dict(next(iter(parts.values()))[1])
+        own = {k: c["zero_variance"] for k, (_, c) in parts.items()}
+        counts["zero_variance"] = sum(own.values()) / len(own)
+        counts |= {f"zero_variance_{k}": c for k, c in own.items()}
+    else:
+        total = sum(weights[k] * r for k, r in scaled.items())
+        advantages, counts = group_advantages(total, groups, valid, **options)
+    return (whiten(advantages, valid) if normalise_batch else advantages), counts
+
+
+def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """(x - mean) / sqrt(var + 1e-8) over the entries with mask 1, 0 elsewhere. Any shape.
+
+    var has n in the denominator.
+    """
+    mask = jnp.asarray(mask, bool)
+    x = jnp.where(mask, jnp.asarray(x, jnp.float32), 0.0)
+    n = jnp.maximum(mask.sum(), 1)
+    centred = jnp.where(mask, x - x.sum() / n, 0.0)
+    return centred * jax.lax.rsqrt(jnp.square(centred).sum() / n + 1e-8)
+
+
+def log_ratio(logps: jax.Array, other: jax.Array | None, mask: jax.Array) -> jax.Array:
+    """log(pi / other) at each token, 0 under a zero mask: [R, T].
+
+    Where `other` is not finite (or None) the ratio is 1, the neutral value, and the gradient is
+    that of an on-policy token: a NaN set to log-prob 0 would mean probability 1, a huge ratio.
+    """
+    other = logps if other is None else jnp.asarray(other, jnp.float32)
+    anchor = jax.lax.stop_gradient(jnp.where(jnp.isfinite(other), other, logps))
+    difference = jnp.where(mask, logps, 0.0) - jnp.where(mask, anchor, 0.0)
+    return jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def kl_estimate(log_ratio_to_ref: jax.Array, kind: str) -> jax.Array:
+    """Per-token estimate of KL(pi || ref) from samples of pi; d = log pi - log ref (any shape).
+
+        k1 = d                unbiased, either sign
+        k2 = d^2 / 2          biased, >= 0
+        k3 = e^-d - 1 + d     unbiased, >= 0, low variance
+
+    (Schulman, "Approximating KL divergence".) Where it may stand, on-policy:
+      - k1 belongs into the reward (`add_kl_to_rewards`). As a loss its expected gradient is 0.
+      - k2 as a loss has the gradient E[d * grad log pi], that of KL(pi || ref).
+      - k3 as a loss has the gradient of KL(ref || pi) instead, which agrees only near pi = ref.
+      - "k3+" is worth k3 and has the gradient of k2: the corrected form.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    d = log_ratio_to_ref
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return 0.5 * jnp.square(d)
+    if kind in ("k3", "k3+"):
+        k3 = jnp.expm1(-d) + d
+        if kind == "k3":
+            return k3
+        k2 = 0.5 * jnp.square(d)
+        return k2 + jax.lax.stop_gradient(k3 - k2)
+    raise ValueError(f"KL estimator {kind!r}: choose k1, k2, k3 or k3+")
+
+
+def clipped_surrogate(
+    log_ratios: jax.Array, advantages: jax.Array, clip_low: float, clip_high: float
+) -> tuple[jax.Array, jax.Array]:
+    """Pessimistic policy-gradient loss (PPO, equation 7), the two clips apart (DAPO's clip-higher).
+
+        rho = exp(log_ratio);   loss = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)
+
+    Args:
+        log_ratios: [R, T], log new - log old.
+        advantages: [R, T] or [R].
+
+    Returns:
+        loss [R, T], and 1.0 where the clip was the smaller and stops the gradient [R, T].
+    """
+    advantages = per_token(advantages)
+    ratio = jnp.exp(log_ratios)
+    free = ratio * advantages
+    held = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
+    return -jnp.minimum(free, held), (held < free).astype(jnp.float32)
+
+
+def importance_weight(
+    old_logps: jax.Array, sample_logps: jax.Array | None, mask: jax.Array, cap: float | None
+) -> tuple[jax.Array, jax.Array]:
+    """Truncated importance weight from the sampler to the learner: min(pi_old / pi_sampler, cap).
+
+    Sampler and learner compute the same policy with different numerics; the weight corrects for
+    that at bounded variance. A log-prob that is not finite gives weight 1 and is counted.
+
+    Returns:
+        weight [R, T] without gradient (ones when cap is None or there are no sampler log-probs),
+        and the number of such log-probs under the mask.
+    """
+    mask, old_logps = jnp.asarray(mask, bool), jax.lax.stop_gradient(old_logps)
+    sampled = old_logps if sample_logps is None else jnp.asarray(sample_logps, jnp.float32)
+    good = jnp.isfinite(sampled) & jnp.isfinite(old_logps)
+    broken = jnp.sum(mask & ~good, dtype=jnp.float32)
+    if cap is None:
+        return jnp.ones_like(old_logps), broken
+    return jnp.minimum(jnp.exp(log_ratio(old_logps, sampled, mask & good)), cap), broken
+
+
+def terminal_rewards(reward: jax.Array, mask: jax.Array) -> jax.Array:
+    """A row's reward at its last token, 0 elsewhere: [R], [R, T] -> [R, T]."""
+    mask = jnp.asarray(mask, bool)
+    later = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
+    return jnp.where(mask & (later == 1), jnp.asarray(reward, jnp.float32)[:, None], 0.0)
+
+
+def add_kl_to_rewards(
+    rewards: jax.Array, logps: jax.Array, ref_logps: jax.Array, mask: jax.Array, coef: float
+) -> jax.Array:
+    """k1 in the reward: r_t - coef (log pi_old - log ref), without gradient. All [R, T]."""
+    return jax.lax.stop_gradient(rewards - coef * log_ratio(logps, ref_logps, mask))
+
+
+def gae(
+    rewards: jax.Array, values: jax.Array, mask: jax.Array, gamma: float, lam: float
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation over the tokens of a response (Schulman et al. 2016).
+
+        delta_t = r_t + gamma V_{t+1} - V_t;   A_t = delta_t + gamma lam A_{t+1}
+
+    t + 1 is the next token with mask 1; after the last one V and A are 0, for a response ends its
+    episode. Gamma discounts per token.
+
+    Args:
+        rewards: [R, T]. values: [R, T], V before each token. mask: [R, T].
+
+    Returns:
+        advantages and returns (A + V), both [R, T], 0 under a zero mask.
+    """
+    mask = jnp.asarray(mask, bool)
+    values = jnp.where(mask, values, 0.0).astype(jnp.float32)
+    rewards = jnp.where(mask, rewards, 0.0).astype(jnp.float32)
+
+    def step(carry, now):
+        next_value, next_advantage = carry
+        reward, value, here = now
+        advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
+        carry = jnp.where(here, value, next_value), jnp.where(here, advantage, next_advantage)
+        return carry, jnp.where(here, advantage, 0.0)
+
+    zeros = jnp.zeros(rewards.shape[0], jnp.float32)
+    columns = (rewards.T, values.T, mask.T)
+    _, advantages = jax.lax.scan(step, (zeros, zeros), columns, reverse=True)
+    return advantages.T, jnp.where(mask, advantages.T + values, 0.0)
+
+
+def value_loss(
+    values: jax.Array,
+    old_values: jax.Array | None,
+    returns: jax.Array,
+    mask: jax.Array,
+    clip: float | None,
+) -> jax.Array:
+    """Squared error of the critic, pessimistically clipped around its old values (PPO): [R, T].
+
+        loss = max((V - G)^2, (V_old + clip(V - V_old, -c, c) - G)^2) / 2
+
+    No clip where `clip` or `old_values` is None. All arrays [R, T]; 0 under a zero mask.
+    """
+    old_values = values if old_values is None else old_values
+    values, old_values, returns = (jnp.where(mask, x, 0.0) for x in (values, old_values, returns))
+    error = jnp.square(values - returns)
+    if clip is not None:
+        near = old_values + jnp.clip(values - old_values, -clip, clip)
+        error = jnp.maximum(error, jnp.square(near - returns))
+    return 0.5 * error
+
+
+def aggregate(
+    x: jax.Array, mask: jax.Array, how: str, constant: float | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Per-token values to an (unreduced sum, count); the loss is sum / count over all batches.
+
+        token     sum of all tokens                      / number of tokens
+        sequence  sum over rows of the mean of a row     / number of rows   (Mem-alpha, section 3.3)
+        dr_grpo   sum of all tokens                      / (number of rows * constant)
+
+    A row without a token is no row.
+
+    Args:
+        x: [R, T]. mask: [R, T]. constant: for dr_grpo, usually the completion length limit.
+
+    Raises:
+        ValueError: unknown `how`, or dr_grpo without a positive constant.
+    """
+    mask = jnp.asarray(mask, bool)
+    x = jnp.where(mask, x, 0.0).astype(jnp.float32)
+    lengths = mask.sum(axis=1).astype(jnp.float32)
+    rows = jnp.sum(lengths > 0, dtype=jnp.float32)
+    if how == "token":
+        return x.sum(), lengths.sum()
+    if how == "sequence":
+        return jnp.sum(x.sum(axis=1) / jnp.maximum(lengths, 1.0)), rows
+    if how == "dr_grpo":
+        if not constant or constant < 0:
+            raise ValueError(f"dr_grpo constant {constant}: give the completion length limit, > 0")
+        return x.sum(), rows * constant
+    raise ValueError(f"aggregation {how!r}: choose token, sequence or dr_grpo")
+
+
+def per_token(x: jax.Array) -> jax.Array:
+    """[R] -> [R, 1], so that it broadcasts over tokens; [R, T] stays."""
+    return x[:, None] if x.ndim == 1 else x
+
+
+def _dense(ids: jax.Array) -> jax.Array:
+    """Any integers [R] to 0..R-1, equal ones to the same."""
+    ids = jnp.asarray(ids)
+    return jnp.unique(ids, return_inverse=True, size=ids.size)[1].reshape(-1)
+
+
+def _segment_min(x: jax.Array, keep: jax.Array, ids: jax.Array) -> jax.Array:
+    return jax.ops.segment_min(jnp.where(keep, x, jnp.inf), ids, num_segments=x.size)
+
+
+def _segment_mean(x: jax.Array, keep: jax.Array, ids: jax.Array) -> jax.Array:
+    """Mean over the kept entries of each entry's segment: [R] -> [R].
+
+    Taken above the smallest entry, so that the mean of equal numbers is that number exactly.
+    """
+    low = _segment_min(x, keep, ids)[ids]
+    above = jnp.where(keep, x - low, 0.0)
+    total = jax.ops.segment_sum(above, ids, num_segments=x.size)
+    n = jax.ops.segment_sum(keep.astype(jnp.float32), ids, num_segments=x.size)
+    return low + (total / jnp.maximum(n, 1.0))[ids]

@@ -1,0 +1,422 @@
+"""The memory of an episode: padded arrays, pure operations on them, and a text view.
+
+Axes: R rows (episodes), N entries a list can hold (capacity), L tokens an entry can hold,
+C tokens the core can hold, O operations of one step, W width of an operation's content
+(W >= max(C, L)), M tokens of the cut mark. All arrays are int32.
+
+Mem-alpha, section 3.2: one core paragraph and two lists of entries, semantic and episodic. The
+lists are stacked on an axis of size 2, so memory type t lives at index t - 1. Entries fill the
+slots from 0 in insertion order; a slot at or past `count` is spare, never read, and left zero.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CORE, SEMANTIC, EPISODIC = 0, 1, 2
+MEMORY_NAMES = ("core", "semantic", "episodic")
+MIN_CAPACITY = 16  # entries; below it a bucket would save no memory worth a compilation
+
+
+class OpKind(IntEnum):
+    """What an operation asks for. NONE is padding; MALFORMED is a call that did not parse."""
+
+    NONE = 0
+    INSERT = 1
+    UPDATE = 2
+    DELETE = 3
+    MALFORMED = 4
+
+
+class Outcome(IntEnum):
+    """What came of an operation. Only OK changed the memory; NONE is padding, not a call."""
+
+    NONE = 0
+    OK = 1
+    DUPLICATE = 2
+    UNKNOWN_ID = 3
+    WRONG_TYPE = 4
+    FULL = 5
+    TOO_LONG = 6
+    MALFORMED = 7
+
+
+@flax.struct.dataclass
+class MemoryState:
+    """The memory of one episode; a batch has a leading axis R on every leaf."""
+
+    core: jax.Array  # [C]
+    core_len: jax.Array  # []
+    tokens: jax.Array  # [2, N, L]
+    length: jax.Array  # [2, N] tokens
+    id: jax.Array  # [2, N]
+    written_at: jax.Array  # [2, N] index of the chunk that last wrote the entry
+    count: jax.Array  # [2] entries
+    next_id: jax.Array  # [] one counter for both lists
+
+
+@flax.struct.dataclass
+class Ops:
+    """The operations of one step in order; a batch has a leading axis R on every leaf."""
+
+    kind: jax.Array  # [O] OpKind
+    target: jax.Array  # [O] memory type
+    id: jax.Array  # [O] entry to update or delete
+    tokens: jax.Array  # [O, W] content, cut to W
+    length: jax.Array  # [O] tokens of the content before it was cut to W
+
+
+@flax.struct.dataclass
+class _Ledger:
+    """Where every content stands while a step runs: contents 0..N-1 are the entries the step
+    found, content N + o is what operation o wrote. So the scan carries no entry tokens."""
+
+    core: jax.Array  # [C]
+    core_len: jax.Array  # []
+    place: jax.Array  # [2, N + O] rank in insertion order, -1 where the content does not stand
+    id: jax.Array  # [2, N + O]
+    count: jax.Array  # [2]
+    next_id: jax.Array  # []
+
+
+def init(
+    rows: int,
+    capacity: int,
+    entry_tokens: int,
+    core_tokens: int,
+    first_id: int | np.ndarray | jax.Array = 1,
+) -> MemoryState:
+    """Empty memories of `rows` episodes, every leaf with leading axis R.
+
+    `capacity` entries a list, `entry_tokens` an entry, `core_tokens` for the core; `first_id`
+    is one int or an array [R]. Raises ValueError for a size below 1 or a negative first id.
+    """
+    sizes = dict(rows=rows, capacity=capacity, entry_tokens=entry_tokens, core_tokens=core_tokens)
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"memory.init: {name} = {value}; give at least 1")
+    first = np.asarray(first_id)
+    if first.shape not in ((), (rows,)) or first.dtype.kind not in "iu" or (first < 0).any():
+        raise ValueError(
+            f"memory.init: first_id must be one int >= 0 or {rows} of them (one a row), "
+            f"got shape {first.shape}, dtype {first.dtype}, values {first.ravel()[:4]}"
+        )
+
+    def zeros(*shape: int) -> jax.Array:
+        return jnp.zeros((rows, *shape), jnp.int32)
+
+    return MemoryState(
+        core=zeros(core_tokens),
+        core_len=zeros(),
+        tokens=zeros(2, capacity, entry_tokens),
+        length=zeros(2, capacity),
+        id=zeros(2, capacity),
+        written_at=zeros(2, capacity),
+        count=zeros(2),
+        next_id=zeros() + jnp.asarray(first, jnp.int32),
+    )
+
+
+def _check(state: MemoryState, ops: Ops, chunk_index, cut_mark, enabled) -> None:
+    """Assert ranks, shapes and types of one episode's arguments."""
+    leaves = jax.tree.leaves((state, ops)) + [chunk_index, cut_mark]
+    assert all(x.dtype == jnp.int32 for x in leaves), "memory arrays must be int32"
+    assert state.core.ndim == 1 and state.tokens.ndim == 3, "one episode has no row axis"
+    entries = (2, state.tokens.shape[1])
+    assert state.tokens.shape[0] == 2 and state.count.shape == (2,)
+    assert state.length.shape == state.id.shape == state.written_at.shape == entries
+    assert state.core_len.shape == state.next_id.shape == chunk_index.shape == ()
+    assert ops.tokens.ndim == 2 and ops.tokens.shape[0] >= 1, "at least one (padding) operation"
+    steps, width = ops.tokens.shape
+    assert ops.kind.shape == ops.target.shape == ops.id.shape == ops.length.shape == (steps,)
+    assert width >= max(state.core.shape[0], state.tokens.shape[2]), "W >= max(C, L)"
+    assert cut_mark.ndim == 1 and cut_mark.shape[0] <= state.core.shape[0], "the mark fits in C"
+    assert enabled.shape == (3,) and enabled.dtype == jnp.bool_
+
+
+def _same(tokens: jax.Array, length: jax.Array, words: jax.Array, size: jax.Array) -> jax.Array:
+    """[K] bool: which of K texts (tokens [K, L], length [K]) are `words` [L], `size` long."""
+    padding = jnp.arange(words.shape[0]) >= size
+    return jnp.all((tokens == words) | padding, axis=-1) & (length == size)
+
+
+def _cut_core(
+    words: jax.Array, size: jax.Array, core_tokens: int, cut_mark: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Content words [W] as a core ([C], []): zero-padded, or cut so that it ends in the mark."""
+    kept = jnp.minimum(size, core_tokens)
+    fitted = jnp.where(jnp.arange(core_tokens) < kept, words[:core_tokens], 0)
+    marked = fitted.at[core_tokens - cut_mark.shape[0] :].set(cut_mark)
+    return jnp.where(size > core_tokens, marked, fitted), kept
+
+
+def apply_ops(
+    state: MemoryState,
+    ops: Ops,
+    chunk_index: jax.Array,
+    cut_mark: jax.Array,
+    enabled: jax.Array,
+) -> tuple[MemoryState, jax.Array, jax.Array]:
+    """Apply the operations of one step to the memory of one episode, in order.
+
+    Args:
+      state: the memory.
+      ops: O operations; an unknown kind counts as MALFORMED.
+      chunk_index: [] int32, kept as `written_at` of what is written.
+      cut_mark: [M] int32, the last tokens of a core that was cut to C.
+      enabled: [3] bool, which memory types may be written.
+
+    Returns:
+      state, outcomes [O] int32 (`Outcome`), ids [O] int32 (the entry written, updated or
+      deleted, else -1). The first rule that applies decides: MALFORMED; WRONG_TYPE (no such
+      memory, a disabled one, an insert on core); UNKNOWN_ID (also the delete of an empty core);
+      TOO_LONG; DUPLICATE (the content already stands word for word in that list, or is the
+      core, after the cut); FULL. A failed operation changes nothing.
+
+    Mem-alpha, section 3.2. Costs one [N, L] compare an operation and one gather a step.
+    """
+    chunk_index, cut_mark, enabled = map(jnp.asarray, (chunk_index, cut_mark, enabled))
+    _check(state, ops, chunk_index, cut_mark, enabled)
+    capacity, entry_tokens = state.tokens.shape[1:]
+    steps = ops.kind.shape[0]
+    slots = jnp.arange(capacity, dtype=jnp.int32)
+    ledger = _Ledger(
+        core=state.core,
+        core_len=state.core_len,
+        place=jnp.pad(
+            jnp.where(slots < state.count[:, None], slots, -1),
+            ((0, 0), (0, steps)),
+            constant_values=-1,
+        ),
+        id=jnp.pad(state.id, ((0, 0), (0, steps))),
+        count=state.count,
+        next_id=state.next_id,
+    )
+
+    def step(ledger: _Ledger, inputs: tuple[jax.Array, Ops]):
+        position, op = inputs
+        words = op.tokens[:entry_tokens]
+        which = jnp.clip(op.target - 1, 0, 1)
+        same = jnp.concatenate(
+            [
+                _same(state.tokens[which], state.length[which], words, op.length),
+                _same(ops.tokens[:, :entry_tokens], ops.length, words, op.length),
+            ]
+        )
+        core = _cut_core(op.tokens, op.length, state.core.shape[0], cut_mark)
+        return _apply_one(ledger, op, capacity + position, same, core, enabled, state.tokens.shape)
+
+    steps_in = (jnp.arange(steps, dtype=jnp.int32), ops)
+    ledger, (outcomes, ids) = jax.lax.scan(step, ledger, steps_in)
+    return _settle(state, ops, ledger, chunk_index), outcomes, ids
+
+
+def _apply_one(
+    ledger: _Ledger,
+    op: Ops,
+    content: jax.Array,
+    same: jax.Array,
+    core: tuple[jax.Array, jax.Array],
+    enabled: jax.Array,
+    shape: tuple[int, ...],
+) -> tuple[_Ledger, tuple[jax.Array, jax.Array]]:
+    """One operation on the ledger, as content number `content`; -> ledger, (outcome, id).
+
+    `same` [N + O] bool: the contents with the operation's words; `core`: the core it would
+    write; `shape`: (2, N, L).
+    """
+    _, capacity, entry_tokens = shape
+    insert, update, delete = (op.kind == k for k in (OpKind.INSERT, OpKind.UPDATE, OpKind.DELETE))
+    write = insert | update
+    is_core = op.target == CORE
+    which = jnp.clip(op.target - 1, 0, 1)
+    stands = ledger.place[which] >= 0
+    named = stands & (ledger.id[which] == op.id)
+    same_core = _same(ledger.core[None], ledger.core_len[None], *core)[0]
+
+    outcome = jnp.int32(Outcome.OK)
+    for code, applies in (  # the last that applies wins, so the weightiest rule comes last
+        (Outcome.FULL, insert & (ledger.count[which] >= capacity)),
+        (Outcome.DUPLICATE, write & jnp.where(is_core, same_core, jnp.any(same & stands))),
+        (Outcome.TOO_LONG, write & ~is_core & (op.length > entry_tokens)),
+        (
+            Outcome.UNKNOWN_ID,
+            jnp.where(is_core, delete & (ledger.core_len == 0), ~insert & ~jnp.any(named)),
+        ),
+        (
+            Outcome.WRONG_TYPE,
+            (op.target != jnp.clip(op.target, 0, 2))
+            | ~enabled[jnp.clip(op.target, 0, 2)]
+            | (insert & is_core),
+        ),
+        (Outcome.MALFORMED, ~(write | delete)),
+        (Outcome.NONE, op.kind == OpKind.NONE),
+    ):
+        outcome = jnp.where(applies, jnp.int32(code), outcome)
+
+    done = outcome == Outcome.OK
+    on_core, on_list = done & is_core, done & ~is_core
+    # An update stands where the old content stood, an insert behind all others; `old` is what an
+    # update or delete takes away. Writes at one index, so that XLA can do them in place.
+    old = jnp.argmax(named)
+    old_place, new_place = ledger.place[which, old], ledger.place[which, content]
+    written = jnp.where(insert, content, jnp.where(update, old_place, -1))
+    place = ledger.place.at[which, old].set(jnp.where(on_list & ~insert, -1, old_place))
+    place = place.at[which, content].set(jnp.where(on_list, written, new_place))
+    entry_id = jnp.where(insert, ledger.next_id, op.id)
+    change = insert.astype(jnp.int32) - delete.astype(jnp.int32)
+    ledger = _Ledger(
+        core=jnp.where(on_core, jnp.where(delete, 0, core[0]), ledger.core),
+        core_len=jnp.where(on_core, jnp.where(delete, 0, core[1]), ledger.core_len),
+        place=place,
+        id=ledger.id.at[which, content].set(entry_id),
+        count=ledger.count.at[which].add(jnp.where(on_list, change, 0)),
+        next_id=ledger.next_id + (on_list & insert),
+    )
+    return ledger, (outcome, jnp.where(on_list, entry_id, -1))
+
+
+def _settle(state: MemoryState, ops: Ops, ledger: _Ledger, chunk_index: jax.Array) -> MemoryState:
+    """Write the ledger back: one gather of the contents that stand, in order of place."""
+    _, capacity, entry_tokens = state.tokens.shape
+    last = jnp.iinfo(jnp.int32).max
+    order = jnp.argsort(jnp.where(ledger.place < 0, last, ledger.place), axis=1)[:, :capacity]
+    used = jnp.arange(capacity) < ledger.count[:, None]  # [2, N]
+    found = order < capacity
+    from_state = jnp.minimum(order, capacity - 1)
+    from_ops = jnp.maximum(order - capacity, 0)
+
+    def settle(before: jax.Array, written: jax.Array) -> jax.Array:  # [2, N, ...]
+        kept = jax.vmap(lambda x, index: x[index])(before, from_state)
+        per_entry = (2, capacity) + (1,) * (before.ndim - 2)
+        both = jnp.where(found.reshape(per_entry), kept, written)
+        return jnp.where(used.reshape(per_entry), both, 0)
+
+    content = jnp.arange(entry_tokens) < ops.length[:, None]
+    words = jnp.where(content, ops.tokens[:, :entry_tokens], 0)  # [O, L]
+    return MemoryState(
+        core=ledger.core,
+        core_len=ledger.core_len,
+        tokens=settle(state.tokens, words[from_ops]),
+        length=settle(state.length, ops.length[from_ops]),
+        id=jnp.where(used, jnp.take_along_axis(ledger.id, order, axis=1), 0),
+        written_at=settle(state.written_at, chunk_index),
+        count=ledger.count,
+        next_id=ledger.next_id,
+    )
+
+
+# state, ops [R, ...], chunk_index [R], cut_mark [M], enabled [3] -> state, outcomes and ids [R, O].
+# The state is donated: use only the one returned.
+apply_batch = jax.jit(jax.vmap(apply_ops, in_axes=(0, 0, 0, None, None)), donate_argnums=0)
+
+
+def memory_tokens(state: MemoryState) -> jax.Array:
+    """Tokens in each memory, core and all entries (the size in r3): [R] int32."""
+    used = jnp.arange(state.length.shape[-1]) < state.count[..., None]
+    entries = jnp.where(used, state.length, 0)
+    return state.core_len + jnp.sum(entries, axis=(-2, -1), dtype=jnp.int32)
+
+
+def capacity_bucket(n: int) -> int:
+    """The least power of two that holds n entries, at least 16: few sizes, few compilations."""
+    return max(MIN_CAPACITY, 1 << max(n - 1, 0).bit_length())
+
+
+def needed_capacity(state: MemoryState, inserts: int | np.ndarray) -> int:
+    """Entries the fullest list would hold after `inserts` more (one int, or [R, 2] a list)."""
+    return int(np.max(np.asarray(state.count) + np.asarray(inserts)))
+
+
+def grow(state: MemoryState, capacity: int) -> MemoryState:
+    """The same memories [R, ...] with room for at least `capacity` entries a list.
+
+    Pads with zeros to the bucket of `capacity`, on the host for numpy leaves and else on the
+    device; a state that is large enough comes back as it is. It never shrinks.
+    """
+    if state.tokens.ndim != 4:
+        raise ValueError(
+            f"memory.grow: tokens has shape {state.tokens.shape}; give a batch [R, 2, N, L]"
+        )
+    before = state.tokens.shape[2]
+    if capacity <= before:
+        return state
+    xp = np if isinstance(state.tokens, np.ndarray) else jnp
+    extra = (0, capacity_bucket(capacity) - before)
+
+    def pad(x):
+        return xp.pad(x, [extra if axis == 2 else (0, 0) for axis in range(x.ndim)])
+
+    return state.replace(
+        tokens=pad(state.tokens),
+        length=pad(state.length),
+        id=pad(state.id),
+        written_at=pad(state.written_at),
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry as text; `written_at` is the index of the chunk that last wrote it."""
+
+    id: int
+    text: str
+    written_at: int
+
+
+@dataclass(frozen=True)
+class MemoryView:
+    """A memory as text. The totals and `tokens` count all of it, shown or not."""
+
+    core: str
+    semantic: tuple[Entry, ...]
+    episodic: tuple[Entry, ...]
+    semantic_total: int
+    episodic_total: int
+    tokens: int
+
+
+def view(
+    host_state: MemoryState, row: int, decode: Callable[[list[int]], str], last: int | None = None
+) -> MemoryView:
+    """Row `row` of a batched state, as text; `decode` turns token ids into a string.
+
+    `host_state`: the batch as numpy (`jax.device_get(state)`: fetch it once, view every row).
+    `last`: show only the last so many entries of each list. Raises ValueError for a row or
+    `last` out of range.
+    """
+    rows = host_state.tokens.shape[0]
+    if not 0 <= row < rows:
+        raise ValueError(f"memory.view: row = {row}; the state has rows 0 to {rows - 1}")
+    if last is not None and last < 0:
+        raise ValueError(f"memory.view: last = {last}; give None or at least 0")
+    one = jax.tree.map(lambda x: np.asarray(x[row]), host_state)
+    totals = [int(n) for n in one.count]
+
+    def text(tokens: np.ndarray, length: np.ndarray) -> str:
+        return decode(tokens[: int(length)].tolist())
+
+    def entries(which: int) -> tuple[Entry, ...]:
+        total = totals[which]
+        first = 0 if last is None else max(total - last, 0)
+        tokens, length = one.tokens[which], one.length[which]
+        ids, written_at = one.id[which], one.written_at[which]
+        return tuple(
+            Entry(int(ids[n]), text(tokens[n], length[n]), int(written_at[n]))
+            for n in range(first, total)
+        )
+
+    used = sum(int(one.length[which, : totals[which]].sum()) for which in (0, 1))
+    return MemoryView(
+        core=text(one.core, one.core_len),
+        semantic=entries(SEMANTIC - 1),
+        episodic=entries(EPISODIC - 1),
+        semantic_total=totals[SEMANTIC - 1],
+        episodic_total=totals[EPISODIC - 1],
+        tokens=int(one.core_len) + used,
+    )

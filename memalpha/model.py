@@ -1,0 +1,392 @@
+"""A decoder of the Qwen3 family in Flax linen, any size, with an explicit key-value cache.
+
+RMSNorm, grouped-query attention, RMSNorm on every query and key head before the rotary embedding,
+SwiGLU, no biases (Qwen3 technical report, arXiv:2505.09388, section 2). The module ends at the
+final norm; the head is a function, so that each caller pays for logits only where it uses them.
+
+Axes: B batch, S tokens given, N cache slots, D width, H query heads, K key-value heads,
+      G = H / K, h head width, V vocabulary, T completion tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+Array = jax.Array
+Params = Mapping[str, Any]
+KV = tuple[Array, Array]
+
+ATTENTIONS = ("blocks", "xla", "cudnn")
+REMATS = ("none", "full", "dots")
+MASKED = -1e30  # finite, so that a row with no valid key averages instead of giving NaN
+MIN_BLOCK = 64  # query positions; smaller causal blocks cost more in launches than they save
+MAX_BLOCKS = 8  # causal query blocks are unrolled: bounds the size of the program
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and arithmetic of a model. Hashable: a static argument of every jitted function.
+
+    dtype: activations and matrix products; norms, softmax and logits are float32 at any setting.
+    remat: what the backward pass computes again: "none", "full" (all of a layer) or "dots"
+      (all but matrix products with no batch axis).
+    attention: "blocks" (einsum over causal query blocks), or an implementation of
+      `jax.nn.dot_product_attention`: "xla", "cudnn" (bfloat16 on NVIDIA GPUs).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_size: int
+    rope_theta: float = 1e6
+    rms_eps: float = 1e-6
+    tie_embeddings: bool = True
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    value_head: bool = False
+    remat: str = "none"
+    attention: str = "blocks"
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"ModelConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads "
+                f"{self.num_kv_heads}; choose num_kv_heads that divides it"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"ModelConfig: head_dim {self.head_dim} is odd; RoPE needs it even")
+        for field, allowed in (("remat", REMATS), ("attention", ATTENTIONS)):
+            if getattr(self, field) not in allowed:
+                given = getattr(self, field)
+                raise ValueError(f"ModelConfig: {field} {given!r}; use one of {allowed}")
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far; all rows share the write index.
+
+    k: one [B, K, h, N] array per layer (as the score product reads it: several times faster on CPU
+    than [N, h]); v: one [B, K, N, h] array per layer; valid: [B, N] bool, False for padding and
+    unwritten slots; index: [] int32, the next slot to write.
+    """
+
+    k: tuple[Array, ...]
+    v: tuple[Array, ...]
+    valid: Array
+    index: Array
+
+
+def grow(cache: Cache, slots: int) -> Cache:
+    """The same cache with room for `slots` tokens in all (static)."""
+    extra = slots - cache.valid.shape[1]
+    if extra < 0:
+        raise ValueError(f"grow: cache has {cache.valid.shape[1]} slots already, asked for {slots}")
+    none, more = (0, 0), (0, extra)
+    return cache.replace(
+        k=tuple(jnp.pad(k, (none, none, none, more)) for k in cache.k),
+        v=tuple(jnp.pad(v, (none, none, more, none)) for v in cache.v),
+        valid=jnp.pad(cache.valid, (none, more)),
+    )
+
+
+def rope_tables(positions: Array, config: ModelConfig) -> tuple[Array, Array]:
+    """Cosine and sine of the rotary angles, [B, S, 1, h/2] float32 each, from positions [B, S]."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotary embedding of x [B, S, heads, h]; the two halves of a head form the pairs (Qwen)."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def causal_attention(q: Array, k: Array, v: Array, valid: Array, config: ModelConfig) -> Array:
+    """Attention within one block of tokens: every query sees the valid keys up to its own slot.
+
+    q [B,H,T,h] of the last T tokens, k [B,K,h,S], v [B,K,S,h], valid [B,S] -> [B,H,T,h]. Query
+    block i is multiplied only with the keys before its end, which saves nearly half of the square.
+    """
+    t, s = q.shape[2], v.shape[2]
+    if config.attention != "blocks":
+        mask = valid[:, None, None, :] & jnp.tri(s, dtype=bool)[s - t :]
+        q, k, v = q.swapaxes(1, 2), k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
+        out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=config.attention)
+        return out.swapaxes(1, 2)
+    block = MIN_BLOCK * math.ceil(t / (MIN_BLOCK * MAX_BLOCKS))
+    out = []
+    for start in range(0, t, block):
+        end = min(start + block, t)
+        keys = s - t + end
+        causal = jnp.arange(keys) <= jnp.arange(s - t + start, keys)[:, None]
+        mask = valid[:, None, None, None, :keys] & causal
+        out.append(_attend(q[:, :, start:end], k[..., :keys], v[:, :, :keys], mask))
+    return jnp.concatenate(out, axis=2)
+
+
+def cached_attention(q: Array, k: Array, v: Array, valid: Array, index: Array) -> Array:
+    """Attention of new tokens over a cache: q [B,H,S,h] at slots index + [0..S) -> [B,H,S,h]."""
+    mask = valid[:, None, None, None, :]
+    s = q.shape[2]
+    if s > 1:  # a single new token sits in the last written slot: nothing lies after it
+        mask = mask & (jnp.arange(v.shape[2]) <= index + jnp.arange(s)[:, None])
+    return _attend(q, k, v, mask)
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """q [B,H,S,h], k [B,K,h,N], v [B,K,N,h], mask broadcastable to [B,K,G,S,N] -> [B,H,S,h]."""
+    b, heads, s, h = q.shape
+    q = (q * h**-0.5).reshape(b, k.shape[1], -1, s, h)
+    scores = jnp.einsum("bkgsh,bkhn->bkgsn", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores, MASKED)
+    weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    out = jnp.einsum(
+        "bkgsn,bknh->bkgsh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    # Divided after the product: a pass over [S, h] in place of one over [S, N].
+    out = out / jnp.sum(weights, axis=-1, keepdims=True)
+    return out.astype(v.dtype).reshape(b, heads, s, h)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, computed in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
+        x32 = x.astype(jnp.float32)
+        inverse = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.rms_eps)
+        return (x32 * inverse * scale).astype(self.config.dtype)
+
+
+def _dense(config: ModelConfig, features: int, name: str, residual: bool = False) -> nn.Dense:
+    """A linear layer; those that write to the residual stream start smaller with depth (GPT-2)."""
+    std = 0.02 / math.sqrt(2 * config.num_layers) if residual else 0.02
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        kernel_init=nn.initializers.normal(std),
+        name=name,
+    )
+
+
+class Attention(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, rope, valid: Array, past, last: int) -> tuple[Array, KV]:
+        """x [B,S,D] -> output [B,last,D] of the last tokens, and keys and values of all.
+
+        past: None, or (k, v, index) of the cache to write to and attend over.
+        """
+        c = self.config
+        b, s, _ = x.shape
+        heads = (b, -1, c.num_heads, c.head_dim)
+        kv_heads = (b, -1, c.num_kv_heads, c.head_dim)
+        q = _dense(c, c.num_heads * c.head_dim, "q_proj")(x[:, s - last :]).reshape(heads)
+        k = _dense(c, c.num_kv_heads * c.head_dim, "k_proj")(x).reshape(kv_heads)
+        v = _dense(c, c.num_kv_heads * c.head_dim, "v_proj")(x).reshape(kv_heads)
+        q = rotate(RMSNorm(c, name="q_norm")(q), *(r[:, s - last :] for r in rope))
+        k = rotate(RMSNorm(c, name="k_norm")(k), *rope)
+        q, k, v = q.swapaxes(1, 2), k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
+        if past is None:
+            out = causal_attention(q, k, v, valid, c)
+        else:
+            past_k, past_v, index = past
+            k = lax.dynamic_update_slice(past_k, k, (0, 0, 0, index))
+            v = lax.dynamic_update_slice(past_v, v, (0, 0, index, 0))
+            out = cached_attention(q, k, v, valid, index + s - last)
+        out = out.swapaxes(1, 2).reshape(b, last, -1)
+        return _dense(c, c.hidden_size, "o_proj", residual=True)(out), (k, v)
+
+
+class MLP(nn.Module):
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        gate = _dense(c, c.mlp_size, "gate_proj")(x)
+        up = _dense(c, c.mlp_size, "up_proj")(x)
+        return _dense(c, c.hidden_size, "down_proj", residual=True)(jax.nn.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    config: ModelConfig
+    last: int  # the tokens whose output is wanted; all give keys and values
+
+    @nn.compact
+    def __call__(self, x: Array, rope, valid: Array, past=None) -> tuple[Array, KV]:
+        c = self.config
+        normed = RMSNorm(c, name="attention_norm")(x)
+        out, kv = Attention(c, name="attention")(normed, rope, valid, past, self.last)
+        x = x[:, x.shape[1] - self.last :] + out
+        return x + MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x)), kv
+
+
+class Weight(nn.Module):
+    """A matrix without a use of its own: the heads, which functions below apply."""
+
+    config: ModelConfig
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self) -> Array:
+        init = nn.initializers.normal(0.02)
+        return self.param("kernel", init, self.shape, self.config.param_dtype)
+
+
+class Transformer(nn.Module):
+    """`Transformer(config).apply({"params": params}, tokens, positions, mask, cache)`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,
+        positions: Array,
+        mask: Array,
+        cache: Cache | None = None,
+        last: int | None = None,
+    ) -> tuple[Array, Cache]:
+        """Hidden states after the final norm, and the cache that holds these tokens too.
+
+        tokens, positions [B, S] int32; mask [B, S] bool, True for real tokens. Padding may stand
+        anywhere: order is the order of slots, and no token attends to a padding slot. What the
+        model gives at a padding position has no meaning.
+        cache: None starts one with exactly S slots (a training step does not read it, so it costs
+        nothing under jit); else the tokens are written at `cache.index`, and the caller makes sure
+        with `grow` that they fit.
+        last: give hidden states of the last so many tokens only (static; None: of all S). The last
+        layer then works for these alone: a third of the cost in a model of three layers.
+        Returns hidden [B, last, D] in the compute dtype, Cache.
+        """
+        c = self.config
+        if tokens.ndim != 2 or not tokens.shape == positions.shape == mask.shape:
+            raise ValueError(
+                "Transformer: tokens, positions and mask must have one shape [B, S]; got "
+                f"{tokens.shape}, {positions.shape}, {mask.shape}"
+            )
+        last = tokens.shape[1] if last is None else last
+        if not 0 < last <= tokens.shape[1]:
+            raise ValueError(f"Transformer: last={last}, but there are {tokens.shape[1]} tokens")
+        embed = nn.Embed(
+            c.vocab_size,
+            c.hidden_size,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            embedding_init=nn.initializers.normal(0.02),
+            name="embed",
+        )
+        x = embed(tokens)
+        rope = rope_tables(positions, c)
+        index = jnp.int32(0) if cache is None else cache.index
+        valid = mask if cache is None else lax.dynamic_update_slice(cache.valid, mask, (0, index))
+        layer = Layer if cache is not None else _remat_layer(c)
+        kv = []
+        for i in range(c.num_layers):
+            past = None if cache is None else (cache.k[i], cache.v[i], index)
+            wanted = last if i == c.num_layers - 1 else x.shape[1]
+            x, pair = layer(c, wanted, name=f"layers_{i}")(x, rope, valid, past)
+            kv.append(pair)
+        if not c.tie_embeddings:
+            Weight(c, (c.hidden_size, c.vocab_size), name="lm_head")()
+        if c.value_head:
+            Weight(c, (c.hidden_size, 1), name="value_head")()
+        hidden = RMSNorm(c, name="norm")(x)
+        k, v = zip(*kv, strict=True)
+        return hidden, Cache(k=k, v=v, valid=valid, index=index + tokens.shape[1])
+
+
+def _remat_layer(config: ModelConfig):
+    if config.remat == "none":
+        return Layer
+    policy = None
+    if config.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return nn.remat(Layer, policy=policy)
+
+
+def init_params(config: ModelConfig, key: Array) -> Params:
+    """Fresh parameters: normal(0.02), smaller by sqrt(2 layers) where a layer writes its output."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return Transformer(config).init(key, tokens, tokens, jnp.ones((1, 1), bool))["params"]
+
+
+def logits(params: Params, hidden: Array, config: ModelConfig) -> Array:
+    """Next-token logits [..., V] float32 from hidden [..., D]."""
+    hidden = hidden.astype(config.dtype)
+    if config.tie_embeddings:
+        head, spec = params["embed"]["embedding"], "...d,vd->...v"
+    else:
+        head, spec = params["lm_head"]["kernel"], "...d,dv->...v"
+    return jnp.einsum(spec, hidden, head.astype(config.dtype), preferred_element_type=jnp.float32)
+
+
+def values(params: Params, hidden: Array) -> Array:
+    """Value estimates [...] float32 from hidden [..., D]; needs config.value_head."""
+    if "value_head" not in params:
+        raise ValueError("values: params have no value_head; set ModelConfig(value_head=True)")
+    kernel = params["value_head"]["kernel"].astype(jnp.float32)
+    return (hidden.astype(jnp.float32) @ kernel)[..., 0]
+
+
+def head_logps(
+    params: Params,
+    hidden: Array,
+    targets: Array,
+    config: ModelConfig,
+    temperature: float | Array = 1.0,
+    chunk: int = 0,
+) -> tuple[Array, Array]:
+    """Log-probabilities of targets and the entropy, both [B, T] float32, at a temperature.
+
+    hidden [B, T, D] are the states that predict targets [B, T]. The head is applied to `chunk`
+    positions of every row at a time, and again in the backward pass, so that at most
+    [B, chunk, V] logits stand at once; 0 means all T at once, kept for the backward pass.
+    temperature > 0; 0 (greedy) stands for the raw distribution, as in the sampler.
+    """
+    b, t, d = hidden.shape
+    scale = inverse_temperature(temperature)
+
+    def score(block):
+        h, y = block
+        scaled = logits(params, h, config) * scale
+        lse = jax.nn.logsumexp(scaled, axis=-1)
+        target = jnp.take_along_axis(scaled, y[..., None], axis=-1)[..., 0]
+        entropy = lse - jnp.sum(jnp.exp(scaled - lse[..., None]) * scaled, axis=-1)
+        return target - lse, entropy
+
+    if not 0 < chunk < t:
+        return score((hidden, targets))
+    count = math.ceil(t / chunk)
+    pad = count * chunk - t
+    h = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(b, count, chunk, d).swapaxes(0, 1)
+    y = jnp.pad(targets, ((0, 0), (0, pad))).reshape(b, count, chunk).swapaxes(0, 1)
+    logps, entropy = lax.map(jax.checkpoint(score), (h, y))
+    return tuple(x.swapaxes(0, 1).reshape(b, -1)[:, :t] for x in (logps, entropy))
+
+
+def inverse_temperature(temperature: float | Array) -> Array:
+    """1 / temperature; 1 at temperature 0, as greedy log-probs are of the raw distribution."""
+    temperature = jnp.asarray(temperature, jnp.float32)
+    return jnp.where(temperature > 0, 1.0 / jnp.where(temperature > 0, temperature, 1.0), 1.0)

@@ -1,0 +1,325 @@
+"""Prompt texts and their rendering: memory and chunk to token ids (Mem-alpha, section 3.2).
+
+A template is a folder of text files, one a field of `Template`, with `$name` placeholders (`$$` for
+a dollar sign). Placeholders are filled in one pass and data is never read as a template. Memory,
+chunks and questions are data that nobody has checked: they go into the user turn, between tags,
+through `escape`, so that no data can open or close a tag, a chat turn or a tool call.
+"""
+
+import dataclasses
+import json
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from memalpha.memory import MEMORY_NAMES, MemoryView
+from memalpha.tools import CONTENT_KEY, format_call, tool_schemas
+
+ALL_ENABLED = (True, True, True)
+READER_KINDS = ("reader", "reader_classification", "reader_summary")
+RESPONSE_SHARE = 0.8  # of the response tokens are promised to the model (Mem-alpha, section 3.2)
+BUILT_IN = Path(__file__).parent / "templates"
+
+_TAGS = "core_memory|semantic_memory|episodic_memory|new_chunk|question|memory_entry"
+_TAGS += "|tools?|tool_call|tool_response|think"
+_TAG = re.compile(rf"<(?=\s*+(?:/\s*+)?+(?:{_TAGS})\b)", re.IGNORECASE)
+_SPECIAL = re.compile(r"<(?=[|｜][^<>\n]{0,64}[|｜]>)")  # <|im_start|> and its like
+_FLOWER = re.compile(r"✿(?=\s*\w+\s*✿)")
+# Control characters, the two separators that count as line ends, and lone surrogates.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+_MEMORY = {*MEMORY_NAMES}
+_PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # of each file: needed, allowed as well
+    "system": (set(), {"tools"}),
+    "tools": (set(), {"schemas", "example"}),
+    "memorise": (_MEMORY | {"chunk"}, {"budget"}),
+    "block": ({"name", "content"}, set()),
+    "core": ({"block"}, set()),
+    "semantic": ({"block"}, {"shown", "total"}),
+    "episodic": ({"block"}, {"shown", "total"}),
+    "reader": (_MEMORY | {"question"}, set()),
+    "reader_classification": (_MEMORY | {"question"}, set()),
+    "reader_summary": (_MEMORY | {"question"}, set()),
+    "judge": ({"content"}, {"memory_type", "criteria"}),
+    "judge_core": (set(), set()),
+    "judge_semantic": (set(), set()),
+    "judge_episodic": (set(), set()),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """The texts of one template folder, a field a file; `name` is "full", "compact" or the folder.
+
+    `memorise` and the readers place `$core`, `$semantic` and `$episodic`; each of these comes from
+    the file of that name, around a `block` with the content; a reader gets bare blocks. A memory
+    that is switched off leaves nothing behind, nor does a line that held its placeholder alone.
+    """
+
+    name: str
+    system: str
+    tools: str
+    memorise: str
+    block: str
+    core: str
+    semantic: str
+    episodic: str
+    reader: str
+    reader_classification: str
+    reader_summary: str
+    judge: str
+    judge_core: str
+    judge_semantic: str
+    judge_episodic: str
+
+
+class PromptTooLong(ValueError):  # noqa: N818 (the name says it all)
+    """A prompt that passes its budget even with no entry shown."""
+
+
+def load_template(name_or_folder: str) -> Template:
+    """The built-in template "full" or "compact", or the one in a folder with the same file names.
+
+    Raises ValueError that names the file: missing, not UTF-8, or with wrong placeholders.
+    """
+    folder = BUILT_IN / name_or_folder
+    if name_or_folder not in ("full", "compact"):
+        folder = Path(name_or_folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"template {name_or_folder!r} is neither built in (full, compact) nor a folder"
+        )
+    texts = {field: _read(folder / f"{field}.txt", field) for field in _PLACEHOLDERS}
+    return Template(name=name_or_folder, **texts)
+
+
+def template_fragments(template: Template) -> list[str]:
+    """The tags of a template in order of appearance, for a tokenizer to hold as single tokens."""
+    texts = [getattr(template, field) for field in _PLACEHOLDERS]
+    texts += [_fill(template.block, name=f"{name}_memory", content="") for name in MEMORY_NAMES]
+    return list(dict.fromkeys(re.findall(r"</?[A-Za-z_]\w*>", "\n".join(texts))))
+
+
+def escape(text: str, also: Sequence[str] = ()) -> str:
+    """Text in which nothing can pass for structure; what had to change stays visible.
+
+    "<" becomes "‹" in our tags and in special tokens such as <|im_end|>, "✿" becomes "❀" in the
+    marks of Qwen-Agent, control characters other than line break and tab become \\x1b and the like.
+    `also`: further strings to break up, such as the special tokens of a tokenizer.
+    """
+    text = _CONTROL.sub(_visible, text.replace("\r\n", "\n"))
+    text = _FLOWER.sub("❀", _SPECIAL.sub("‹", _TAG.sub("‹", text)))
+    for literal in also:
+        if len(literal) > 1 and literal in text:
+            first = "‹" if literal[0] == "<" else literal[0] + "·"
+            pattern = f"{re.escape(literal[0])}(?={re.escape(literal[1:])})"  # overlaps included
+            text = re.sub(pattern, first, text)
+    return text
+
+
+def render_memorise(
+    template: Template,
+    view: MemoryView,
+    chunk: str,
+    recent: int,
+    response_tokens: int,
+    dialect: str,
+    enabled: Sequence[bool] = ALL_ENABLED,
+    special: Sequence[str] = (),
+    list_tools: bool = True,
+) -> list[dict[str, str]]:
+    """The messages (system, user) of one memorising step.
+
+    Shows the core whole and the `recent` latest entries of each list, and promises 0.8 of
+    `response_tokens` to the response. `special`: strings of the tokenizer to escape in data.
+    `list_tools` False leaves `$tools` empty, for a chat template that lists the tools itself.
+    """
+    also = [*template_fragments(template), *special]
+    parts = dict.fromkeys(MEMORY_NAMES, "")
+    if enabled[0]:
+        block = _block(template, "core", escape(view.core, also))
+        parts["core"] = _fill(template.core, block=block)
+    for name, on in zip(MEMORY_NAMES[1:], enabled[1:], strict=True):
+        if on:
+            entries = getattr(view, name)
+            entries = entries[max(0, len(entries) - recent) :]
+            lines = [f"[{entry.id}] {_entry(entry.text, also)}" for entry in entries]
+            block = _block(template, name, "\n".join(lines))
+            total = getattr(view, f"{name}_total")
+            text = getattr(template, name)
+            parts[name] = _fill(text, block=block, shown=len(entries), total=total)
+    user = _fill(
+        _without_disabled(template.memorise, enabled),
+        **parts,
+        chunk=escape(chunk, also),
+        budget=int(RESPONSE_SHARE * response_tokens),
+    )
+    tools = _tools_text(template, dialect, enabled) if list_tools else ""
+    return _messages(user, _fill(template.system, tools=tools))
+
+
+def render_reader(
+    template: Template,
+    question: str,
+    core: str,
+    semantic: Sequence[str],
+    episodic: Sequence[str],
+    kind: str = "reader",
+    enabled: Sequence[bool] = ALL_ENABLED,
+    special: Sequence[str] = (),
+) -> list[dict[str, str]]:
+    """The messages that ask one question of a memory; `kind` is one of READER_KINDS."""
+    if kind not in READER_KINDS:
+        raise ValueError(f"reader kind {kind!r} is unknown: choose one of {READER_KINDS}")
+    also = [*template_fragments(template), *special]
+    contents = {"core": escape(core, also)}
+    contents["semantic"] = "\n".join(_entry(text, also) for text in semantic)
+    contents["episodic"] = "\n".join(_entry(text, also) for text in episodic)
+    parts = {
+        name: _block(template, name, contents[name]) if on else ""
+        for name, on in zip(MEMORY_NAMES, enabled, strict=True)
+    }
+    text = _without_disabled(getattr(template, kind), enabled)
+    return _messages(_fill(text, **parts, question=escape(question, also)))
+
+
+def render_judge(
+    template: Template, memory_type: str, content: str, special: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """The messages that ask whether `content` fits the memory `memory_type` (a short name).
+
+    The answer asked for is JSON: {"VALID": bool, "ISSUES": [...], "EXPLANATION": "..."}.
+    """
+    if memory_type not in MEMORY_NAMES:
+        raise ValueError(f"memory type {memory_type!r} is unknown: choose one of {MEMORY_NAMES}")
+    content = escape(content, [*template_fragments(template), *special])
+    criteria = getattr(template, f"judge_{memory_type}")
+    return _messages(
+        _fill(template.judge, memory_type=memory_type, criteria=criteria, content=content)
+    )
+
+
+def encode_messages(
+    messages: list[dict[str, str]], tokenizer: Any, tools: list[dict] | None = None
+) -> list[int]:
+    """Token ids of messages, ready for a response: through the chat template of the tokenizer
+    (thinking off) where it has one, else as plain text with a blank line between messages."""
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(
+            messages,
+            tools=tools,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            enable_thinking=False,
+        )
+    text = "\n\n".join(message["content"] for message in messages)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def fit_prompt(
+    template: Template,
+    view: MemoryView,
+    chunk: str,
+    tokenizer: Any,
+    budget: int,
+    recent: int,
+    response_tokens: int,
+    dialect: str,
+    enabled: Sequence[bool] = ALL_ENABLED,
+) -> list[int]:
+    """Token ids of a memorising prompt of at most `budget` tokens.
+
+    `recent` entries of each list are shown; while the prompt is too long that number is halved
+    (…, 1, 0). Raises PromptTooLong when it does not fit even with none.
+    """
+    if recent < 0:
+        raise ValueError(f"recent is {recent}: give the number of entries to show, 0 or more")
+    native = dialect == "qwen3" and "tools" in string.Template(template.system).get_identifiers()
+    native = native and "tools" in str(tokenizer.chat_template or "")
+    tools = tool_schemas(enabled) if native else None
+    special = tokenizer.all_special_tokens
+    while True:
+        messages = render_memorise(
+            template, view, chunk, recent, response_tokens, dialect, enabled, special, not native
+        )
+        ids = encode_messages(messages, tokenizer, tools)
+        if len(ids) <= budget:
+            return ids
+        if recent == 0:
+            break
+        recent //= 2
+    chunk_tokens, core_tokens = (
+        len(tokenizer.encode(escape(text, special), add_special_tokens=False))
+        for text in (chunk, view.core if enabled[0] else "")
+    )
+    raise PromptTooLong(
+        f"the prompt has {len(ids)} tokens with no entries shown, its budget is {budget}: "
+        f"the chunk has {chunk_tokens}, the core {core_tokens}, the rest is the template "
+        f"{template.name!r}; raise the prompt budget, or use shorter chunks or a shorter core"
+    )
+
+
+def _read(path: Path, field: str) -> str:
+    try:
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
+    except FileNotFoundError:
+        raise ValueError(f"template file {path} is missing: add it, it may be empty") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"template file {path} is not UTF-8: {error}") from None
+    form = string.Template(text)
+    if not form.is_valid():
+        raise ValueError(f"template file {path} has a stray $: write $$ for a dollar sign")
+    needed, allowed = _PLACEHOLDERS[field]
+    found = set(form.get_identifiers())
+    if missing := needed - found:
+        raise ValueError(f"template file {path} lacks ${', $'.join(sorted(missing))}: place it")
+    if unknown := found - needed - allowed:
+        raise ValueError(
+            f"template file {path} has the unknown placeholders {sorted(unknown)}: "
+            f"it may use {sorted(needed | allowed)}"
+        )
+    return text
+
+
+def _fill(text: str, **values: object) -> str:
+    return string.Template(text).substitute(values)
+
+
+def _without_disabled(text: str, enabled: Sequence[bool]) -> str:
+    for name, on in zip(MEMORY_NAMES, enabled, strict=True):
+        if not on:
+            text = re.sub(rf"^\$(?:{name}|{{{name}}})\n", "", text, flags=re.MULTILINE)
+    return text
+
+
+def _block(template: Template, name: str, content: str) -> str:
+    return _fill(template.block, name=f"{name}_memory", content=content)
+
+
+def _entry(text: str, also: Sequence[str]) -> str:
+    """Further lines of an entry are indented, so that none of them passes for an entry."""
+    return escape(text, also).replace("\n", "\n    ")
+
+
+def _visible(match: re.Match) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def _tools_text(template: Template, dialect: str, enabled: Sequence[bool]) -> str:
+    schemas = tool_schemas(enabled)
+    function = schemas[0]["function"]
+    name = function["name"]
+    memory_type = function["parameters"]["properties"]["memory_type"]["enum"][-1]
+    key = CONTENT_KEY[name]
+    example = format_call(name, {"memory_type": memory_type, key: "..."}, dialect)
+    lines = "\n".join(json.dumps(schema) for schema in schemas)
+    return _fill(template.tools, schemas=lines, example=example)
+
+
+def _messages(user: str, system: str = "") -> list[dict[str, str]]:
+    messages = [{"role": "user", "content": user}]
+    return [{"role": "system", "content": system}, *messages] if system.strip() else messages

@@ -1,0 +1,451 @@
+"""Episodes, in batches: the seam between strings (prompts, calls, questions) and arrays.
+
+All episodes advance in lockstep, one chunk at a time, so that the device sees one full batch:
+render -> write -> parse -> apply, and after the last chunk retrieve -> read -> score -> reward.
+Training, evaluation and use share this code; they differ in the writer alone.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memalpha import memory, rewards, sampler, scoring, tools
+from memalpha.batch import Batch, fill, from_tokens
+from memalpha.data.instance import Instance
+from memalpha.judge import Verdict, judge
+from memalpha.memory import MemoryView, Outcome
+from memalpha.model import ModelConfig, Params
+from memalpha.prompts import Template, fit_prompt
+from memalpha.reader import Answer, Answerer, Request, extractive_answers, gather, read
+from memalpha.retrieval import make_index
+from memalpha.tokenizer import decode, encode
+
+CUT_MARK = " [cut]"
+STAGES = ("render", "write", "parse", "apply", "retrieve", "read")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Everything around the writer: what it is shown, what its calls do, how it is rewarded.
+
+    Sizes are in tokens, except `recent` (entries of each list shown) and `top_k` (entries read).
+    `first_ids`: ids of an episode's entries start at a number drawn from this range.
+    """
+
+    tokenizer: Any
+    template: Template
+    dialect: str = "qwen3"
+    enabled: tuple[bool, bool, bool] = (True, True, True)  # core, semantic, episodic
+    recent: int = 5
+    prompt_tokens: int = 6144
+    response_tokens: int = 2048
+    entry_tokens: int = 512
+    core_tokens: int = 512
+    max_calls: int = 64
+    first_ids: tuple[int, int] = (1, 1)
+    retriever: str = "bm25"
+    dimensions: int = 512
+    top_k: int = 20
+    answerer: Answerer = extractive_answers
+    judge: Callable[[Sequence[tools.Call]], list[Verdict]] = judge
+    score_judge: Callable | None = None  # for sources whose metric asks a judge
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one episode shows its writer at one chunk; `prompt` are token ids."""
+
+    episode: int
+    chunk: int
+    instance: Instance
+    view: MemoryView
+    prompt: list[int]
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a writer emits: token ids with the end-of-sequence token, and the sampler's log-probs."""
+
+    tokens: list[int]
+    logps: np.ndarray | None = None
+    finished: bool = True  # False: cut by its limit
+
+
+Writer = Callable[[Sequence[Turn]], list[Response]]
+
+
+@dataclass
+class Step:
+    """One row of training: a chunk of an episode, with what came of its calls."""
+
+    chunk: int
+    prompt: list[int]
+    response: Response
+    text: str
+    calls: list[tools.Call]
+    outcomes: list[Outcome]
+    fit: list[bool]
+    r2: float
+    r4: float
+    view: MemoryView | None = None  # the memory after the step, where it was asked for
+
+
+@dataclass
+class Episode:
+    """One reading of an instance. `valid` is False where no question could be judged."""
+
+    instance: Instance
+    steps: list[Step] = field(default_factory=list)
+    view: MemoryView | None = None  # the final memory
+    answers: list[Answer] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)  # NaN: the reader failed
+    r1: float = float("nan")
+    r3: float = float("nan")
+    memory_tokens: int = 0
+    chunk_tokens: int = 0
+
+    @property
+    def valid(self) -> bool:
+        return not np.isnan(self.r1)
+
+
+class Clock(defaultdict):
+    """Seconds spent in each stage."""
+
+    def __init__(self):
+        super().__init__(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self[stage] += time.perf_counter() - start
+
+
+def run_episodes(
+    env: Environment,
+    instances: Sequence[Instance],
+    writer: Writer,
+    seed: int = 0,
+    keep_views: bool = False,
+    clock: Clock | None = None,
+    on_chunk: Callable[[int, int], None] | None = None,
+) -> list[Episode]:
+    """Runs one episode for each instance (repeat an instance for several rollouts of it).
+
+    Args:
+        seed: of the first ids of the entries; the writer has its own randomness.
+        keep_views: keep the whole memory after every step, to look at.
+        on_chunk: called with (chunks done, chunks in all) after every chunk.
+
+    Raises:
+        PromptTooLong: a prompt that does not fit even with no entry shown.
+    """
+    clock = Clock() if clock is None else clock
+    episodes = [Episode(instance) for instance in instances]
+    state = _first_state(env, len(episodes), seed)
+    chunks = max(len(instance.chunks) for instance in instances)
+    host = jax.device_get(state)
+    for chunk in range(chunks):
+        with clock("render"):
+            turns = [
+                _turn(env, host, e, chunk, instance)
+                for e, instance in enumerate(instances)
+                if chunk < len(instance.chunks)
+            ]
+        with clock("write"):
+            responses = writer(turns)
+        with clock("parse"):
+            texts = [response_text(env, response) for response in responses]
+            calls = [tools.parse_calls(text, env.dialect) for text in texts]
+            ops = _operations(env, turns, calls, len(episodes))
+        with clock("apply"):
+            state, outcomes = _apply(env, state, ops, chunk)
+            host = jax.device_get(state)
+        with clock("parse"):
+            for turn, response, text, made in zip(turns, responses, texts, calls, strict=True):
+                step = _step(env, turn, response, text, made, ops, outcomes)
+                if keep_views:
+                    step.view = memory.view(host, turn.episode, _decoder(env.tokenizer))
+                episodes[turn.episode].steps.append(step)
+        if on_chunk:
+            on_chunk(chunk + 1, chunks)
+    _read_out(env, episodes, host, clock)
+    return episodes
+
+
+def _first_state(env: Environment, rows: int, seed: int) -> memory.MemoryState:
+    low, high = env.first_ids
+    first_ids = np.random.default_rng([seed, 7]).integers(low, high + 1, size=rows)
+    capacity = memory.capacity_bucket(env.max_calls)
+    return memory.init(rows, capacity, env.entry_tokens, env.core_tokens, first_ids)
+
+
+def _turn(env: Environment, host, episode: int, chunk: int, instance: Instance) -> Turn:
+    view = memory.view(host, episode, _decoder(env.tokenizer), last=env.recent)
+    prompt = fit_prompt(
+        env.template,
+        view,
+        instance.chunks[chunk],
+        env.tokenizer,
+        env.prompt_tokens,
+        env.recent,
+        env.response_tokens,
+        env.dialect,
+        env.enabled,
+    )
+    return Turn(episode, chunk, instance, view, prompt)
+
+
+def response_text(env: Environment, response: Response) -> str:
+    """The text of a response: special tokens of the chat are not part of it."""
+    return decode(env.tokenizer, response.tokens)
+
+
+def _operations(
+    env: Environment, turns: Sequence[Turn], calls: list[list[tools.Call]], rows: int
+) -> memory.Ops:
+    """Operation arrays of all episodes; those that are over (or silent) do nothing."""
+    of_episode: list[list[tools.Call]] = [[] for _ in range(rows)]
+    for turn, made in zip(turns, calls, strict=True):
+        of_episode[turn.episode] = made
+    width = max(env.entry_tokens, env.core_tokens)
+    return tools.calls_to_ops(of_episode, _encoder(env.tokenizer), width, env.max_calls)
+
+
+def _apply(
+    env: Environment, state: memory.MemoryState, ops: memory.Ops, chunk: int
+) -> tuple[memory.MemoryState, np.ndarray]:
+    inserts = (ops.kind == memory.OpKind.INSERT).sum(axis=1)
+    state = memory.grow(state, memory.needed_capacity(state, inserts[:, None]))
+    rows = ops.kind.shape[0]
+    cut_mark = jnp.asarray(encode(env.tokenizer, CUT_MARK), jnp.int32)
+    state, outcomes, _ = memory.apply_batch(
+        state, ops, jnp.full(rows, chunk, jnp.int32), cut_mark, jnp.asarray(env.enabled)
+    )
+    return state, np.asarray(outcomes)
+
+
+def _step(
+    env: Environment,
+    turn: Turn,
+    response: Response,
+    text: str,
+    calls: list[tools.Call],
+    ops: memory.Ops,
+    outcomes: np.ndarray,
+) -> Step:
+    # Calls past max_calls were not executed: they count as failed.
+    left_out = len(calls) - ops.kind.shape[1]
+    mine = np.append(outcomes[turn.episode], [Outcome.MALFORMED] * left_out).astype(int)
+    kinds = np.append(ops.kind[turn.episode], [memory.OpKind.MALFORMED] * left_out).astype(int)
+    fit = np.zeros(len(mine), bool)
+    fit[: len(calls)] = [verdict.valid for verdict in env.judge(calls)]
+    return Step(
+        chunk=turn.chunk,
+        prompt=turn.prompt,
+        response=response,
+        text=text,
+        calls=calls,
+        outcomes=[Outcome(o) for o in mine[: len(calls)]],
+        fit=fit[: len(calls)].tolist(),
+        r2=float(rewards.format_share(mine)),
+        r4=float(rewards.content_share(kinds, mine, fit)),
+    )
+
+
+def _read_out(env: Environment, episodes: list[Episode], host, clock: Clock) -> None:
+    """Answers the questions of all episodes from their final memories, and scores them."""
+    requests: list[list[Request]] = []
+    with clock("retrieve"):
+        for row, episode in enumerate(episodes):
+            episode.view = memory.view(host, row, _decoder(env.tokenizer))
+            requests.append(find_evidence(env, episode.instance, episode.view))
+    with clock("read"):
+        answer(env, episodes, requests, [episode.view.tokens for episode in episodes])
+
+
+def answer(
+    env: Environment,
+    episodes: Sequence[Episode],
+    requests: Sequence[Sequence[Request]],
+    memory_tokens: Sequence[int],
+) -> None:
+    """Asks the reader for all episodes at once and fills in answers, scores, r1, r3 and sizes."""
+    answers = iter(read([request for some in requests for request in some], env.answerer))
+    for episode, asked, held in zip(episodes, requests, memory_tokens, strict=True):
+        episode.answers = [next(answers) for _ in asked]
+        _score(env, episode, held)
+
+
+def run_baseline(
+    env: Environment,
+    instances: Sequence[Instance],
+    recall: Callable[[Environment, Instance], tuple[list[Request], int]],
+) -> list[Episode]:
+    """Episodes of a system that writes nothing: `recall` gives the reader's requests and the tokens
+    held. They have no steps, so no r2 and r4."""
+    episodes = [Episode(instance) for instance in instances]
+    recalled = [recall(env, instance) for instance in instances]
+    answer(env, episodes, *zip(*recalled, strict=True))
+    return episodes
+
+
+def find_evidence(env: Environment, instance: Instance, view: MemoryView) -> list[Request]:
+    """One request to the reader for each question of an instance."""
+    questions = [question.question for question in instance.questions]
+    indexes = [
+        make_index([entry.text for entry in entries], env.retriever, env.dimensions)
+        for entries in (view.semantic, view.episodic)
+    ]
+    return gather(
+        questions,
+        instance.source,
+        view,
+        *indexes,
+        env.top_k,
+        count_tokens=lambda text: count_tokens(env, text),
+    )
+
+
+def _score(env: Environment, episode: Episode, memory_tokens: int) -> None:
+    source, questions = episode.instance.source, episode.instance.questions
+    episode.scores = [
+        float("nan")
+        if answer.text is None
+        else scoring.score(source, answer.text, asked.answers, env.score_judge, asked.question)
+        for asked, answer in zip(questions, episode.answers, strict=True)
+    ]
+    scores = np.asarray(episode.scores)
+    episode.r1 = float(rewards.correctness(np.nan_to_num(scores), ~np.isnan(scores)))
+    episode.memory_tokens = memory_tokens
+    episode.chunk_tokens = sum(count_tokens(env, chunk) for chunk in episode.instance.chunks)
+    episode.r3 = float(rewards.compression(episode.memory_tokens, episode.chunk_tokens))
+
+
+def policy_writer(
+    params: Params,
+    config: ModelConfig,
+    env: Environment,
+    buckets: Sequence[int],
+    rows: int,
+    key: jax.Array,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_tokens: int | None = None,
+) -> Writer:
+    """The policy as a writer. `rows` is the fixed row count of a device batch; more turns than
+    that go in several batches. `key`: an episode samples from (key, chunk, episode) alone."""
+    stop_ids = jnp.asarray([env.tokenizer.eos_token_id], jnp.int32)
+    limit = env.response_tokens if max_tokens is None else max_tokens
+
+    def write(turns: Sequence[Turn]) -> list[Response]:
+        responses = []
+        for start in range(0, len(turns), rows):
+            responses += write_batch(turns[start : start + rows])
+        return responses
+
+    def write_batch(turns: Sequence[Turn]) -> list[Response]:
+        prompts, mask = sampler.pad_prompts([turn.prompt for turn in turns], buckets, rows)
+        filler = [2**31 - 1 - i for i in range(rows - len(turns))]
+        keys = sampler.row_keys(
+            jax.random.fold_in(key, turns[0].chunk), [turn.episode for turn in turns] + filler
+        )
+        limits = np.where(np.arange(rows) < len(turns), limit, 0)
+        samples = jax.device_get(
+            sampler.generate(
+                params,
+                config,
+                prompts,
+                mask,
+                keys,
+                temperature,
+                top_p,
+                limits,
+                stop_ids,
+                env.response_tokens,
+            )
+        )
+        lengths = samples.mask.sum(axis=1)
+        return [
+            Response(
+                samples.tokens[row, : lengths[row]].tolist(),
+                samples.logps[row, : lengths[row]],
+                bool(samples.finished[row]),
+            )
+            for row in range(len(turns))
+        ]
+
+    return write
+
+
+def scripted_writer(env: Environment, respond: Callable[[Turn], str]) -> Writer:
+    """A writer from a function that gives the text of a response; it sees what the policy sees."""
+    end = env.tokenizer.eos_token_id
+
+    def write(turns: Sequence[Turn]) -> list[Response]:
+        return [Response([*encode(env.tokenizer, respond(turn)), end]) for turn in turns]
+
+    return write
+
+
+def to_batch(
+    episodes: Sequence[Episode], rollouts: int, prompt_tokens: int, response_tokens: int, rows: int
+) -> Batch:
+    """Rows of all steps, episode by episode, filled to `rows` (numpy).
+
+    Consecutive runs of `rollouts` episodes belong to one instance. Rewards are there apart; group
+    ids hold the instance number. Rows of an episode without any judged question are not valid.
+    """
+    made = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
+    batch = from_tokens(
+        [step.prompt for _, step in made],
+        [step.response.tokens for _, step in made],
+        prompt_tokens,
+        response_tokens,
+    )
+    logps = np.full(batch.completion.shape, np.nan, np.float32)  # no log-prob: neutral, counted
+    for row, (_, step) in enumerate(made):
+        if step.response.logps is not None:
+            logps[row, : len(step.response.logps)] = step.response.logps
+    of_row = np.array([e for e, _ in made], np.int32)
+    valid = np.array([episodes[e].valid for e in of_row], bool)
+    columns = {
+        "r1": [episodes[e].r1 for e in of_row],
+        "r2": [step.r2 for _, step in made],
+        "r3": [episodes[e].r3 for e in of_row],
+        "r4": [step.r4 for _, step in made],
+    }
+    batch = batch.replace(
+        sample_logps=logps,
+        rewards={k: np.where(valid, v, 0).astype(np.float32) for k, v in columns.items()},
+        group=of_row // rollouts,
+        episode=of_row,
+        chunk=np.array([step.chunk for _, step in made], np.int32),
+        valid=valid,
+    )
+    return fill(batch, rows)
+
+
+@lru_cache(maxsize=8)
+def _encoder(tokenizer) -> Callable[[str], list[int]]:
+    return lru_cache(maxsize=65_536)(lambda text: encode(tokenizer, text))
+
+
+def count_tokens(env: Environment, text: str) -> int:
+    """Tokens of a text, as r3 and the tables count them."""
+    return len(_encoder(env.tokenizer)(text))
+
+
+@lru_cache(maxsize=8)
+def _decoder(tokenizer) -> Callable[[list[int]], str]:
+    cached = lru_cache(maxsize=65_536)(lambda ids: decode(tokenizer, ids))
+    return lambda ids: cached(tuple(ids))

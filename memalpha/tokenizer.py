@@ -1,0 +1,100 @@
+"""Tokenizers: any `transformers` tokenizer by path or hub id, or a small one trained on the spot.
+
+A from-scratch model gets a byte-level BPE whose pre-tokenizer keeps words whole and numbers in
+pieces of at most four digits. Strings that every prompt or call repeats (tags, the fixed parts of a
+tool call) are given as `phrases` and become one token each, so that a small model spends its short
+context on content.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD_TOKEN, EOS_TOKEN = "<|endoftext|>", "<|im_end|>"  # the names that Qwen3 uses
+_PIECES = Regex(r"\d{4}| ?\d{1,2}| ?\p{L}+|\s+(?=\S)| ?[^\s\p{L}\d]+|\s+")
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, phrases: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE; any text, in any script, round-trips.
+
+    Args:
+        texts: the training corpus.
+        vocab_size: upper bound of the whole vocabulary, phrases and the 256 bytes included.
+        phrases: strings held as single tokens, longest match first.
+
+    Raises:
+        ValueError: the vocabulary is too small for the bytes and the phrases.
+    """
+    phrases = sorted(set(phrases) - {PAD_TOKEN, EOS_TOKEN}, key=lambda p: (-len(p), p))
+    room = vocab_size - len(phrases)
+    if room < 258:
+        raise ValueError(
+            f"vocab_size {vocab_size} cannot hold 256 bytes, 2 special tokens and {len(phrases)}"
+            f" phrases; give at least {258 + len(phrases)}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_PIECES, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    # Phrases are added before training so that their text does not use up merges.
+    tokenizer.add_special_tokens([PAD_TOKEN, EOS_TOKEN])
+    added = [AddedToken(p, normalized=False, special=False) for p in phrases]
+    tokenizer.add_tokens(added)
+    trainer = trainers.BpeTrainer(
+        vocab_size=room,
+        special_tokens=[PAD_TOKEN, EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_without(texts, phrases), trainer)
+    tokenizer.add_tokens(added)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS_TOKEN, pad_token=PAD_TOKEN
+    )
+
+
+def _without(texts: Iterable[str], phrases: Sequence[str]) -> Iterable[str]:
+    for text in texts:
+        for phrase in phrases:
+            text = text.replace(phrase, "\n")
+        yield text
+
+
+def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer from a folder or from the hub.
+
+    Raises:
+        ValueError: nothing loadable there; or it has no end-of-sequence token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+    except (OSError, ValueError) as error:
+        kind = "folder" if Path(path_or_hub_id).exists() else "hub id (or missing folder)"
+        raise ValueError(
+            f"no tokenizer could be loaded from the {kind} {path_or_hub_id!r}: {error}"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {path_or_hub_id!r} has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, without anything added around it."""
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of token ids; special tokens are left out."""
+    return tokenizer.decode(
+        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )

@@ -1,0 +1,91 @@
+"""Reshapes of a batch keep every token that counts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from memalpha.batch import Batch, fill, from_tokens, merge, sequence, split, take, token_mask, trim
+
+
+def small() -> Batch:
+    batch = from_tokens([[5, 6], [7], [8, 9, 3]], [[1, 2], [3, 4, 5], [6]], 5, 7)
+    return batch.replace(
+        sample_logps=-np.arange(21, dtype=np.float32).reshape(3, 7),
+        advantages=np.array([0.3, 0.6, 0.9], np.float32),
+        rewards={"r1": np.array([0.1, 0.2, 0.3], np.float32)},
+        group=np.array([4, 4, 5], np.int32),
+        episode=np.arange(3, dtype=np.int32),
+        chunk=np.zeros(3, np.int32),
+    )
+
+
+def test_prompts_meet_completions():
+    tokens, positions, mask = sequence(small())
+    assert tokens[0].tolist() == [0, 0, 0, 5, 6, 1, 2, 0, 0, 0, 0, 0]
+    assert mask[0].tolist() == [False] * 3 + [True] * 4 + [False] * 5
+    assert positions[0].tolist() == [0, 0, 0, 0, 1, 2, 3, 3, 3, 3, 3, 3]
+
+
+def test_from_tokens_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="prompt of row 1 has 3 tokens, the axis holds 2"):
+        from_tokens([[1], [1, 2, 3]], [[1], [1]], prompt_length=2)
+    with pytest.raises(ValueError, match="2 prompts but 1 completions"):
+        from_tokens([[1], [2]], [[1]])
+
+
+def test_fill_adds_rows_that_do_not_count():
+    batch = fill(small(), 5)
+    assert {x.shape[0] for x in jax.tree.leaves(batch)} == {5}
+    assert batch.valid.tolist() == [True] * 3 + [False] * 2
+    assert batch.group.tolist() == [4, 4, 5, -1, -1]
+    assert not batch.prompt_mask[3:].any() and not batch.completion_mask[3:].any()
+    assert batch.rewards["r1"].dtype == np.float32 and batch.rewards["r1"][2] == np.float32(0.3)
+    assert batch.ref_logps is None
+    with pytest.raises(ValueError, match="3 rows cannot be filled to 2"):
+        fill(small(), 2)
+
+
+def test_fill_keeps_rows_that_were_invalid():
+    batch = small().replace(valid=np.array([True, False, True]))
+    assert fill(batch, 4).valid.tolist() == [True, False, True, False]
+    assert token_mask(batch).sum(axis=1).tolist() == [2, 0, 1]
+
+
+def test_merge_undoes_split():
+    batch = fill(small(), 6)
+    micros = split(batch, 2)
+    assert micros.completion.shape == (3, 2, 7) and micros.rewards["r1"].shape == (3, 2)
+    for name in ("completion", "advantages", "valid"):
+        assert (merge(getattr(micros, name)) == getattr(batch, name)).all()
+
+
+@pytest.mark.parametrize("micro_batch", [0, 4, 7])
+def test_split_wants_a_divisor(micro_batch):
+    with pytest.raises(ValueError, match=f"micro_batch={micro_batch} does not divide"):
+        split(fill(small(), 6), micro_batch)
+
+
+def test_take_picks_rows():
+    batch = take(small(), np.array([2, 0]))
+    assert batch.group.tolist() == [5, 4]
+    assert batch.completion[1].tolist() == small().completion[0].tolist()
+
+
+def test_trim_drops_only_columns_that_no_row_uses():
+    batch, whole = trim(small(), multiple=2), small()
+    assert batch.prompt.shape == (3, 4) and batch.completion.shape == (3, 4)
+    assert batch.sample_logps.shape == (3, 4) and batch.advantages.shape == (3,)
+    for field in ("prompt", "completion"):
+        kept, all_of_it = getattr(batch, f"{field}_mask"), getattr(whole, f"{field}_mask")
+        assert kept.sum() == all_of_it.sum()
+        assert (getattr(batch, field)[kept] == getattr(whole, field)[all_of_it]).all()
+
+
+def test_trim_stays_within_the_axes_and_takes_empty_batches():
+    full = trim(small(), multiple=16)
+    assert full.prompt.shape == (3, 5) and full.completion.shape == (3, 7)
+    empty = small()
+    empty = dataclasses.replace(empty, completion_mask=np.zeros_like(empty.completion_mask))
+    assert trim(empty, multiple=1).completion.shape == (3, 1)

@@ -1,0 +1,400 @@
+import json
+import random
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memalpha.memory import CORE, EPISODIC, SEMANTIC, OpKind
+from memalpha.tools import (
+    CONTENT_KEY,
+    DELETE,
+    DIALECTS,
+    INSERT,
+    SEARCH,
+    UPDATE,
+    Call,
+    calls_to_ops,
+    fixed_fragments,
+    format_call,
+    format_response,
+    memory_type_index,
+    parse_calls,
+    tool_schemas,
+)
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+TRAPS = ["</tool_call>", "<tool_call>", "✿FUNCTION✿: ", "✿ARGS✿", "✿RESULT✿", "</think>", "```"]
+TRAPS += ['"}}\n', "\\", '"', "{", "}", "[", "\n", "\u2028", "\ue000", "\ud800", "\x00", "NaN", "é"]
+texts = st.text(st.characters(codec="utf-8"))
+trap_texts = st.lists(st.sampled_from(TRAPS) | texts, max_size=8).map("".join)
+contents = trap_texts.map(lambda t: t.replace("\ud800", "")).filter(lambda t: t.strip())
+types = st.sampled_from(["core", "semantic", "episodic", "core_memory", "semantic_memory"])
+ids = st.integers(0, 10**9 - 1).map(str)
+
+
+def insert(content="a fact", memory_type="semantic"):
+    return Call(INSERT, {"memory_type": memory_type, "content": content})
+
+
+calls = st.one_of(
+    st.builds(insert, contents, types),
+    st.builds(
+        lambda t, c, i: Call(UPDATE, {"memory_type": t, "new_content": c, "memory_id": i}),
+        types,
+        contents,
+        ids,
+    ),
+    st.builds(lambda t, i: Call(DELETE, {"memory_type": t, "memory_id": i}), types, ids),
+)
+
+
+def encode(text):
+    return list(text.encode())
+
+
+def one(text, dialect="qwen3", **more):
+    (call,) = parse_calls(text, dialect, **more)
+    return call
+
+
+def wrapped(body):
+    return f"<tool_call>{body}</tool_call>"
+
+
+def test_format_is_exact():
+    arguments = {"memory_type": "semantic", "content": 'Zoë said "hi"\n'}
+    assert format_call(INSERT, arguments, "qwen3") == (
+        '<tool_call>\n{"name": "new_memory_insert", "arguments": {"memory_type": "semantic", '
+        '"content": "Zoë said \\"hi\\"\\n"}}\n</tool_call>'
+    )
+    assert format_call(INSERT, arguments, "qwen_agent") == (
+        '✿FUNCTION✿: new_memory_insert\n✿ARGS✿: {"memory_type": "semantic", '
+        '"content": "Zoë said \\"hi\\"\\n"}'
+    )
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@quick
+@given(st.lists(calls, max_size=4), st.sampled_from(["\n", "", " then\n\n", "```\n"]))
+def test_what_is_formatted_is_parsed_back(dialect, expected, separator):
+    assert parse_calls(format_response(expected, dialect), dialect) == expected
+    separated = separator.join(format_call(c.name, c.arguments, dialect) for c in expected)
+    assert parse_calls(separated, dialect) == expected
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@quick
+@given(st.data())
+def test_parsing_never_raises_and_its_calls_become_operations(dialect, data):
+    pieces = [
+        *TRAPS,
+        INSERT,
+        UPDATE,
+        SEARCH,
+        ": ",
+        '{"name": ',
+        '"arguments": {',
+        "1e999",
+        "[[",
+        ",",
+    ]
+    pieces += ['"memory_type": "core"', '"memory_id": ', "9" * 50, "Infinity", "null", '"\\ud800"']
+    text = "".join(data.draw(st.lists(st.sampled_from(pieces) | st.text(max_size=3), max_size=25)))
+    parsed = parse_calls(text, dialect)
+    assert all(isinstance(c.name, str) and isinstance(c.error, str) for c in parsed)
+    json.dumps([c.arguments for c in parsed]).encode()
+    ops = calls_to_ops([parsed], encode, 5)
+    kinds = ops.kind[0, : len(parsed)]
+    assert [k == OpKind.MALFORMED for k in kinds] == [bool(c.error) for c in parsed]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@quick
+@given(st.lists(calls, min_size=1, max_size=3), st.integers(0, 2**32))
+def test_mutated_responses_never_raise(dialect, wanted, seed):
+    rng = random.Random(seed)
+    text = list(format_response(wanted, dialect))
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(text) + 1)
+        text[at : at + rng.randint(0, 3)] = rng.choice(TRAPS)
+    for call in parse_calls("".join(text), dialect):
+        assert call.error or "memory_type" in call.arguments
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@quick
+@given(calls, calls, st.data())
+def test_a_response_cut_anywhere_keeps_whole_calls_and_refuses_the_broken_one(
+    dialect, first, second, data
+):
+    whole = format_call(first.name, first.arguments, dialect) + "\n"
+    last = format_call(second.name, second.arguments, dialect)
+    cut = data.draw(
+        st.integers(len("✿FUNCTION✿" if dialect != "qwen3" else "<tool_call>"), len(last))
+    )
+    parsed = parse_calls(whole + last[:cut], dialect)
+    assert parsed[0] == first and len(parsed) >= 2
+    assert parsed[1:] == [second] if cut == len(last) else all(c.error for c in parsed[1:])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"name": "new_memory_insert", "arguments": {"memory_type": "semantic", "content": "a",},}',
+        '{"name": new_memory_insert, "arguments": {"memory_type": semantic, "content": "a"}}',
+        "{'name': 'new_memory_insert', 'arguments': {'memory_type': 'semantic', 'content': 'a'}}",
+        '```json\n{"name": "new_memory_insert", "arguments": '
+        '{"memory_type": "semantic", "content": "a"}}\n```',
+        '{"name": "new_memory_insert", "arguments": {"memory_type": "semantic", "content": "a"}}}',
+        '{"name": "new_memory_insert", "arguments": {"memory_type": "semantic", "content": "a"}',
+    ],
+)
+def test_broken_json_is_repaired(body):
+    assert one(wrapped(body)) == insert("a")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n✿RESULT✿: saved", "\n✿FUNCTION✿: memory_delete"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"memory_type": "semantic", "content": "a",}',
+        '```json\n{"memory_type": "semantic", "content": "a"}\n```',
+        '{"memory_type": semantic, "content": "a"}',
+    ],
+)
+def test_broken_arguments_are_repaired(body, end):
+    call = parse_calls(f"✿FUNCTION✿: new_memory_insert\n✿ARGS✿: {body}{end}", "qwen_agent")[0]
+    assert call == insert("a")
+
+
+def test_sound_json_is_not_repaired(monkeypatch):
+    monkeypatch.setattr("json_repair.loads", lambda *a, **k: pytest.fail("repair was called"))
+    for dialect in DIALECTS:
+        assert one(format_call(INSERT, insert().arguments, dialect), dialect) == insert()
+
+
+def test_a_line_break_inside_a_string_survives_repair():
+    text = format_call(INSERT, insert("a|b").arguments, "qwen3").replace("|", "\n")
+    assert one(text) == insert("a\nb")
+
+
+def test_an_open_call_at_the_end_is_malformed_even_if_its_json_is_sound():
+    whole = format_call(INSERT, insert().arguments, "qwen3")
+    for text in (whole.removesuffix("\n</tool_call>"), whole[:-25], "<tool_call>", whole[:-1]):
+        assert "no end" in one(text).error
+    first, second = parse_calls(whole.removesuffix("</tool_call>") + whole, "qwen3")
+    assert "no end" in first.error and second == insert()
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        '{"memory_type": "core", "content": "he said "no" {and} left',
+        '{"memory_type": "core",}}, "x": "y',
+    ]
+    + ['{"memory_type": "semantic", "content": "a {b}', '{"memory_type": core, "content": "}}\\'],
+)
+def test_broken_arguments_that_break_off_are_not_repaired(tail):
+    assert "no end" in one(f"✿FUNCTION✿: {INSERT}\n✿ARGS✿: {tail}", "qwen_agent").error
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_call_quoted_in_a_broken_off_text_is_not_run(dialect):
+    quoted = format_call(INSERT, insert().arguments, dialect)
+    outer = format_call(INSERT, insert(f"they wrote {quoted} and").arguments, dialect)
+    assert "no end" in one(outer[: outer.index(" and")], dialect).error
+
+
+def test_text_after_a_result_is_ignored():
+    call = format_call(INSERT, insert().arguments, "qwen_agent")
+    for mark in ("✿RESULT✿", "✿RETURN✿"):
+        assert parse_calls(f"{call}\n{mark}: done\n{call}", "qwen_agent") == [insert()]
+        assert parse_calls(f"{mark}\n{call}", "qwen_agent") == []
+
+
+def test_a_function_without_arguments_is_malformed():
+    first, second, third = parse_calls(
+        "✿FUNCTION✿: memory_delete\n✿FUNCTION✿: memory_delete\n✿ARGS✿: {}\n✿FUNCTION✿: memory_del",
+        "qwen_agent",
+    )
+    assert (first.name, second.name, third.name) == ("memory_delete", "memory_delete", "memory_del")
+    assert "missing" in first.error and "memory_type" in second.error and "no end" in third.error
+
+
+def test_calls_inside_thinking_do_not_count():
+    call = format_call(INSERT, insert().arguments, "qwen3")
+    assert parse_calls(f"<think>maybe {call}</think>\n{call}", "qwen3") == [insert()]
+    assert parse_calls(f"<think>maybe {call}", "qwen3") == []
+
+
+@pytest.mark.parametrize("value", ["NaN", "null", "3", "true", "[]", '""', '" \\n"'])
+def test_content_that_is_no_text_is_malformed(value):
+    body = f'{{"name": "{INSERT}", "arguments": {{"memory_type": "semantic", "content": {value}}}}}'
+    assert "content" in one(wrapped(body)).error
+
+
+@pytest.mark.parametrize(
+    "value, error",
+    [
+        ({"name": "forget_all", "arguments": {}}, "unknown tool 'forget_all'"),
+        ({"name": INSERT}, "arguments are missing"),
+        ({"name": INSERT, "arguments": "semantic"}, "arguments are missing"),
+        ({"name": 3, "arguments": {}}, "unknown tool ''"),
+        ({"name": INSERT, "arguments": {"content": "a"}}, "memory_type"),
+        ({"name": UPDATE, "arguments": {"memory_type": "core"}}, "new_content"),
+        ({"name": DELETE, "arguments": {"memory_type": "semantic"}}, "memory_id"),
+        (
+            {"name": DELETE, "arguments": {"memory_type": "episodic", "memory_id": True}},
+            "memory_id",
+        ),
+        ({"name": SEARCH, "arguments": {"memory_type": "core", "query": "x"}}, "reads"),
+        ([], "no JSON object"),
+    ],
+)
+def test_a_call_that_cannot_be_used_says_why_and_is_malformed(value, error):
+    call = one(wrapped(json.dumps(value)))
+    assert error in call.error
+    assert calls_to_ops([[call]], encode, 4).kind[0, 0] == OpKind.MALFORMED
+
+
+def test_search_is_a_chat_call_but_never_writes():
+    text = format_call(SEARCH, {"memory_type": "semantic", "query": "tea"}, "qwen3")
+    call = one(text, search=True)
+    assert call == Call(SEARCH, {"memory_type": "semantic", "query": "tea"})
+    assert calls_to_ops([[call]], encode, 4).kind[0, 0] == OpKind.MALFORMED
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "body",
+    ['{"a":' * 100_000, "[" * 100_000, '{"name": "' + "x" * 300_000, "{" * 3_000, '{"a" ' * 100_000]
+    + ['{"a": ' + "9" * 9_000 + "}", "<tool_call>" * 5_000, "✿FUNCTION✿" * 5_000, '"' * 9_999],
+)
+def test_huge_and_deep_text_is_refused(dialect, body):
+    opened = "<tool_call>" if dialect == "qwen3" else f"✿FUNCTION✿: {INSERT}\n✿ARGS✿: "
+    for text in (opened + body, opened + body + "</tool_call>"):
+        assert all(call.error for call in parse_calls(text, dialect))
+        assert parse_calls(text, dialect)
+
+
+def test_lone_surrogates_become_replacement_characters():
+    body = f'{{"name": "{INSERT}", "arguments": {{"memory_type": "core", "content": "a\\ud800b"}}}}'
+    assert one(wrapped(body)).arguments["content"] == "a\ufffdb"
+    assert calls_to_ops([[insert("a\udfff")]], encode, 9).length[0, 0] == 1 + len("\ufffd".encode())
+
+
+def test_arguments_that_a_tool_does_not_know_are_dropped():
+    arguments = insert().arguments | {"mood": [float("nan")]}
+    assert one(format_call(INSERT, arguments, "qwen3")) == insert()
+
+
+def test_memory_types_short_and_long():
+    assert [memory_type_index(n) for n in ("core", "semantic_memory", " Episodic ")] == [0, 1, 2]
+    assert [memory_type_index(n) for n in ("", "_memory", "core_memory_memory", "x")] == [-1] * 4
+
+
+def test_operations_by_hand():
+    rows = [
+        [
+            insert("ab"),
+            Call(
+                UPDATE,
+                {"memory_type": "episodic_memory", "new_content": " abcdef ", "memory_id": 7},
+            ),
+            Call(DELETE, {"memory_type": "semantic", "memory_id": "[3]"}),
+            Call(UPDATE, {"memory_type": "core", "new_content": "c"}),
+            Call(INSERT, {}, "broken"),
+        ],
+        [],
+        [Call(DELETE, {"memory_type": "core_memory"}), Call(DELETE, {"memory_type": "diary"})],
+    ]
+    ops = calls_to_ops(rows, encode, width=4)
+    assert ops.kind.shape == (3, 8) and ops.tokens.shape == (3, 8, 4)
+    assert all(leaf.dtype == np.int32 for leaf in (ops.kind, ops.target, ops.id, ops.tokens))
+    assert ops.kind[0].tolist() == [1, 2, 3, 2, 4, 0, 0, 0]
+    assert ops.target[0, :4].tolist() == [SEMANTIC, EPISODIC, SEMANTIC, CORE]
+    assert ops.id[0, :4].tolist() == [-1, 7, 3, -1]
+    assert ops.length[0].tolist() == [2, 6, 0, 1, 0, 0, 0, 0]
+    assert ops.tokens[0, 0].tolist() == [97, 98, 0, 0]
+    assert bytes(ops.tokens[0, 1].astype(np.uint8)) == b"abcd"
+    assert not ops.kind[1].any()
+    assert ops.kind[2, :3].tolist() == [3, 3, 0] and ops.target[2, :2].tolist() == [CORE, -1]
+
+
+@pytest.mark.parametrize(
+    "memory_id, number",
+    [(3, 3), ("3", 3), ("[3]", 3), (" 12 ", 12), ("x", -1), ("", -1), (-4, -1), ("-4", -1)]
+    + [(10**30, -1), ("9" * 5000, -1), ("٣", -1), ("2.0", -1)],
+)
+def test_memory_ids(memory_id, number):
+    call = Call(DELETE, {"memory_type": "semantic", "memory_id": memory_id})
+    ops = calls_to_ops([[call]], encode, 4)
+    assert (ops.kind[0, 0], ops.id[0, 0]) == (OpKind.DELETE, number)
+
+
+def test_slots_are_powers_of_two_within_the_limit():
+    for most, slots in [(0, 4), (4, 4), (5, 8), (8, 8), (9, 16)]:
+        assert calls_to_ops([[insert()] * most], encode, 4).kind.shape == (1, slots)
+    ops = calls_to_ops([[insert(str(i)) for i in range(9)]], encode, 4, max_ops=6)
+    assert ops.kind.tolist() == [[1] * 6] and ops.tokens[0, 5, 0] == ord("5")
+    assert calls_to_ops([], encode, 4).kind.shape == (0, 4)
+
+
+def test_content_without_tokens_is_malformed():
+    assert calls_to_ops([[insert("☃")]], lambda text: [], 4).kind[0, 0] == OpKind.MALFORMED
+
+
+def test_schemas_offer_enabled_memories_only():
+    schemas = {s["function"]["name"]: s["function"] for s in tool_schemas((True, True, True))}
+    assert list(schemas) == [INSERT, UPDATE, DELETE]
+
+    def enum(function):
+        return function["parameters"]["properties"]["memory_type"]["enum"]
+
+    assert enum(schemas[INSERT]) == ["semantic_memory", "episodic_memory"]
+    assert enum(schemas[UPDATE]) == ["core_memory", "semantic_memory", "episodic_memory"]
+    assert schemas[UPDATE]["parameters"]["required"] == ["memory_type", "new_content"]
+    for name, key in CONTENT_KEY.items():
+        assert key in schemas[name]["parameters"]["properties"]
+    core_only = tool_schemas((True, False, False), search=True)
+    assert [s["function"]["name"] for s in core_only] == [UPDATE, DELETE]
+    assert "memory_id" not in json.dumps(core_only) and "semantic" not in json.dumps(core_only)
+    lists_only = tool_schemas(np.array([False, True, False]), search=True)
+    assert [s["function"]["name"] for s in lists_only] == [INSERT, UPDATE, DELETE, SEARCH]
+    assert "core" not in json.dumps(lists_only) and "episodic" not in json.dumps(lists_only)
+    assert "memory_id" in lists_only[2]["function"]["parameters"]["required"]
+
+
+def test_boundaries_name_what_is_wrong():
+    with pytest.raises(ValueError, match="'xml'.*qwen3, qwen_agent"):
+        parse_calls("", "xml")
+    with pytest.raises(ValueError, match="one word"):
+        format_call("two words", {}, "qwen_agent")
+    with pytest.raises(ValueError, match="at least one"):
+        tool_schemas((False, False, False))
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@quick
+@given(calls)
+def test_a_formatted_call_is_made_of_fragments_and_texts(dialect, call):
+    rest = format_call(call.name, call.arguments, dialect)
+    fragments = sorted(fixed_fragments(dialect), key=len, reverse=True)
+    values = [json.dumps(v, ensure_ascii=False)[1:-1] for v in list(call.arguments.values())[1:]]
+    parts = 0
+    while rest:
+        fragment = next((f for f in fragments if rest.startswith(f)), "")
+        assert fragment, rest
+        rest = rest.removeprefix(fragment)
+        parts += 1
+        if values and rest.startswith(values[0]) and parts >= 2:
+            rest = rest.removeprefix(values.pop(0))
+    assert not values and parts == len(call.arguments) + 1
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_fragments_hold_no_bare_word(dialect):
+    fragments = fixed_fragments(dialect)
+    assert len(set(fragments)) == len(fragments) and all('"' in f for f in fragments)
