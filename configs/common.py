@@ -27,6 +27,22 @@ def finish(
     return config
 
 
+def smoke(config: config_dict.ConfigDict) -> None:
+    """Preset: every stage in about a minute, too short to learn anything."""
+    config.warm_start.steps = 60
+    config.warm_start.copy_steps = 20
+    config.rl.steps = 8
+    config.eval.every = 4
+    config.eval.instances = 1
+    config.eval.test_instances = 2
+    config.checkpoint_every = 4
+
+
+def ppo(config: config_dict.ConfigDict) -> None:
+    """Preset: PPO with a critic in place of GRPO."""
+    config.rl.algorithm = "ppo"
+
+
 def _value(config: config_dict.ConfigDict, field: str, text: str):
     here = config
     for name in field.split(".")[:-1]:

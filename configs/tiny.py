@@ -13,7 +13,7 @@ Arguments, after a colon and separated by commas:
 
 from ml_collections import config_dict
 
-from configs.common import finish
+from configs.common import finish, ppo, smoke
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
@@ -66,10 +66,11 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             beta=0.05, gamma=0.1, retriever="scann", dimensions=512, top_k=20, normalise_each=False
         ),
         warm_start=dict(
-            steps=400,
-            copy_steps=200,  # of these: copying random tokens
+            steps=600,
+            copy_steps=350,  # of these: copying random tokens
+            copy_rows=96,
             rows=64,
-            learning_rate=2e-3,
+            learning_rate=4e-3,
             skip=0.5,
             misfile=1 / 3,
             break_call=0.1,
@@ -116,20 +117,6 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     return finish(config, arg, {"smoke": smoke, "flat": flat, "ppo": ppo})
 
 
-def smoke(config: config_dict.ConfigDict) -> None:
-    config.warm_start.steps = 60
-    config.warm_start.copy_steps = 20
-    config.rl.steps = 8
-    config.eval.every = 4
-    config.eval.instances = 1
-    config.eval.test_instances = 2
-    config.checkpoint_every = 4
-
-
 def flat(config: config_dict.ConfigDict) -> None:
     config.memory.semantic = config.memory.episodic = False
     config.memory.core_tokens = 512
-
-
-def ppo(config: config_dict.ConfigDict) -> None:
-    config.rl.algorithm = "ppo"

@@ -57,6 +57,27 @@ def draw_curves(workdir: Path, title: str) -> Path:
     return path
 
 
+def draw_lengths(workdir: Path, results: Sequence[Mapping]) -> Path:
+    """length.png: r1 and time a chunk against the length of the stream (see experiments.length)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    sources = {source for result in results for source in result["rows"]} - {"mean"}
+    for source in sorted(sources):
+        some = [r["rows"][source] for r in results if source in r["rows"]]
+        tokens, r1 = [row["chunk_tokens"] for row in some], [row["r1"] for row in some]
+        left.plot(tokens, r1, "o-", label=source.removeprefix("synthetic_"))
+    left.set(title="r1 against length", ylim=(0, 1.05), xscale="log", xlabel="tokens of the stream")
+    tokens = [result["rows"]["mean"]["chunk_tokens"] for result in results]
+    right.plot(tokens, [1e3 * result["seconds_a_chunk"] for result in results], "o-", color="gray")
+    right.set(title="time", ylim=(0, None), xscale="log", ylabel="ms a chunk (all rows)")
+    left.legend(frameon=False)
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+    path = workdir / "length.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
 def _column(lines: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
     kept = [(line["step"], line[name]) for line in lines if name in line]
     return [step for step, _ in kept], [value for _, value in kept]
@@ -110,5 +131,7 @@ def describe_episode(title: str, episode: Episode) -> str:
         episode.instance.questions, episode.answers, episode.scores, strict=True
     ):
         gold = "; ".join(question.answers)
-        parts.append(f"  {score:.2f}  {question.question!r}\n        {answer.text!r} (gold: {gold})")
+        parts.append(
+            f"  {score:.2f}  {question.question!r}\n        {answer.text!r} (gold: {gold})"
+        )
     return "\n".join(parts) + "\n"

@@ -1,6 +1,7 @@
 """From a config to the objects of `memalpha`, which never sees a config itself."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -8,9 +9,10 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
 from memalpha.baselines.scripted import Flaws, perfect, poor_response
-from memalpha.data import load_source, synthetic
+from memalpha.data import PHRASES, load_source, synthetic
 from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
+from memalpha.data.notes import add_notes
 from memalpha.learner import LossConfig
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import load_template, template_fragments
@@ -46,17 +48,21 @@ def build_instances(
             )
             for index in range(count)
         ]
-    return load_source(
-        source,
-        data.dir,
-        split,
-        count=first + count,
-        seed=config.seed,
-        chunks=chunks,
-        chunk_tokens=data.chunk_tokens,
-        questions=data.max_questions,
-        count_tokens=lambda text: len(text.split()),
-    )[first:]
+    sizes = (chunks, data.chunk_tokens, data.max_questions)
+    return _load(source, data.dir, split, first + count, config.seed, *sizes)[first:]
+
+
+@lru_cache(maxsize=32)  # read by the tokenizer, by both stages of training and at every evaluation
+def _load(source: str, folder: str, split: str, count: int, seed: int, *sizes: int):
+    instances = load_source(source, folder, split, count, seed, *sizes, count_tokens=rough_tokens)
+    return [add_notes(instance) for instance in instances]
+
+
+def rough_tokens(text: str) -> int:
+    """Words between white space, and bytes past ASCII: scripts without spaces count by those. No
+    tokenizer can count yet: it is trained on the instances."""
+    ascii_letters = sum(map(str.isascii, text))
+    return len(text.split()) + len(text.encode()) - ascii_letters
 
 
 def training_batches(config: ConfigDict) -> Callable[[int, int], list[Instance]]:
@@ -94,6 +100,8 @@ def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBas
         corpus = list(_corpus(config))
         if any(map(is_synthetic, config.data.sources)):
             phrases += synthetic.PHRASES
+        if not all(map(is_synthetic, config.data.sources)):
+            phrases += PHRASES
         train_tokenizer(corpus, config.tokenizer.vocab_size, phrases).save_pretrained(folder)
     return load_tokenizer(str(folder))
 
@@ -129,9 +137,7 @@ def build_environment(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) ->
 
 def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
     fields = {k: v for k, v in config.model.items() if k != "path"}
-    model = ModelConfig(
-        vocab_size=vocab_size, value_head=config.rl.algorithm == "ppo", **fields
-    )
+    model = ModelConfig(vocab_size=vocab_size, value_head=config.rl.algorithm == "ppo", **fields)
     return model, init_params(model, jax.random.fold_in(jax.random.key(config.seed), 0))
 
 
@@ -180,4 +186,3 @@ def poor_writer(config: ConfigDict, env: Environment, rng) -> Writer:
 
 def prompt_buckets(config: ConfigDict) -> Sequence[int]:
     return (config.prompt.tokens,)
-

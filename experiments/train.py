@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from experiments.evaluate import summarise, validate
 from experiments.progress import progress
-from experiments.setup import build_loss, prompt_buckets, training_batches
+from experiments.setup import build_loss, build_model, prompt_buckets, training_batches
 from experiments.warm_start import check_finite
 from experiments.workdir import MetricsLog
 from memalpha import losses
@@ -28,7 +29,7 @@ from memalpha.model import ModelConfig, Params
 from memalpha.rollout import Clock, Environment, Episode, policy_writer, run_episodes, to_batch
 
 
-class ReaderFailure(RuntimeError):
+class ReaderFailureError(RuntimeError):
     """Too many questions went unanswered for the reward to mean anything."""
 
 
@@ -41,10 +42,7 @@ def train(
     """
     rl = config.rl
     reference = jax.tree.map(jnp.copy, params)
-    optimizer = make_optimizer(
-        rl.learning_rate, rl.warmup_steps, rl.steps + 1, rl.schedule, rl.weight_decay,
-        rl.max_grad_norm or None,
-    )  # fmt: skip
+    optimizer = build_optimizer(config)
     learn = make_learner(config, model, optimizer, reference)
     batches = training_batches(config)
     state, first = init_state(params, optimizer), 0
@@ -80,16 +78,45 @@ def train(
                 times.write(step, dict(clock) | {"step_seconds": time.perf_counter() - start})
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == rl.steps:
                     save(checkpoints, step + 1, state)
-                report(step + 1, "  ".join(f"{r} {metrics[r]:.2f}" for r in ("r1", "r2", "r3", "r4")))
+                report(
+                    step + 1, "  ".join(f"{r} {metrics[r]:.2f}" for r in ("r1", "r2", "r3", "r4"))
+                )
     return state.params
 
 
+def load_policy(config: ConfigDict, workdir: Path, vocab_size: int) -> tuple[ModelConfig, Params]:
+    """The model of a run and the parameters of its last checkpoint.
+
+    Raises:
+        ValueError: the run has no checkpoint yet.
+    """
+    model, params = build_model(config, vocab_size)
+    state = init_state(params, build_optimizer(config))
+    with open_checkpoints(workdir / "checkpoints" / "rl") as checkpoints:
+        found = restore(checkpoints, state)
+    if found is None:
+        raise ValueError(f"{workdir} has no trained checkpoint yet: run run_experiment.py on it")
+    return model, found[1].params
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    rl = config.rl
+    return make_optimizer(
+        rl.learning_rate,
+        rl.warmup_steps,
+        rl.steps + 1,
+        rl.schedule,
+        rl.weight_decay,
+        rl.max_grad_norm or None,
+    )
+
+
 def check_answers(config: ConfigDict, episodes: list[Episode], step: int) -> None:
-    """Raises ReaderFailure where more questions than `max_failed_share` have no answer."""
+    """Raises ReaderFailureError where more questions than `max_failed_share` have no answer."""
     scores = np.concatenate([episode.scores for episode in episodes])
     failed = float(np.isnan(scores).mean())
     if failed > config.max_failed_share:
-        raise ReaderFailure(
+        raise ReaderFailureError(
             f"step {step}: the reader or judge left {failed:.0%} of the questions unanswered, more"
             f" than max_failed_share={config.max_failed_share:.0%}; the last checkpoint is kept"
         )

@@ -82,15 +82,16 @@ class LossConfig:
 def make_schedule(
     learning_rate: float, warmup_steps: int, total_steps: int, schedule: str = "constant"
 ) -> optax.Schedule:
-    """Linear warm-up to `learning_rate`, then constant, or a cosine to 0 at `total_steps`.
+    """Linear warm-up to `learning_rate`, then constant; or a cosine to 0 at `total_steps`; or
+    "stable_decay": constant, and a straight line to 0 over the last quarter of `total_steps`.
 
     The first update already moves: update i (from 1) of the warm-up has i / warmup_steps of it.
 
     Raises:
         ValueError: unknown schedule, or a cosine that has no step after its warm-up.
     """
-    if schedule not in ("constant", "cosine"):
-        raise ValueError(f"schedule {schedule!r}: choose 'constant' or 'cosine'")
+    if schedule not in ("constant", "cosine", "stable_decay"):
+        raise ValueError(f"schedule {schedule!r}: choose 'constant', 'cosine' or 'stable_decay'")
     if schedule == "cosine" and total_steps <= warmup_steps:
         raise ValueError(
             f"cosine schedule: total_steps={total_steps} <= warmup_steps={warmup_steps}"
@@ -100,6 +101,8 @@ def make_schedule(
         warm = jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
         if schedule == "constant":
             return learning_rate * warm
+        if schedule == "stable_decay":
+            return learning_rate * warm * jnp.clip(4 * (1 - count / total_steps), 0.0, 1.0)
         done = jnp.clip((count - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
         return learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
@@ -139,9 +142,9 @@ def forward(
 
     The head sees only the T positions that predict a completion token, P - 1 .. P + T - 2.
     """
-    p, t = batch.prompt.shape[1], batch.completion.shape[1]
-    hidden, _ = Transformer(model_config).apply({"params": params}, *sequence(batch))
-    hidden = hidden[:, p - 1 : p + t - 1]
+    t = batch.completion.shape[1]
+    inputs = (x[:, :-1] for x in sequence(batch))
+    hidden, _ = Transformer(model_config).apply({"params": params}, *inputs, last=t)
     logps, entropy = head_logps(
         params, hidden, batch.completion, model_config, temperature, head_chunk
     )

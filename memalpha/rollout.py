@@ -72,7 +72,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Response:
-    """What a writer emits: token ids with the end-of-sequence token, and the sampler's log-probs."""
+    """What a writer emits: token ids, end-of-sequence included, and the sampler's log-probs."""
 
     tokens: list[int]
     logps: np.ndarray | None = None

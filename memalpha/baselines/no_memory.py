@@ -1,4 +1,7 @@
-"""No memory (closed book): the reader gets the question alone. What it scores, the questions give away."""
+"""No memory (closed book): the reader gets the question alone.
+
+What it scores, the questions give away.
+"""
 
 from memalpha.data.instance import Instance
 from memalpha.reader import Evidence, Request

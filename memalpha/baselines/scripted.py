@@ -29,16 +29,20 @@ def _notes(instance: Instance, chunk: int) -> list[dict]:
     if "notes" not in instance.metadata:
         raise ValueError(
             f"{instance.source}/{instance.instance_id} has no metadata['notes']: scripted writers"
-            " work on synthetic sources only"
+            " work on synthetic sources, and on real ones after `notes.add_notes`"
         )
     return instance.metadata["notes"][chunk]
 
 
-def perfect(instance: Instance, chunk: int, view: MemoryView, flat: bool = False) -> list[tools.Call]:
+def perfect(
+    instance: Instance, chunk: int, view: MemoryView, flat: bool = False
+) -> list[tools.Call]:
     """Calls that store every note of a chunk where it belongs; superseded entries in sight are
     updated. With `flat`, everything goes to the core."""
     calls, core = [], view.core
-    in_sight = {e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)}
+    in_sight = {
+        e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)
+    }
     for note in _notes(instance, chunk):
         if flat or note["memory"] == "core":
             kept = core.replace(note["replaces"], "") if note["replaces"] else core
@@ -64,7 +68,9 @@ def poor_response(
 ) -> str:
     """The text of a response of the poor writer."""
     calls, core = [], view.core
-    in_sight = {e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)}
+    in_sight = {
+        e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)
+    }
     for note in _notes(instance, chunk):
         if rng.random() < flaws.skip:
             continue
@@ -109,7 +115,7 @@ def _some_line(text: str, rng: np.random.Generator) -> str:
 
 
 def _break(call: tools.Call, dialect: str, rng: np.random.Generator) -> tools.Call | str:
-    """A call that fails: cut off, inserted into the core, or aimed at an entry that is not there."""
+    """A call that fails: cut off, inserted into the core, or aimed at a missing entry."""
     content = call.arguments.get("content") or call.arguments["new_content"]
     kind = rng.integers(3)
     if kind == 0:

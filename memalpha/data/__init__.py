@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from memalpha.data import nlu, squad, trec
+from memalpha.data import labelled, nlu, squad, trec
 from memalpha.data.instance import Instance
 
 # Sources read from their publishers' files: (read the folder, make instances of what was read).
@@ -14,6 +14,8 @@ SOURCES: dict[str, tuple[Callable, Callable]] = {
     "trec_fine": (partial(trec.load_folder, labels="fine"), trec.build),
     "nlu": (nlu.load_folder, nlu.build),
 }
+# Fixed strings of the chunks and questions of all of them, for a tokenizer trained on them.
+PHRASES = (*squad.PHRASES, *labelled.PHRASES)
 
 
 def load_source(

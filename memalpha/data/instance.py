@@ -17,8 +17,8 @@ class Instance:
     """Chunks c1..cn in reading order and the questions about them (Mem-alpha, section 3.1).
 
     `source` is the data source's name; it decides the metric. `metadata` may hold "label_names"
-    ({integer label as str: class name}), "notes" (synthetic data: per chunk a list of
-    [memory type, content] worth remembering) and facts about where the instance comes from.
+    ({integer label as str: class name}), "notes" (for each chunk a list of what could be stored, as
+    objects with `memory`, `content` and `replaces`) and facts about where the instance comes from.
     """
 
     source: str

@@ -16,6 +16,11 @@ from memalpha.data.instance import Instance, Question, validate
 LEAD_IN = "These sentences come with their labels:"
 ACKNOWLEDGEMENT = "I will remember them."
 TAIL = "What are the labels for the above sentence?"
+# "Label:" without a space behind: " 17" is then the same token as in a note that ends in "-> 17".
+PHRASES = (
+    *text.dialogue_phrases(LEAD_IN, ACKNOWLEDGEMENT),
+    "Sentence: ", "\nLabel:", text.SEPARATOR + TAIL,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

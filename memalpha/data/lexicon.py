@@ -25,7 +25,9 @@ FIRM_KINDS = "Press Motors Foods Textiles Software Shipping Glass Energy Toys In
 COLOURS = "blue green red yellow white black silver golden purple orange brown grey".split()
 ITEMS = """kayak lamp fence bicycle piano carpet mirror cabinet drum tent ladder clock basket chair
 canoe violin bench kettle ring sword crown lantern compass statue""".split()
-PLACES = "mill tower harbour forest castle cave bridge garden chapel market valley lighthouse".split()
+PLACES = (
+    "mill tower harbour forest castle cave bridge garden chapel market valley lighthouse".split()
+)
 PLACE_ADJECTIVES = "old ruined hidden silent northern frozen sunken forgotten".split()
 
 DISHES = "risotto goulash paella ramen dumplings lasagne curry pancakes chowder falafel".split()
@@ -33,7 +35,9 @@ PETS = "parrot hamster terrier tortoise rabbit goldfish lizard ferret pony canar
 INSTRUMENTS = "cello flute trumpet banjo harp clarinet viola tuba guitar trombone".split()
 LANGUAGES = "Danish Polish Greek Finnish Catalan Welsh Turkish Latvian Dutch Basque".split()
 JOBS = "baker nurse pilot plumber lawyer florist butcher dentist tailor barber".split()
-HOBBIES = "chess pottery fencing origami archery rowing juggling surfing gardening carpentry".split()
+HOBBIES = (
+    "chess pottery fencing origami archery rowing juggling surfing gardening carpentry".split()
+)
 
 # relation -> values. A fact is (person, relation, value).
 RELATIONS = {

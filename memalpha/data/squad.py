@@ -12,6 +12,7 @@ from memalpha.data.instance import Instance, Question, validate
 SOURCE = "squad"
 LEAD_IN = "Please remember these passages:"
 ACKNOWLEDGEMENT = "I will remember them."
+PHRASES = text.dialogue_phrases(LEAD_IN, ACKNOWLEDGEMENT)  # of the chunks
 VALIDATION_SHARE = 0.1  # of the articles of the training files, by the hash of the title
 
 

@@ -93,7 +93,7 @@ def _people(rng: np.random.Generator, split: str) -> Iterator[str]:
 
 
 def _person_relations(rng: np.random.Generator, split: str) -> Iterator[tuple[str, str]]:
-    """(person, relation) pairs without repetition: all relations of two people, then of the next."""
+    """(person, relation) pairs without repetition: all of two people, then of the next two."""
     people = _people(rng, split)
     for pair in zip(people, people, strict=False):
         cells = list(itertools.product(pair, lexicon.RELATIONS))
@@ -135,7 +135,9 @@ def _draw(cells: Iterator[tuple[str, str]], split: str) -> tuple[str, str]:
     try:
         return next(cells)
     except StopIteration:
-        raise ValueError(f"synthetic data: the {split} split has no more facts; shorten it") from None
+        raise ValueError(
+            f"synthetic data: the {split} split has no more facts; shorten it"
+        ) from None
 
 
 def updates(rng: np.random.Generator, split: str, sizes: Sequence[int]) -> Tale:
@@ -217,9 +219,7 @@ def story(rng: np.random.Generator, split: str, sizes: Sequence[int]) -> Tale:
     beats = [Beat(text, text, "core") for text in texts]
     hero, friend = hero.split()[0], friend.split()[0]
     recaps = (f"{hero} slept badly and rose early.", f"{friend} sang to pass the time.")
-    return Tale(
-        beats, chunk_of, lexicon.FILLER[:6] + recaps, (Question(STORY_QUESTION, keywords),)
-    )
+    return Tale(beats, chunk_of, lexicon.FILLER[:6] + recaps, (Question(STORY_QUESTION, keywords),))
 
 
 FAMILIES = {"facts": facts, "events": events, "labels": labels, "story": story, "updates": updates}
@@ -296,10 +296,13 @@ def generate(
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if chunks < 1 or facts_per_chunk < 1 or not 0 <= filler_share < 1 or max_questions < 1:
         raise ValueError(
-            f"synthetic data needs chunks, facts_per_chunk, max_questions >= 1 and 0 <= filler_share"
-            f" < 1, got {chunks}, {facts_per_chunk}, {max_questions}, {filler_share}"
+            "synthetic data needs chunks, facts_per_chunk, max_questions >= 1 and"
+            f" 0 <= filler_share < 1, got {chunks}, {facts_per_chunk}, {max_questions},"
+            f" {filler_share}"
         )
-    rng = np.random.default_rng([seed, index, list(FAMILIES).index(family), list(SPLITS).index(split)])
+    rng = np.random.default_rng(
+        [seed, index, list(FAMILIES).index(family), list(SPLITS).index(split)]
+    )
     most = facts_per_chunk + (family == "labels")  # a class needs more than one example
     sizes = [int(n) for n in rng.integers(max(1, most - 1), most + 1, size=chunks)]
     tale = FAMILIES[family](rng, split, sizes)
@@ -313,7 +316,9 @@ def generate(
         filler = round(max(len(here), most - 1) * filler_share / (1 - filler_share))
         again = filler > len(tale.filler)
         extra = [tale.filler[i] for i in rng.choice(len(tale.filler), filler, replace=again)]
-        texts.append(_write_chunk(family, rng, day, _interleave(rng, [b.text for b in here], extra)))
+        texts.append(
+            _write_chunk(family, rng, day, _interleave(rng, [b.text for b in here], extra))
+        )
         notes.append([])
         for beat in here:
             old = None if beat.replaces is None else tale.beats[beat.replaces].note
@@ -348,7 +353,9 @@ def _interleave(rng: np.random.Generator, beats: list[str], filler: list[str]) -
     return [next(beats) if is_beat else next(filler) for is_beat in places]
 
 
-def _write_chunk(family: str, rng: np.random.Generator, day: datetime.date, lines: list[str]) -> str:
+def _write_chunk(
+    family: str, rng: np.random.Generator, day: datetime.date, lines: list[str]
+) -> str:
     if family == "events":
         return _dialogue(day, lines, rng)
     if family == "story":

@@ -151,6 +151,25 @@ def dialogue_chunk(lead_in: str, acknowledgement: str, index: int, content: str)
     )
 
 
+def dialogue_phrases(lead_in: str, acknowledgement: str) -> tuple[str, ...]:
+    """The fixed strings of every `dialogue_chunk`, for a tokenizer to hold as single tokens."""
+    hole = "\ue000"  # private use: in none of the strings
+    frame = dialogue_chunk(lead_in, acknowledgement, 0, hole)
+    return tuple(frame.replace(str(FIRST_DAY), hole).split(hole))
+
+
+def dialogue_content(chunk: str) -> str:
+    """The content of a `dialogue_chunk`: its inverse. ValueError if the chunk has another form."""
+    head, opened, rest = chunk.partition(SEPARATOR)
+    content, closed, _ = rest.rpartition("\n<Assistant>")
+    if not opened or not closed or "\n<User>" not in head:
+        raise ValueError(
+            f"a chunk that begins with {chunk[:60]!r} is no dialogue turn of `dialogue_chunk`:"
+            " date line, <User> with a lead-in, blank line, content, <Assistant>"
+        )
+    return content
+
+
 def pack(
     items: Iterable[str],
     frame: Callable[[int, str], str],

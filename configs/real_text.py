@@ -1,0 +1,47 @@
+"""The same experiment on real text: SQuAD passages, TREC questions and NLU requests.
+
+    python run_experiment.py --config=configs/real_text.py --config.data.dir=DIR \\
+        --workdir=runs/real_text
+
+DIR holds the published files: squad/train*.json and squad/dev*.json, trec/train_5500.label and
+trec/TREC_10.label, nlu/*.csv. Without the flag it is the environment variable MEMALPHA_DATA_DIR, or
+else the folder `data`. All else is as in configs/tiny.py: policy and tokenizer from scratch, on 2
+CPU cores about 15 minutes. Nobody can say of real text what is worth storing before it is asked
+for, so the warm start shows every sentence as a possible note and the table has no perfect writer.
+
+Arguments, after a colon and separated by commas:
+
+    smoke     the same in about two minutes, at lower quality
+    ppo       PPO with a critic in place of GRPO
+    field=value   any field of the config, e.g. configs/real_text.py:data.dir=DIR,seed=1
+"""
+
+import os
+
+from ml_collections import config_dict
+
+from configs import tiny
+from configs.common import finish, ppo, smoke
+
+
+def get_config(arg: str = "") -> config_dict.ConfigDict:
+    config = tiny.get_config()
+    config.title = "real text: SQuAD, TREC and NLU, policy from scratch"
+    config.data.update(
+        sources=("squad", "trec_coarse", "nlu"),
+        dir=os.environ.get("MEMALPHA_DATA_DIR", "data"),
+        # Counted in words (and bytes past ASCII), not in tokens: the tokenizer is trained on these
+        # instances. The 12 or 13 words around the content count. About 1.4 tokens a word.
+        chunk_tokens=72,
+        max_questions=6,
+        instances=400,  # of each source, repeated in epochs
+    )
+    config.tokenizer.vocab_size = 4096
+    # A response holds a sentence or two of SQuAD, or six requests of NLU.
+    config.prompt.update(recent=2, tokens=256, response_tokens=96)
+    config.memory.update(core_tokens=48, entry_tokens=80)
+    # A line of SQuAD is a whole passage, so that "a line that is worth nothing" is not to be had.
+    config.warm_start.keep_filler = 0.0
+    config.rl.instances = 6  # two of each source
+    config.rl.micro_batch = 48
+    return finish(config, arg, {"smoke": smoke, "ppo": ppo})

@@ -1,0 +1,170 @@
+"""Baselines: what they hold, what the reader gets of it, and how they compare."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from memalpha.baselines import no_memory, rag_top2, store_everything
+from memalpha.baselines.scripted import Flaws, perfect, poor_response
+from memalpha.data import synthetic
+from memalpha.data.instance import Instance, Question
+from memalpha.memory import Entry, MemoryView
+from memalpha.rollout import count_tokens, run_baseline
+from memalpha.tools import parse_calls
+
+RECALLS = {
+    "none": no_memory.recall,
+    "all": store_everything.recall,
+    "rag": rag_top2.recall,
+}
+
+
+def instances(family):
+    return [synthetic.generate(family, "test", i, chunks=12) for i in range(3)]
+
+
+def means(env, family):
+    made = instances(family)
+    return {
+        name: np.mean([episode.r1 for episode in run_baseline(env, made, recall)])
+        for name, recall in RECALLS.items()
+    }
+
+
+def test_order_on_facts(micro):
+    r1 = means(micro.env, "facts")
+    assert r1["none"] == 0.0
+    # A question may have two hops, or match a namesake: the reader of two chunks sees less.
+    assert r1["none"] + 0.5 < r1["rag"] <= r1["all"]
+
+
+def test_order_on_labels(micro):
+    r1 = means(micro.env, "labels")
+    assert r1["none"] == 0.0
+    assert r1["rag"] > 1 / 3  # more than a guess among three classes
+    assert r1["all"] >= r1["rag"]
+
+
+@pytest.mark.parametrize("family", ["facts", "labels", "story"])
+def test_memory_tokens_and_compression(micro, family):
+    made = instances(family)
+    size = [sum(count_tokens(micro.env, chunk) for chunk in i.chunks) for i in made]
+    for name, recall in RECALLS.items():
+        episodes = run_baseline(micro.env, made, recall)
+        held = [0] * len(made) if name == "none" else size
+        assert [e.memory_tokens for e in episodes] == held
+        assert [e.chunk_tokens for e in episodes] == size
+        assert [e.r3 for e in episodes] == [1.0 if name == "none" else 0.0] * len(made)
+        assert all(e.steps == [] and e.valid for e in episodes)
+        assert all(len(e.answers) == len(i.questions) for e, i in zip(episodes, made, strict=True))
+
+
+CHUNKS = (
+    "Some notes:\nThe pet of Anna Berger is a parrot.\nIt rained.",
+    "More notes:\n\nThe trade of Paul Lind is a pilot.",
+    "Last notes:\nThe hobby of Rosa Voss is chess.",
+)
+
+
+def by_hand(source="synthetic_facts"):
+    questions = (Question("What is the pet of Anna Berger?", ("parrot",)),)
+    return Instance(source, "by hand", CHUNKS, questions)
+
+
+def test_no_memory_gives_the_reader_the_question_alone(micro):
+    (request,), held = no_memory.recall(micro.env, by_hand())
+    assert request.question == "What is the pet of Anna Berger?" and held == 0
+    assert request.evidence.core == "" and request.evidence.entries == ()
+
+
+def test_rag_gives_the_two_best_chunks_best_first(micro):
+    (request,), held = rag_top2.recall(micro.env, by_hand())
+    assert request.evidence.core.startswith(CHUNKS[0])
+    assert request.evidence.core.removeprefix(CHUNKS[0] + "\n") in CHUNKS[1:]
+    assert request.evidence.tokens == count_tokens(micro.env, request.evidence.core) < held
+    one = replace(by_hand(), chunks=CHUNKS[:1])
+    assert rag_top2.recall(micro.env, one)[0][0].evidence.core == CHUNKS[0]
+
+
+def test_store_everything_holds_a_line_an_entry(micro):
+    (request,), _ = store_everything.recall(micro.env, by_hand())
+    entries = sorted(request.evidence.semantic, key=lambda entry: entry.id)
+    lines = [line for chunk in CHUNKS for line in chunk.split("\n") if line]
+    assert [entry.text for entry in entries] == lines
+    assert [entry.written_at for entry in entries] == [0, 0, 0, 1, 1, 2, 2]
+    assert request.evidence.semantic[0].text == "The pet of Anna Berger is a parrot."
+    (request,), _ = store_everything.recall(replace(micro.env, top_k=2), by_hand())
+    assert len(request.evidence.semantic) == 2
+
+
+def test_store_everything_keeps_a_label_with_its_sentence_and_summarises_the_stream(micro):
+    label = Instance(
+        "synthetic_labels", "x", ("Sentence: ring me\nLabel: 3",), (Question("ring", ("3",)),)
+    )
+    (request,), _ = store_everything.recall(micro.env, label)
+    assert [entry.text for entry in request.evidence.semantic] == ["Sentence: ring me Label: 3"]
+    (request,), _ = store_everything.recall(micro.env, by_hand("synthetic_story"))
+    assert request.evidence.core == "\n".join(CHUNKS)
+
+
+def noted(*notes, chunk="Title.\nOne line.\nLabel: 3"):
+    notes = [dict(zip(("memory", "content", "replaces"), note, strict=True)) for note in notes]
+    questions = (Question("q", ("a",)),)
+    return Instance("synthetic_facts", "noted", (chunk,), questions, {"notes": [notes]})
+
+
+def view(core="", semantic=(), episodic=()):
+    return MemoryView(core, semantic, episodic, len(semantic), len(episodic), 0)
+
+
+def test_the_perfect_writer_by_hand():
+    notes = (
+        ("core", "Ann went.", None),
+        ("semantic", "Fact B.", None),
+        ("semantic", "Fact A2.", "Fact A."),
+        ("semantic", "Fact C2.", "Fact C."),
+        ("episodic", "2019/03/14: rain.", None),
+    )
+    before = view("Once.", semantic=(Entry(7, "Fact A.", 0),))
+    calls = [(c.name, c.arguments) for c in perfect(noted(*notes), 0, before)]
+    inserts = {"memory_type": "semantic", "content": "Fact B."}
+    assert calls == [
+        ("new_memory_insert", inserts),
+        (
+            "memory_update",
+            {"memory_type": "semantic", "new_content": "Fact A2.", "memory_id": "7"},
+        ),
+        ("new_memory_insert", inserts | {"content": "Fact C2."}),  # the old entry is out of sight
+        ("new_memory_insert", {"memory_type": "episodic", "content": "2019/03/14: rain."}),
+        ("memory_update", {"memory_type": "core", "new_content": "Once. Ann went."}),
+    ]
+    (call,) = perfect(noted(*notes), 0, view("Fact A. Old."), flat=True)
+    assert call.arguments["memory_type"] == "core"
+    assert call.arguments["new_content"] == "Old. Ann went. Fact B. Fact A2. Fact C2. 2019/03/14: rain."
+
+
+def poor(instance, seed, **flaws):
+    rng = np.random.default_rng(seed)
+    chances = dict(skip=0.0, misfile=0.0, break_call=0.0, keep_filler=0.0) | flaws
+    return poor_response(instance, 0, view(), "qwen3", rng, Flaws(**chances))
+
+
+def test_the_poor_writer_has_each_flaw_and_no_other():
+    instance = noted(("semantic", "Fact B.", None))
+    (sound,) = parse_calls(poor(instance, 0), "qwen3")
+    assert sound.arguments == {"memory_type": "semantic", "content": "Fact B."} and not sound.error
+    assert poor(instance, 0, skip=1.0) == ""
+    (wrong,) = parse_calls(poor(instance, 0, misfile=1.0), "qwen3")
+    assert wrong.arguments == {"memory_type": "episodic", "content": "Fact B."}
+    filler = parse_calls(poor(instance, 0, keep_filler=1.0), "qwen3")
+    assert [call.arguments["content"] for call in filler][0] == "Fact B."
+    assert filler[1].arguments["content"] in ("Title.", "One line.")
+    broken = {poor(instance, seed, break_call=1.0) for seed in range(20)}
+    assert len(broken) == 3 and poor(instance, 0) not in broken
+
+
+def test_scripted_writers_need_notes():
+    bare = replace(noted(), metadata={})
+    with pytest.raises(ValueError, match="synthetic_facts/noted has no metadata"):
+        perfect(bare, 0, view())

@@ -1,0 +1,120 @@
+"""Checkpoints: exact, and never worse than the last good one."""
+
+import errno
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memalpha.checkpoint import CheckpointError, open_checkpoints, restore, save
+from memalpha.learner import TrainState, init_state, make_optimizer
+
+OPTIMIZER = make_optimizer(1e-2, warmup_steps=3, max_grad_norm=1.0)
+
+
+def params(width=3, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    tree = {"w": jax.random.normal(keys[0], (5, width)), "b": jax.random.normal(keys[1], (width,))}
+    return tree | {"half": tree["w"].astype(jnp.bfloat16)}
+
+
+@jax.jit
+def train_step(state: TrainState) -> TrainState:
+    """A real optimiser update, so that moments and counts are no zeros."""
+    gradients = jax.tree.map(lambda x: jnp.sin(7 * x), state.params)
+    updates, opt_state = OPTIMIZER.update(gradients, state.opt_state, state.params)
+    moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
+    return TrainState(moved, opt_state, state.step + 1)
+
+
+def trained(steps, seed=0):
+    state = init_state(params(seed=seed), OPTIMIZER)
+    for _ in range(steps):
+        state = train_step(state)
+    return state
+
+
+def assert_same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert a.tobytes() == b.tobytes()  # to the bit
+
+
+def test_a_restored_state_is_the_saved_one_and_continues_alike(tmp_path):
+    state = trained(4)
+    with open_checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 4, state)
+    with open_checkpoints(tmp_path) as checkpoints:  # as a new process would
+        step, found = restore(checkpoints, init_state(params(seed=9), OPTIMIZER))
+    assert step == 4
+    assert_same(found, state)
+    moments = [x for x in jax.tree.leaves(found.opt_state) if x.ndim]
+    assert all(np.asarray(x, np.float32).any() for x in moments)
+    assert_same(train_step(found), trained(5))
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    with open_checkpoints(tmp_path / "not" / "there" / "yet") as checkpoints:
+        assert restore(checkpoints, trained(0)) is None
+
+
+def test_the_newest_or_the_named_step_and_only_the_last_stay(tmp_path):
+    with open_checkpoints(tmp_path, keep=2) as checkpoints:
+        for steps in (1, 2, 3):
+            save(checkpoints, steps, trained(steps))
+        assert restore(checkpoints, trained(0))[0] == 3
+        step, state = restore(checkpoints, trained(0), step=2)
+        assert step == 2
+        assert_same(state, trained(2))
+        assert checkpoints.all_steps() == [2, 3]
+        with pytest.raises(CheckpointError, match="step 1 in .* could not be read"):
+            restore(checkpoints, trained(0), step=1)
+
+
+def test_a_failed_write_keeps_the_last_good_one(tmp_path, monkeypatch):
+    with open_checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 2, trained(2))
+        with monkeypatch.context() as patch:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            patch.setattr(checkpoints, "save", lambda *a, **k: (_ for _ in ()).throw(full))
+            with pytest.raises(CheckpointError) as caught:
+                save(checkpoints, 4, trained(4))
+        text = str(caught.value)
+        assert "step 4" in text and str(tmp_path) in text and "No space left" in text
+        assert "last good one is step 2" in text
+        step, state = restore(checkpoints, trained(0))
+        assert step == 2
+        assert_same(state, trained(2))
+        save(checkpoints, 4, trained(4))  # once there is room again
+        assert restore(checkpoints, trained(0))[0] == 4
+
+
+def test_a_failed_first_write_says_that_there_is_none(tmp_path, monkeypatch):
+    with open_checkpoints(tmp_path) as checkpoints:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(checkpoints, "save", lambda *a, **k: (_ for _ in ()).throw(full))
+        with pytest.raises(CheckpointError, match="last good one is step none"):
+            save(checkpoints, 1, trained(1))
+
+
+def test_a_template_of_another_shape_is_refused(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1, trained(1))
+        with pytest.raises(CheckpointError, match=f"step 1 in {tmp_path} could not be read"):
+            restore(checkpoints, init_state(params(width=4), OPTIMIZER))
+        more = init_state(params() | {"critic": jnp.ones(3)}, OPTIMIZER)
+        with pytest.raises(CheckpointError, match="could not be read"):
+            restore(checkpoints, more)
+
+
+def test_a_damaged_checkpoint_is_an_error_not_a_fresh_start(tmp_path):
+    with open_checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1, trained(1))
+    for path in (tmp_path / "1").rglob("d/*"):
+        path.write_bytes(b"")
+    with open_checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(CheckpointError, match="step 1 in .* could not be read"):
+            restore(checkpoints, trained(0))
