@@ -39,9 +39,10 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.tokenizer.vocab_size = 4096
     # A response holds a sentence or two of SQuAD, or six requests of NLU.
     config.prompt.update(recent=2, tokens=256, response_tokens=96)
-    config.memory.update(core_tokens=48, entry_tokens=80)
+    config.memory.update(core_tokens=48, entry_tokens=96)
     # A line of SQuAD is a whole passage, so that "a line that is worth nothing" is not to be had.
-    config.warm_start.keep_filler = 0.0
-    config.rl.instances = 6  # two of each source
-    config.rl.micro_batch = 48
+    config.warm_start.update(steps=550, copy_steps=350, keep_filler=0.0)
+    # A step costs about twice one of tiny (longer rows, one instance more), so half as many.
+    config.rl.update(steps=150, instances=6, micro_batch=24)
+    config.eval.update(every=25, instances=8)
     return finish(config, arg, {"smoke": smoke, "ppo": ppo})

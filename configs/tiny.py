@@ -96,7 +96,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             is_cap=0.0,  # 0: no importance weight
             temperature=1.0,
             top_p=1.0,
-            micro_batch=40,
+            micro_batch=20,
             # PPO only
             epochs=1,
             minibatches=1,

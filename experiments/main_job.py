@@ -99,7 +99,7 @@ def final_table(
 
 
 def _scripted(instances: Sequence[Instance]) -> bool:
-    """Notes of synthetic data are what a perfect writer stores; those of real text are all of it."""
+    """Notes of synthetic data say what a perfect writer stores; those of real text hold all."""
     return all(is_synthetic(instance.source) for instance in instances)
 
 

@@ -141,7 +141,8 @@ def test_the_perfect_writer_by_hand():
     ]
     (call,) = perfect(noted(*notes), 0, view("Fact A. Old."), flat=True)
     assert call.arguments["memory_type"] == "core"
-    assert call.arguments["new_content"] == "Old. Ann went. Fact B. Fact A2. Fact C2. 2019/03/14: rain."
+    kept = "Old. Ann went. Fact B. Fact A2. Fact C2. 2019/03/14: rain."
+    assert call.arguments["new_content"] == kept
 
 
 def poor(instance, seed, **flaws):

@@ -10,6 +10,9 @@ import pytest
 from memalpha.checkpoint import CheckpointError, open_checkpoints, restore, save
 from memalpha.learner import TrainState, init_state, make_optimizer
 
+# Orbax leaves its other reads open when one of them fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 OPTIMIZER = make_optimizer(1e-2, warmup_steps=3, max_grad_norm=1.0)
 
 

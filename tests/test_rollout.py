@@ -96,7 +96,9 @@ def test_rewards_of_one_episode_by_hand(micro):
     )
     instance = tiny(*PETS, questions=questions)
     first = "\n".join([insert(PETS[0]), insert(PETS[0]), insert("2019/03/14: It rained in Bern.")])
-    second = "\n".join([insert(PETS[1]), update("x y", "semantic", 99), delete(2), "<tool_call>\n{"])
+    second = "\n".join(
+        [insert(PETS[1]), update("x y", "semantic", 99), delete(2), "<tool_call>\n{"]
+    )
     (episode,) = run_episodes(env, [instance], says(env, first, second))
     one, two = episode.steps
     assert one.outcomes == [Outcome.OK, Outcome.DUPLICATE, Outcome.OK]
@@ -237,13 +239,13 @@ def test_a_core_that_is_too_long_is_cut_visibly(micro):
     assert episode.view.core.endswith("[cut]") and episode.memory_tokens == 16
 
 
-@pytest.mark.parametrize("chunk", ["日本語の本。", "مرحبا بالعالم", "a\x00b\x1b[31m\u2028c", "👩‍👩‍👧 ok"])
+@pytest.mark.parametrize(
+    "chunk", ["日本語の本。", "مرحبا بالعالم", "a\x00b\x1b[31m\u2028c", "👩‍👩‍👧 ok"]
+)
 def test_any_script_and_control_characters_run_through(micro, chunk):
     chunk += " </new_chunk><|im_end|><tool_call>"
     writer = scripted_writer(micro.env, lambda turn: insert(turn.instance.chunks[0]))
-    (episode,) = run_episodes(
-        micro.env, [tiny(chunk, questions=(("Which book?", "本"),))], writer
-    )
+    (episode,) = run_episodes(micro.env, [tiny(chunk, questions=(("Which book?", "本"),))], writer)
     prompt = decode(micro.tokenizer, episode.steps[0].prompt)
     assert prompt.count("</new_chunk>") == 1  # the chunk closes no tag
     assert micro.tokenizer.eos_token_id not in episode.steps[0].prompt
@@ -347,7 +349,7 @@ def test_an_episode_does_not_depend_on_batch_company(policy):
     def tokens(episodes):
         return [[step.response.tokens for step in episode.steps] for episode in episodes]
 
-    in_six = tokens(run_episodes(env, instances, writer()))  # two device batches, the last part full
+    in_six = tokens(run_episodes(env, instances, writer()))  # two batches, the last half full
     in_three = tokens(run_episodes(env, instances[:3], writer()))
     other = [*instances[:2], *instances[3:]]
     assert in_three == in_six[:3]

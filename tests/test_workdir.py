@@ -21,7 +21,9 @@ def test_a_new_folder_gets_its_config_and_the_same_config_opens_it_again(tmp_pat
     written = json.loads((folder / "config.json").read_text())
     assert written["rl"] == {"rate": 1e-4, "steps": 3}
     assert written["data"]["sources"] == ["a", "b"]
-    assert [path.name for path in folder.iterdir()] == ["config.json"]  # nothing written aside stays
+    assert [path.name for path in folder.iterdir()] == [
+        "config.json"
+    ]  # nothing written aside stays
     assert open_workdir(str(folder), config()) == folder
 
 

@@ -5,6 +5,7 @@ it skips about half of what matters, files a third of the rest wrongly and break
 that whatever the trained writer does better is learned from the reward.
 """
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,5 +121,6 @@ def _break(call: tools.Call, dialect: str, rng: np.random.Generator) -> tools.Ca
     kind = rng.integers(3)
     if kind == 0:
         text = tools.format_call(call.name, call.arguments, dialect)
-        return text[: text.index(content) + len(content)]
+        inside = json.dumps(content, ensure_ascii=False)[1:-1]  # as it stands in the call
+        return text[: text.index(inside) + len(inside)]
     return _insert("core", content) if kind == 1 else _update("semantic", content, 0)

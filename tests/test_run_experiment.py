@@ -1,0 +1,189 @@
+"""The real command: its messages, one small run from end to end, and a run that keeps being killed.
+
+Kills come from inside the process, at an exact file operation, so that every run of the test hits
+the moments that matter; one more comes from outside at any moment.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    "warm_start.steps=4,warm_start.copy_steps=2,warm_start.copy_rows=4,warm_start.rows=4,"
+    "rl.steps=4,rl.instances=1,rl.rollouts=2,rl.micro_batch=2,"
+    "rl.entropy_coef=0.1,"  # an untrained policy earns no reward: something has to move it
+    "model.hidden_size=32,model.num_layers=1,model.num_heads=2,model.num_kv_heads=1,"
+    "model.head_dim=8,model.mlp_size=32,tokenizer.vocab_size=600,"
+    "prompt.tokens=320,prompt.response_tokens=32,checkpoint_every=2,"
+    "eval.every=2,eval.instances=1,eval.test_instances=1"
+)
+SOURCES = "('synthetic_facts','synthetic_updates')"
+# Runs the command under an audit hook that kills it before the n-th event of a kind on a path.
+KILLER = """
+import os, runpy, signal, sys
+wanted, ending, number = sys.argv[1:4]
+seen = 0
+def hook(event, arguments):
+    global seen
+    if event == wanted and str(arguments[0]).endswith(ending) and arguments[1] != "r":
+        seen += 1
+        if seen == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+sys.argv = sys.argv[4:]
+sys.path.insert(0, os.getcwd())
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def environment():
+    """As the tests run; with the tunable set, the command does not start itself again."""
+    return os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "COLUMNS": "200"}
+
+
+def arguments(workdir):
+    config = f"--config={ROOT / 'configs' / 'tiny.py'}:{TINY}"
+    sources = f"--config.data.sources={SOURCES}"
+    return ["run_experiment.py", config, sources, f"--workdir={workdir}"]
+
+
+def run(*command, **options):
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of an uninterrupted run, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    result = run(*arguments(workdir))
+    assert result.returncode == 0, result.stderr[-3000:]
+    return workdir.rename(workdir.with_name("whole")), result.stdout
+
+
+def fails(*command):
+    result = run("run_experiment.py", *command)
+    assert result.returncode != 0
+    return result.stdout + result.stderr
+
+
+def test_help_names_the_flags():
+    text = run("run_experiment.py", "--help").stdout
+    assert "--config" in text and "--workdir" in text
+    assert "python run_experiment.py --config=configs/tiny.py --workdir=runs/tiny" in text
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (["--config=configs/tiny.py:rl.setps=3"], "steps"),
+        (["--config=configs/tiny.py", "--config.rl.setps=3"], "steps"),
+        (["--config=configs/tiny.py:smoek"], "unknown config argument 'smoek': give smoke, flat"),
+        (["--config=configs/tiny.py:rl.steps=many"], "rl.steps='many': not a value of its type"),
+        (["--config=configs/tinny.py"], "configs/tinny.py"),
+        (["--config=configs/tiny.py", "surplus"], "unknown argument 'surplus'"),
+        ([], "--config"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, command, message):
+    text = fails(*command, f"--workdir={tmp_path / 'run'}")
+    assert message in text
+    assert not (tmp_path / "run" / "config.json").exists()  # the folder is still free for a run
+
+
+def test_a_workdir_of_another_config_is_refused(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    text = fails("--config=configs/tiny.py", f"--workdir={workdir}")
+    assert "belongs to a run of another config" in text and "rl.steps: was 4" in text
+    assert "Traceback" not in text
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_end_to_end(finished):
+    workdir, printed = finished
+    assert {"config.json", "tokenizer", "checkpoints"} <= {p.name for p in workdir.iterdir()}
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["seed"] == 0 and 0 < summary["host_share"] < 1
+    results = summary["results"]
+    assert set(results) == {
+        *("perfect writer", "after RL", "untrained (warm start)"),
+        *("store everything", "RAG-Top2", "no memory"),
+    }
+    assert set(results["after RL"]) == {"synthetic_facts", "synthetic_updates", "mean"}
+    assert results["perfect writer"]["mean"]["r1"] > results["no memory"]["mean"]["r1"] == 0
+    for name in results:
+        assert f"│ {name} " in printed
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    memory = (workdir / "memory.txt").read_text()
+    assert "before training" in memory and "after training" in memory
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert {"r1", "r2", "r3", "r4", "loss", "grad_norm", "entropy", "calls"} <= set(lines[0])
+    assert ["validation_r1" in line for line in lines] == [False, True, False, True]
+    assert all(line["grad_norm"] > 0 for line in lines)
+    assert lines[0]["logp_gap_max"] < 1e-4  # sampler and learner are the same model
+
+
+def final_state(workdir, stage):
+    with ocp.CheckpointManager(workdir / "checkpoints" / stage) as manager:
+        assert manager.latest_step() == 4
+        return manager.restore(4, args=ocp.args.StandardRestore())
+
+
+def test_a_run_that_keeps_being_killed_ends_as_if_it_had_not(finished):
+    whole, _ = finished
+    workdir = whole.with_name("run")  # where it ran: the keys of the cache depend on its path
+    shutil.copytree(whole / "jax_cache", workdir / "jax_cache")  # saves compiling, nothing else
+    compiled = min((workdir / "jax_cache").iterdir())
+    compiled.write_bytes(compiled.read_bytes()[:100])  # its writes are not atomic
+    command = arguments(workdir)
+    for event, ending, number in (
+        ("os.rename", "warm_start/2.orbax-checkpoint-tmp", 1),  # whole, but not yet in its place
+        ("open", "warm_start.jsonl", 3),  # a checkpoint, and nothing after it
+        ("os.mkdir", "rl/2.orbax-checkpoint-tmp/default.orbax-checkpoint-tmp", 1),  # half a one
+        ("open", "metrics.jsonl", 4),  # the log is ahead of the checkpoint
+    ):
+        result = run("-c", KILLER, event, ending, str(number), *command)
+        assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
+        assert not (workdir / "summary.json").exists()
+    with suppress(subprocess.TimeoutExpired):  # the time limit kills at any moment, or too late
+        subprocess.run(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment(),
+            timeout=random.uniform(3, 8),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    result = run(*command)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+    for name in ("warm_start.jsonl", "metrics.jsonl", "memory.txt"):
+        assert (workdir / name).read_text() == (whole / name).read_text(), name
+    before, after = (json.loads((w / "summary.json").read_text()) for w in (whole, workdir))
+    assert before["results"] == after["results"]
+    for stage in ("warm_start", "rl"):
+        left, right = final_state(whole, stage), final_state(workdir, stage)
+        assert jax.tree.structure(left) == jax.tree.structure(right)
+        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
