@@ -25,7 +25,7 @@ if __name__ == "__main__":
     _restart_with_huge_pages()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # "PyTorch was not found"
 
-from absl import app, flags  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -37,6 +37,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
+    try:
+        config = CONFIG.value
+    except OSError as error:
+        sys.exit(f"--config: {error}")
+    if not FLAGS.debug:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
     import jax
 
     from experiments import main_job
@@ -44,7 +50,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        main_job.run(CONFIG.value, WORKDIR.value)
+        main_job.run(config, WORKDIR.value)
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command continues from the last checkpoint.")
     except (ValueError, RuntimeError, OSError) as error:

@@ -31,6 +31,7 @@ def smoke(config: config_dict.ConfigDict) -> None:
     """Preset: every stage in about a minute, too short to learn anything."""
     config.warm_start.steps = 60
     config.warm_start.copy_steps = 20
+    config.warm_start.quote_steps = 20
     config.rl.steps = 8
     config.eval.every = 4
     config.eval.instances = 1

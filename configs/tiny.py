@@ -66,10 +66,12 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             beta=0.05, gamma=0.1, retriever="scann", dimensions=512, top_k=20, normalise_each=False
         ),
         warm_start=dict(
-            steps=600,
+            steps=850,
             copy_steps=350,  # of these: copying random tokens
+            quote_steps=250,  # and then: quoting lines of a chunk
             copy_rows=96,
             rows=64,
+            micro_batch=16,  # small ones stay in the processor's cache; 0: all rows at once
             learning_rate=4e-3,
             skip=0.5,
             misfile=1 / 3,
@@ -86,8 +88,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             schedule="constant",
             weight_decay=0.0,
             max_grad_norm=1.0,
-            groups="rows",
-            aggregation="sequence",
+            groups="chunk",
+            aggregation="dr_grpo",
             clip_low=0.2,
             clip_high=0.2,
             kl="none",
@@ -120,3 +122,5 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 def flat(config: config_dict.ConfigDict) -> None:
     config.memory.semantic = config.memory.episodic = False
     config.memory.core_tokens = 512
+    # The core is rewritten whole, so a response must hold all of it.
+    config.prompt.tokens, config.prompt.response_tokens = 256, 160

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 140  # a file or a pipe: tables whole, whatever the default says
 LINES = 20  # plain lines a stage, where nobody watches a bar
 
 

@@ -1,7 +1,7 @@
 """Warm start: what a from-scratch model has to know before reinforcement can teach it anything.
 
-First to copy: spans of random tokens, the ability that any pretrained model brings along. Then the
-tool language, from the traces of a deliberately poor writer.
+First to copy, which any pretrained model can: spans of random tokens, then lines of a chunk in any
+order, worth keeping or not. Then the tool language, from the traces of a deliberately poor writer.
 """
 
 from pathlib import Path
@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from experiments.progress import progress
 from experiments.setup import poor_writer, training_batches
 from experiments.workdir import MetricsLog
-from memalpha.batch import Batch
+from memalpha.batch import Batch, from_tokens
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.learner import init_state, make_optimizer, make_supervised_update
 from memalpha.model import ModelConfig, Params
-from memalpha.rollout import Environment, run_episodes, to_batch
+from memalpha.rollout import Environment, Turn, run_episodes, scripted_writer, to_batch
 
 COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens: short contexts, where copying is learned soonest
 TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
@@ -26,9 +26,8 @@ TRACES = 100_000_000  # traces are drawn far from the instances that RL trains o
 def warm_start(
     config: ConfigDict, workdir: Path, env: Environment, model: ModelConfig, params: Params
 ) -> Params:
-    """Trains `params` to copy, then to imitate the poor writer; continues from its checkpoints.
-
-    Returns the parameters after `config.warm_start.steps` updates, `copy_steps` among them.
+    """Trains `params` to copy, to quote, then to imitate the poor writer; continues from its
+    checkpoints. Returns the parameters after `config.warm_start.steps` updates in all.
     """
     stage = config.warm_start
     # A short memory of squared gradients (b2): with 0.999 copying had not appeared after 300 steps.
@@ -40,7 +39,7 @@ def warm_start(
         weight_decay=0.0,
         b2=0.99,
     )
-    update = make_supervised_update(model, optimizer)
+    update = make_supervised_update(model, optimizer, stage.micro_batch or None)
     batches = training_batches(config)
     state, first = init_state(params, optimizer), 0
     with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:
@@ -51,6 +50,8 @@ def warm_start(
             for step in range(first, stage.steps):
                 if step < stage.copy_steps:
                     batch = copy_batch(config, len(env.tokenizer), step)
+                elif step < stage.copy_steps + stage.quote_steps:
+                    batch = quote_batch(config, env, batches, step)
                 else:
                     batch = trace_batch(config, env, batches, step)
                 state, metrics = update(state, batch)
@@ -72,6 +73,26 @@ def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
     completion = np.take_along_axis(context, start + np.arange(span), axis=1)
     mask = np.ones(context.shape, bool)
     return Batch(context, mask, completion, mask[:, :span], valid=mask[:, 0])
+
+
+def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
+    """Rows of the usual prompts, answered with the lines of the chunk in random order."""
+    rows, limit = config.warm_start.rows, config.prompt.response_tokens
+    rng = np.random.default_rng([config.seed, step, 19])
+    prompts, completions = [], []
+
+    def quote(turn: Turn) -> str:
+        lines = [
+            line for line in turn.instance.chunks[turn.chunk].split("\n") if line[0] not in "[<"
+        ]
+        return "\n".join(rng.permutation(lines))
+
+    instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
+    for episode in run_episodes(env, instances, scripted_writer(env, quote), seed=step):
+        for taken in episode.steps:
+            prompts.append(taken.prompt)
+            completions.append(taken.response.tokens[:limit])
+    return from_tokens(prompts, completions, config.prompt.tokens, limit)
 
 
 def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
