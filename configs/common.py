@@ -17,7 +17,10 @@ def finish(
     for argument in filter(None, arguments.split(",")):
         if "=" in argument:
             field, value = argument.split("=", 1)
-            config.update_from_flattened_dict({field: _value(config, field, value)})
+            try:
+                config.update_from_flattened_dict({field: _value(config, field, value)})
+            except (AttributeError, KeyError) as error:
+                raise ValueError(f"config argument {argument!r}: {error}") from None
         elif argument in presets:
             presets[argument](config)
         else:

@@ -105,7 +105,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             gae_gamma=1.0,
             gae_lambda=1.0,
             value_coef=0.5,
-            value_clip=0.2,
+            value_clip=0.2,  # 0: none
         ),
         eval=dict(
             every=50,
@@ -120,7 +120,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 
 
 def flat(config: config_dict.ConfigDict) -> None:
+    """Preset: one paragraph of at most 512 tokens is all the memory there is."""
     config.memory.semantic = config.memory.episodic = False
     config.memory.core_tokens = 512
     # The core is rewritten whole, so a response must hold all of it.
-    config.prompt.tokens, config.prompt.response_tokens = 256, 160
+    config.prompt.tokens, config.prompt.response_tokens = 288, 160

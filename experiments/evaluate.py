@@ -88,17 +88,14 @@ def validate(
     return result
 
 
-_SHOWN = ("r1", "r2", "r3", "r4")
+_SHOWN = ("r1", "r2", "r3", "r4", "failed")
 
 
 def evaluate(
-    env: Environment,
-    instances: Sequence,
-    writer: Writer,
-    on_chunk: Callable[[int, int], None] | None = None,
+    env: Environment, instances: Sequence[Instance], writer: Writer
 ) -> tuple[dict[str, dict[str, float]], list[Episode]]:
     """One row a source and their mean (`mean`): a mean over sources, as in the paper's tables."""
-    episodes = run_episodes(env, instances, writer, keep_views=True, on_chunk=on_chunk)
+    episodes = run_episodes(env, instances, writer)
     return table_rows(episodes), episodes
 
 

@@ -17,6 +17,7 @@ from experiments.setup import (
     build_instances,
     build_model,
     build_tokenizer,
+    check,
     is_synthetic,
     perfect_writer,
 )
@@ -38,6 +39,7 @@ BASELINES = {
 def run(config: ConfigDict, workdir: str) -> dict:
     """Runs or continues the experiment of a config in a workdir; returns the summary."""
     began = time.monotonic()
+    check(config)
     folder = open_workdir(workdir, config)
     console.print(f"{config.title}\nworkdir {folder}")
     tokenizer = build_tokenizer(config, folder)
@@ -104,7 +106,7 @@ def _scripted(instances: Sequence[Instance]) -> bool:
 
 
 def host_share(folder: Path) -> float:
-    """Share of a training step spent on the host (render, parse, apply, retrieve, read): median."""
+    """Share of a training step spent on host work (render, parse, retrieve, read): the median."""
     shares = []
     for line in read_metrics(folder / "timing.jsonl"):
         host = sum(line.get(stage, 0.0) for stage in ("render", "parse", "retrieve", "read"))

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
@@ -13,9 +14,11 @@ from memalpha.data import PHRASES, load_source, synthetic
 from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
 from memalpha.data.notes import add_notes
-from memalpha.learner import LossConfig
+from memalpha.learner import LossConfig, make_schedule
+from memalpha.losses import group_ids
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import load_template, template_fragments
+from memalpha.retrieval import make_index
 from memalpha.rollout import Environment, Turn, Writer, scripted_writer
 from memalpha.tokenizer import load_tokenizer, train_tokenizer
 from memalpha.tools import fixed_fragments, format_response
@@ -153,12 +156,54 @@ def build_loss(config: ConfigDict) -> LossConfig:
         entropy_coef=rl.entropy_coef,
         is_cap=rl.is_cap or None,
         value_coef=rl.value_coef,
-        value_clip=rl.value_clip,
+        value_clip=rl.value_clip or None,
         gamma=rl.gae_gamma,
         lam=rl.gae_lambda,
         temperature=rl.temperature,
         dr_grpo_constant=config.prompt.response_tokens,
     )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError for settings that would only fail after minutes of work."""
+    rl, stage = config.rl, config.warm_start
+    build_loss(config)
+    make_index([], config.reward.retriever, config.reward.dimensions)
+    group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
+    make_schedule(rl.learning_rate, rl.warmup_steps, rl.steps + 1, rl.schedule)
+    counts = {
+        "data.chunks": config.data.chunks,
+        "warm_start.rows": stage.rows,
+        "rl.instances": rl.instances,
+        "rl.rollouts": rl.rollouts,
+        "rl.epochs": rl.epochs,
+        "rl.minibatches": rl.minibatches,
+        "eval.every": config.eval.every,
+        "eval.instances": config.eval.instances,
+        "eval.test_instances": config.eval.test_instances,
+        "checkpoint_every": config.checkpoint_every,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"config.{name}={value}: give at least 1")
+    if not config.data.sources:
+        raise ValueError("config.data.sources is empty: name at least one source")
+    rows = rl.instances * rl.rollouts * config.data.chunks
+    if rl.algorithm == "ppo":
+        if rows % rl.minibatches:
+            raise ValueError(
+                f"config.rl.minibatches={rl.minibatches} does not divide the {rows} rows of a step"
+                " (instances x rollouts x chunks)"
+            )
+        rows //= rl.minibatches
+    for name, size, whole in (
+        ("rl.micro_batch", rl.micro_batch, rows),
+        ("warm_start.micro_batch", stage.micro_batch, stage.rows),
+    ):
+        if size and whole % size:
+            raise ValueError(
+                f"config.{name}={size} does not divide its {whole} rows; 0: all at once"
+            )
 
 
 def is_flat(env: Environment) -> bool:

@@ -101,10 +101,11 @@ def load_policy(config: ConfigDict, workdir: Path, vocab_size: int) -> tuple[Mod
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     rl = config.rl
+    updates = rl.epochs * rl.minibatches if rl.algorithm == "ppo" else 1  # of a step
     return make_optimizer(
         rl.learning_rate,
-        rl.warmup_steps,
-        rl.steps + 1,
+        rl.warmup_steps * updates,
+        rl.steps * updates + 1,
         rl.schedule,
         rl.weight_decay,
         rl.max_grad_norm or None,
@@ -152,10 +153,16 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
         total = sum(weights[k] * jnp.asarray(r) for k, r in batch.rewards.items())
         batch = _lean(ppo_targets(batch, total, loss_config))
         rng = np.random.default_rng([config.seed, step, 13])
+        updates = []
         for _ in range(rl.epochs):
             for rows in np.array_split(rng.permutation(batch.completion.shape[0]), rl.minibatches):
-                state, metrics = update(state, take(batch, rows) if rl.minibatches > 1 else batch)
-        return state, metrics
+                part = take(batch, rows) if rl.minibatches > 1 else batch
+                state, metrics = update(state, part)
+                updates.append(metrics)
+        worst = {name: max(m[name] for m in updates) for name in ("nonfinite", "ratio_max")}
+        return state, {
+            name: sum(m[name] for m in updates) / len(updates) for name in metrics
+        } | worst
 
     return learn
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments.progress import progress
 from experiments.setup import poor_writer, training_batches
 from experiments.workdir import MetricsLog
-from memalpha.batch import Batch, from_tokens
+from memalpha.batch import Batch, from_tokens, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.learner import init_state, make_optimizer, make_supervised_update
 from memalpha.model import ModelConfig, Params
@@ -82,9 +82,8 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
     prompts, completions = [], []
 
     def quote(turn: Turn) -> str:
-        lines = [
-            line for line in turn.instance.chunks[turn.chunk].split("\n") if line[0] not in "[<"
-        ]
+        lines = turn.instance.chunks[turn.chunk].split("\n")
+        lines = [line for line in lines if line.strip() and line[0] not in "[<"]
         return "\n".join(rng.permutation(lines))
 
     instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
@@ -92,7 +91,7 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
         for taken in episode.steps:
             prompts.append(taken.prompt)
             completions.append(taken.response.tokens[:limit])
-    return from_tokens(prompts, completions, config.prompt.tokens, limit)
+    return from_tokens(prompts[:rows], completions[:rows], config.prompt.tokens, limit)
 
 
 def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
@@ -104,9 +103,14 @@ def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
     for episode in episodes:
         episode.steps = [s for s in episode.steps if len(s.response.tokens) <= limit]
     room = sum(len(instance.chunks) for instance in instances)
-    batch = to_batch(episodes, 1, config.prompt.tokens, limit, room)
-    return Batch(batch.prompt, batch.prompt_mask, batch.completion, batch.completion_mask,
-                 valid=batch.valid)  # fmt: skip
+    batch = take(to_batch(episodes, 1, config.prompt.tokens, limit, room), np.arange(rows))
+    return Batch(
+        batch.prompt,
+        batch.prompt_mask,
+        batch.completion,
+        batch.completion_mask,
+        valid=batch.valid,
+    )
 
 
 class NonFiniteError(RuntimeError):

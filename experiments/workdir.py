@@ -26,8 +26,11 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
         raise WorkdirError(f"--workdir={workdir} is not a folder: {error}") from error
     now = json.loads(config.to_json())
     path = folder / "config.json"
-    if path.exists():
-        before = json.loads(path.read_text())
+    if path.exists() and (folder / "checkpoints").exists():  # else nothing would be lost
+        try:
+            before = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise WorkdirError(f"{path} is no JSON ({error}): choose another workdir") from None
         differ = sorted(_differences(before, now))
         if differ:
             lines = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in differ)

@@ -19,6 +19,7 @@ from memalpha.tools import CONTENT_KEY, format_call, tool_schemas
 
 ALL_ENABLED = (True, True, True)
 READER_KINDS = ("reader", "reader_classification", "reader_summary")
+CUT_MARK = " [cut]"  # at the end of a core that is not whole
 RESPONSE_SHARE = 0.8  # of the response tokens are promised to the model (Mem-alpha, section 3.2)
 BUILT_IN = Path(__file__).parent / "templates"
 
@@ -233,7 +234,8 @@ def fit_prompt(
     """Token ids of a memorising prompt of at most `budget` tokens.
 
     `recent` entries of each list are shown; while the prompt is too long that number is halved
-    (…, 1, 0). Raises PromptTooLong when it does not fit even with none.
+    (…, 1, 0), and then what is shown of the core, with a mark where it is cut: what a policy wrote
+    must not stop its training. Raises PromptTooLong when template and chunk alone do not fit.
     """
     if recent < 0:
         raise ValueError(f"recent is {recent}: give the number of entries to show, 0 or more")
@@ -241,6 +243,7 @@ def fit_prompt(
     native = native and "tools" in str(tokenizer.chat_template or "")
     tools = tool_schemas(enabled) if native else None
     special = tokenizer.all_special_tokens
+    shown = len(view.core) if enabled[0] else 0  # characters
     while True:
         messages = render_memorise(
             template, view, chunk, recent, response_tokens, dialect, enabled, special, not native
@@ -248,17 +251,18 @@ def fit_prompt(
         ids = encode_messages(messages, tokenizer, tools)
         if len(ids) <= budget:
             return ids
-        if recent == 0:
+        if recent == 0 and not shown:
             break
+        if recent == 0:
+            shown //= 2
+            core = view.core[:shown] + CUT_MARK if shown else ""
+            view = dataclasses.replace(view, core=core)
         recent //= 2
-    chunk_tokens, core_tokens = (
-        len(tokenizer.encode(escape(text, special), add_special_tokens=False))
-        for text in (chunk, view.core if enabled[0] else "")
-    )
+    chunk_tokens = len(tokenizer.encode(escape(chunk, special), add_special_tokens=False))
     raise PromptTooLong(
-        f"the prompt has {len(ids)} tokens with no entries shown, its budget is {budget}: "
-        f"the chunk has {chunk_tokens}, the core {core_tokens}, the rest is the template "
-        f"{template.name!r}; raise the prompt budget, or use shorter chunks or a shorter core"
+        f"the prompt has {len(ids)} tokens with nothing of the memory shown, its budget is"
+        f" {budget}: the chunk has {chunk_tokens}, the rest is the template {template.name!r}; raise the"
+        " prompt budget or use shorter chunks"
     )
 
 

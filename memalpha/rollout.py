@@ -19,17 +19,14 @@ import numpy as np
 
 from memalpha import memory, rewards, sampler, scoring, tools
 from memalpha.batch import Batch, fill, from_tokens
-from memalpha.data.instance import Instance
+from memalpha.data.instance import Instance, validate
 from memalpha.judge import Verdict, judge
 from memalpha.memory import MemoryView, Outcome
 from memalpha.model import ModelConfig, Params
-from memalpha.prompts import Template, fit_prompt
+from memalpha.prompts import CUT_MARK, Template, fit_prompt
 from memalpha.reader import Answer, Answerer, Request, extractive_answers, gather, read
 from memalpha.retrieval import make_index
 from memalpha.tokenizer import decode, encode
-
-CUT_MARK = " [cut]"
-STAGES = ("render", "write", "parse", "apply", "retrieve", "read")
 
 
 @dataclass(frozen=True)
@@ -149,6 +146,10 @@ def run_episodes(
     Raises:
         PromptTooLong: a prompt that does not fit even with no entry shown.
     """
+    if not instances:
+        raise ValueError("run_episodes: no instances; give at least one")
+    for instance in instances:
+        validate(instance)
     clock = Clock() if clock is None else clock
     episodes = [Episode(instance) for instance in instances]
     state = _first_state(env, len(episodes), seed)

@@ -1,8 +1,9 @@
 """Two scripted writers for the synthetic sources, which say what a good memory would hold.
 
-`perfect` stores every note: the upper bound of the tables. `poor` is the teacher of the warm start:
-it skips about half of what matters, files a third of the rest wrongly and breaks some calls, so
-that whatever the trained writer does better is learned from the reward.
+`perfect` stores every note as it comes and updates what it supersedes where that is in sight: the
+upper mark of the tables. `poor` is the teacher of the warm start: it skips about half of what
+matters, files a third of the rest wrongly and breaks some calls, so that whatever the trained
+writer does better is learned from the reward.
 """
 
 import json
@@ -81,7 +82,8 @@ def poor_response(
         if flat or memory == "core":
             core = " ".join((core + " " + note["content"]).split())
         elif note["replaces"] in in_sight:
-            calls.append(_update(*_swap(in_sight[note["replaces"]], note["content"])))
+            found, entry_id = in_sight[note["replaces"]]
+            calls.append(_update(found, note["content"], entry_id))
         else:
             calls.append(_insert(memory, note["content"]))
     if not flat and rng.random() < flaws.keep_filler:
@@ -103,11 +105,6 @@ def _update(memory: str, content: str, entry_id: int | None = None) -> tools.Cal
     if entry_id is not None:
         arguments["memory_id"] = str(entry_id)
     return tools.Call(tools.UPDATE, arguments)
-
-
-def _swap(found: tuple[str, int], content: str) -> tuple[str, str, int]:
-    memory, entry_id = found
-    return memory, content, entry_id
 
 
 def _some_line(text: str, rng: np.random.Generator) -> str:
