@@ -105,7 +105,9 @@ def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBas
             phrases += synthetic.PHRASES
         if not all(map(is_synthetic, config.data.sources)):
             phrases += PHRASES
-        train_tokenizer(corpus, config.tokenizer.vocab_size, phrases).save_pretrained(folder)
+        aside = workdir / "tokenizer.tmp"
+        train_tokenizer(corpus, config.tokenizer.vocab_size, phrases).save_pretrained(aside)
+        aside.rename(folder)  # whole or not at all
     return load_tokenizer(str(folder))
 
 

@@ -26,7 +26,8 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
         raise WorkdirError(f"--workdir={workdir} is not a folder: {error}") from error
     now = json.loads(config.to_json())
     path = folder / "config.json"
-    if path.exists() and (folder / "checkpoints").exists():  # else nothing would be lost
+    begun = any((folder / name).exists() for name in ("tokenizer", "checkpoints"))
+    if path.exists() and begun:  # a run that failed before that has nothing to lose
         try:
             before = json.loads(path.read_text())
         except json.JSONDecodeError as error:

@@ -261,8 +261,8 @@ def fit_prompt(
     chunk_tokens = len(tokenizer.encode(escape(chunk, special), add_special_tokens=False))
     raise PromptTooLong(
         f"the prompt has {len(ids)} tokens with nothing of the memory shown, its budget is"
-        f" {budget}: the chunk has {chunk_tokens}, the rest is the template {template.name!r}; raise the"
-        " prompt budget or use shorter chunks"
+        f" {budget}: the chunk has {chunk_tokens}, the rest is the template {template.name!r};"
+        " raise the prompt budget or use shorter chunks"
     )
 
 

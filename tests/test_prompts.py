@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from memalpha.memory import MEMORY_NAMES, Entry, MemoryView
 from memalpha.prompts import (
     BUILT_IN,
+    CUT_MARK,
     READER_KINDS,
     PromptTooLong,
     encode_messages,
@@ -229,18 +230,28 @@ def test_recent_is_halved_until_the_prompt_fits(tokenizer):
     for k, smaller in ((5, 2), (2, 1), (1, 0)):
         assert shown(sizes[k]) == k and shown(sizes[k] - 1) == smaller
     assert shown(sizes[0]) == 0
+    bare = len(tokenizer.encode(user_text(COMPACT, memory(), "chunk"), add_special_tokens=False))
+    assert shown(bare) == 0
     with pytest.raises(PromptTooLong):
-        shown(sizes[0] - 1)
+        shown(bare - 1)
+
+
+def test_a_core_too_long_for_the_prompt_is_shown_cut_and_marked(tokenizer):
+    view = memory("word " * 200, [(1, "a fact")])
+    budget = 80
+    ids = fit_prompt(COMPACT, view, "chunk", tokenizer, budget, 5, 9, "qwen3")
+    text = tokenizer.decode(ids)
+    assert len(ids) <= budget
+    assert CUT_MARK + "</core_memory>" in text.replace(" </", "</")
+    assert "word word" in text and "a fact" not in text
 
 
 def test_a_prompt_that_cannot_fit_names_what_takes_the_room(tokenizer):
     view = memory("five " * 5, [(1, "a fact")])
-    core, chunk = (
-        len(tokenizer.encode(t, add_special_tokens=False)) for t in (view.core, "z " * 40)
-    )
+    chunk = len(tokenizer.encode("z " * 40, add_special_tokens=False))
     with pytest.raises(PromptTooLong) as error:
         fit_prompt(COMPACT, view, "z " * 40, tokenizer, 30, 5, 9, "qwen3")
-    for part in ("budget is 30", f"chunk has {chunk},", f"core {core},", "shorter chunks"):
+    for part in ("budget is 30", f"chunk has {chunk},", "shorter chunks"):
         assert part in str(error.value)
     with pytest.raises(ValueError, match="recent is -1"):
         fit_prompt(COMPACT, view, "z", tokenizer, 30, -1, 9, "qwen3")

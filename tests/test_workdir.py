@@ -29,6 +29,7 @@ def test_a_new_folder_gets_its_config_and_the_same_config_opens_it_again(tmp_pat
 
 def test_another_config_is_refused_and_the_fields_are_named(tmp_path):
     open_workdir(str(tmp_path), config())
+    (tmp_path / "tokenizer").mkdir()
     other = config(steps=7, extra=True)
     other.data.sources = ("a",)
     with pytest.raises(WorkdirError) as caught:
@@ -40,6 +41,12 @@ def test_another_config_is_refused_and_the_fields_are_named(tmp_path):
     assert "data.sources: was ['a', 'b'], is ['a']" in text
     assert "rate" not in text and "seed" not in text  # only what differs
     assert json.loads((tmp_path / "config.json").read_text())["rl"]["steps"] == 3
+
+
+def test_a_run_that_failed_before_it_began_does_not_claim_its_workdir(tmp_path):
+    open_workdir(str(tmp_path), config())
+    open_workdir(str(tmp_path), config(steps=7))
+    assert json.loads((tmp_path / "config.json").read_text())["rl"]["steps"] == 7
 
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
