@@ -21,7 +21,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TINY = (
-    "warm_start.steps=4,warm_start.copy_steps=2,warm_start.copy_rows=4,warm_start.rows=4,"
+    "warm_start.steps=4,warm_start.copy_steps=1,warm_start.quote_steps=1,warm_start.copy_rows=4,"
+    "warm_start.rows=4,warm_start.micro_batch=0,"
     "rl.steps=4,rl.instances=1,rl.rollouts=2,rl.micro_batch=2,"
     "rl.entropy_coef=0.1,"  # an untrained policy earns no reward: something has to move it
     "model.hidden_size=32,model.num_layers=1,model.num_heads=2,model.num_kv_heads=1,"

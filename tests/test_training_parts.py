@@ -1,0 +1,104 @@
+"""Parts of the loop that the end-to-end run on the default config does not reach."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from experiments.setup import check, training_batches
+from experiments.train import build_optimizer, make_learner
+from experiments.warm_start import quote_batch, trace_batch
+from memalpha.data.instance import Instance, Question
+from memalpha.learner import init_state
+from memalpha.model import ModelConfig, init_params
+from memalpha.rollout import run_episodes, scripted_writer, to_batch
+
+SMALL = "warm_start.rows=6,warm_start.micro_batch=0,rl.instances=2,rl.rollouts=2,rl.micro_batch=0"
+
+
+def real_instance() -> Instance:
+    """A labelled instance in the published form, blank lines included."""
+    chunk = (
+        "[Dialogue between User and Assistant on 2024-01-01 00:00]\n<User>Examples:\n\n"
+        "Sentence: wake me at six\nLabel: 3\n\nSentence: play a song\nLabel: 7\n"
+        "<Assistant>Thank you."
+    )
+    return Instance("nlu", "one", (chunk,), (Question("play it", ("7",)),), {"label_names": {}})
+
+
+def test_quotes_of_chunks_with_blank_lines(micro):
+    config = tiny.get_config(SMALL + ",data.chunks=1")
+    batch = quote_batch(config, micro.env, lambda step, size: [real_instance()] * size, 0)
+    assert batch.completion.shape[0] == 6
+    first = batch.completion[0][batch.completion_mask[0]]
+    text = micro.tokenizer.decode(first, skip_special_tokens=True)
+    assert sorted(text.split("\n")) == [
+        "Label: 3",
+        "Label: 7",
+        "Sentence: play a song",
+        "Sentence: wake me at six",
+    ]
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_warm_start_batches_have_the_rows_of_the_config(micro, chunks):
+    config = tiny.get_config(f"{SMALL},data.chunks={chunks},prompt.tokens=600")
+    batches = training_batches(config)
+    for make in (quote_batch, trace_batch):
+        assert make(config, micro.env, batches, 3).prompt.shape[0] == 6
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "rl.groups=rows,rl.aggregation=sequence",
+        "rl.groups=episodes,rl.aggregation=token,reward.normalise_each=True",
+        "rl.groups=chunk,rl.kl=k3,rl.kl_coef=0.1",
+        "ppo",
+        "ppo,rl.epochs=2,rl.minibatches=2",
+    ],
+)
+def test_every_learner_takes_a_step(micro, arguments):
+    config = tiny.get_config(f"{SMALL},prompt.tokens=600,prompt.response_tokens=64,{arguments}")
+    check(config)
+    fields = micro.model.__dict__ | {"value_head": config.rl.algorithm == "ppo"}
+    model = ModelConfig(**fields)
+    params = init_params(model, jax.random.key(0))
+    optimizer = build_optimizer(config)
+    state = init_state(jax.tree.map(jnp.copy, params), optimizer)
+    instances = [i for i in training_batches(config)(0, 2) for _ in range(2)]
+    texts = iter(["nothing", '<tool_call>\n{"name": "memory_delete"}\n</tool_call>'] * 8)
+    episodes = run_episodes(micro.env, instances, scripted_writer(micro.env, lambda t: next(texts)))
+    for number, episode in enumerate(episodes):
+        episode.r1 = 0.3 * number  # rewards that differ within every group
+    batch = to_batch(episodes, 2, 600, 64, 8)
+    batch = batch.replace(sample_logps=None)
+    learn = make_learner(config, model, optimizer, params)
+    state, metrics = learn(state, batch, 0)
+    assert metrics["nonfinite"] == 0
+    assert int(state.step) == config.rl.epochs * config.rl.minibatches
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, params)
+    assert max(jax.tree.leaves(moved)) > 0
+    assert np.isfinite(float(metrics["loss"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("rl.micro_batch=7", "rl.micro_batch=7 does not divide its 80 rows"),
+        ("ppo,rl.minibatches=3", "rl.minibatches=3 does not divide the 80 rows"),
+        ("reward.retriever=bm52", "bm25"),
+        ("rl.groups=row", "rows"),
+        ("rl.schedule=linear", "cosine"),
+        ("eval.every=0", "eval.every=0: give at least 1"),
+    ],
+)
+def test_settings_that_would_fail_late_fail_at_once(arguments, said):
+    with pytest.raises(ValueError, match=said):
+        check(tiny.get_config(arguments))
+
+
+def test_a_misspelt_argument_suggests_the_field():
+    with pytest.raises(ValueError, match="steps"):
+        tiny.get_config("rl.setps=3")
