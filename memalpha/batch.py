@@ -65,30 +65,6 @@ def sequence(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     return tokens.astype(jnp.int32), positions, mask
 
 
-def split(batch: Batch, micro_batch: int) -> Batch:
-    """Cut into micro-batches: every leaf [R, ...] becomes [R / M, M, ...].
-
-    Micro-batch i takes the rows i, i + R / M, ...: where rows are sharded over devices in runs,
-    each device then holds its share of every micro-batch and nothing moves.
-
-    Raises:
-        ValueError: `micro_batch` does not divide the rows.
-    """
-    rows = batch.completion.shape[0]
-    if micro_batch < 1 or rows % micro_batch:
-        raise ValueError(
-            f"batch of {rows} rows: micro_batch={micro_batch} does not divide it; "
-            "choose a divisor, or fill the batch to a multiple with batch.fill"
-        )
-    shape = (micro_batch, rows // micro_batch)
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(shape + x.shape[1:]), 0, 1), batch)
-
-
-def merge(leaf: jax.Array) -> jax.Array:
-    """Undo `split` on one array: [R / M, M, ...] -> [R, ...], rows in their first order."""
-    return jnp.swapaxes(leaf, 0, 1).reshape((-1,) + leaf.shape[2:])
-
-
 def take(batch: Batch, rows: Array) -> Batch:
     """The given rows, in the given order (minibatches of PPO). rows: [N] int."""
     return jax.tree.map(lambda x: x[rows], batch)
@@ -117,21 +93,43 @@ def fill(batch: Batch, rows: int) -> Batch:
     return jax.tree.map(pad, batch.replace(valid=valid)).replace(**ids)
 
 
-def trim(batch: Batch, multiple: int = 16) -> Batch:
-    """Drop columns that no row uses; on the host, leaves become numpy.
+def micro_batches(batch: Batch, size: int | None) -> list[tuple[np.ndarray, Batch]]:
+    """Cut a batch into rows of like length, each part without the columns that none of it uses.
 
-    P and T become the longest prompt and completion, rounded up to `multiple` tokens so that few
-    distinct shapes are compiled. Nothing that is masked in is ever dropped.
+    `size` rows a part (None: one part). Widths are whole quarters of P and T, so that at most
+    sixteen shapes are ever compiled, and a part pays for little padding. On the host, leaves become
+    numpy; nothing that is masked in is ever dropped. Returns (row numbers, part) pairs.
+
+    Raises:
+        ValueError: `size` does not divide the rows.
     """
+    rows = batch.completion.shape[0]
+    size = rows if size is None else size
+    if size < 1 or rows % size:
+        raise ValueError(
+            f"batch of {rows} rows: micro_batch={size} does not divide it; "
+            "choose a divisor, or fill the batch to a multiple with batch.fill"
+        )
     batch = jax.tree.map(np.asarray, batch)
+    p, t = batch.prompt.shape[1], batch.completion.shape[1]
+    prompts = _quarters(batch.prompt_mask[:, ::-1])
+    completions = _quarters(batch.completion_mask)
+    order = np.lexsort((batch.completion_mask.sum(axis=1), prompts))
+    parts = []
+    for some in order.reshape(-1, size):
+        widths = -(-prompts[some].max() * p // 4), -(-completions[some].max() * t // 4)
+        parts.append((some, _trim(take(batch, some), *widths)))
+    return parts
 
-    def keep(used: np.ndarray) -> int:
-        return min(max(1, -(-int(used) // multiple)) * multiple, limit)
 
-    limit = p = batch.prompt.shape[1]
-    p = keep((batch.prompt_mask.astype(bool) * np.arange(p, 0, -1)).max(initial=1))
-    limit = t = batch.completion.shape[1]
-    t = keep((batch.completion_mask.astype(bool) * np.arange(1, t + 1)).max(initial=1))
+def _quarters(mask: np.ndarray) -> np.ndarray:
+    """How many quarters of its columns each row uses, counted from the left: [R] in 1..4."""
+    used = (mask.astype(bool) * np.arange(1, mask.shape[1] + 1)).max(axis=1)
+    return np.maximum(-(-4 * used // mask.shape[1]), 1)
+
+
+def _trim(batch: Batch, p: int, t: int) -> Batch:
+    """The last p columns of the prompts and the first t of all that belongs to completions."""
     columns = {"prompt": batch.prompt[:, -p:], "prompt_mask": batch.prompt_mask[:, -p:]}
     names = ("completion", "completion_mask", "sample_logps", "old_logps", "ref_logps", "values")
     for name in (*names, "returns", "advantages"):

@@ -4,6 +4,8 @@ Axes: R rows, P prompt, T completion, D width, M micro-batch rows.
 Both algorithms share one loop and one update; PPO adds a critic and computes its advantages token
 by token (`ppo_targets`). Every loss is an (unreduced sum, count) pair whose count is taken over the
 whole batch before the first micro-batch, so that the gradient is the same however it is cut.
+Micro-batches are rows of like length, each as wide as it needs (`batch.micro_batches`), and run one
+after the other from Python.
 """
 
 from collections.abc import Callable
@@ -12,11 +14,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
 from memalpha import losses
-from memalpha.batch import Batch, merge, row_mask, sequence, split, token_mask
+from memalpha.batch import Batch, micro_batches, row_mask, sequence, token_mask
 from memalpha.model import ModelConfig, Params, Transformer, head_logps, values
 
 Metrics = dict[str, jax.Array]
@@ -290,22 +293,26 @@ def make_token_logps(
 ) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array | None]]:
     """Build `token_logps(params, batch) -> (logps [R, T], values [R, T] or None)`, jitted.
 
-    For old and reference log-probs, at the temperature of the loss. Values under a zero mask mean
-    nothing. `micro_batch` rows are computed at a time, all of them when None.
+    For old and reference log-probs, at the temperature of the loss, as numpy. What stands under a
+    zero mask means nothing. `micro_batch` rows are computed at a time, all of them when None.
     """
 
+    @jax.jit
     def score(params: Params, batch: Batch):
         logps, _, v = forward(params, batch, model_config, config.temperature, config.head_chunk)
         return logps, v
 
-    @jax.jit
-    def run(params: Params, batch: Batch):
-        if micro_batch is None or micro_batch == batch.completion.shape[0]:
-            return score(params, batch)
-        parts = jax.lax.map(partial(score, params), split(batch, micro_batch))
-        return jax.tree.map(merge, parts)
+    def token_logps(params: Params, batch: Batch):
+        shape = batch.completion.shape
+        parts = [(i, score(params, b)) for i, b in micro_batches(_inputs(batch), micro_batch)]
+        whole = [np.zeros(shape, np.float32), np.zeros(shape, np.float32)]
+        for rows, part in parts:
+            for array, piece in zip(whole, jax.device_get(part), strict=True):
+                if piece is not None:
+                    array[rows, : piece.shape[1]] = piece
+        return whole[0], whole[1] if model_config.value_head else None
 
-    return lambda params, batch: run(params, _inputs(batch))
+    return token_logps
 
 
 def _inputs(batch: Batch) -> Batch:
@@ -378,49 +385,60 @@ def _make_update(
     optimizer: optax.GradientTransformation,
     micro_batch: int | None,
 ):
-    @partial(jax.jit, donate_argnums=0)
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        count = count_fn(batch)
+    def scaled(params: Params, micro: Batch, count: jax.Array):
+        parts, _ = loss_fn(params, micro)
+        return parts["sum"]["loss"] / jnp.maximum(count, 1.0), parts
+
+    @jax.jit
+    def grad_fn(params: Params, micro: Batch, count: jax.Array):
+        grads, parts = jax.grad(scaled, has_aux=True)(params, micro, count)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), parts
+
+    @jax.jit
+    def totals(batch: Batch):
         tokens = jnp.sum(token_mask(batch), dtype=jnp.float32)
+        rows = jnp.sum(row_mask(batch), dtype=jnp.float32)
+        return count_fn(batch), {"tokens": tokens, "rows": rows} | extra_fn(batch)
 
-        def scaled(params: Params, micro: Batch):
-            parts, _ = loss_fn(params, micro)
-            return parts["sum"]["loss"] / jnp.maximum(count, 1.0), parts
-
-        grads, parts = accumulate(jax.grad(scaled, has_aux=True), state.params, batch, micro_batch)
+    @partial(jax.jit, donate_argnums=0)
+    def finish(state: TrainState, grads: Params, parts: Parts, count: jax.Array, extra: Metrics):
         metrics = {k: x / jnp.maximum(count, 1.0) for k, x in parts["sum"].items()}
-        metrics |= {k: x / jnp.maximum(tokens, 1.0) for k, x in parts["token"].items()}
-        metrics |= parts["max"] | parts["total"] | extra_fn(batch)
-        metrics |= {"tokens": tokens, "rows": jnp.sum(row_mask(batch), dtype=jnp.float32)}
-        state, norms = apply_gradients(state, grads, optimizer, metrics["loss"], tokens > 0)
+        metrics |= {k: x / jnp.maximum(extra["tokens"], 1.0) for k, x in parts["token"].items()}
+        metrics |= parts["max"] | parts["total"] | extra
+        state, norms = apply_gradients(
+            state, grads, optimizer, metrics["loss"], extra["tokens"] > 0
+        )
         return state, metrics | norms
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        count, extra = totals(batch)
+        grads, parts = accumulate(
+            lambda micro: grad_fn(state.params, micro, count), batch, micro_batch
+        )
+        return finish(state, grads, parts, count, extra)
 
     return update
 
 
 def accumulate(
-    grad_fn: Callable[[Params, Batch], tuple[Params, Parts]],
-    params: Params,
-    batch: Batch,
-    micro_batch: int | None,
+    grad_fn: Callable[[Batch], tuple[Params, Parts]], batch: Batch, micro_batch: int | None
 ) -> tuple[Params, Parts]:
-    """Gradients and parts of a whole batch, `micro_batch` rows at a time, added up in float32."""
-    if micro_batch is None or micro_batch == batch.completion.shape[0]:
-        return grad_fn(params, batch)
+    """Float32 gradients and parts of a whole batch, `micro_batch` rows at a time, added up."""
+    total = None
+    for _, micro in micro_batches(batch, micro_batch):
+        new = grad_fn(micro)
+        total = new if total is None else _add(total, new)
+    return total
 
-    def step(carry, micro):
-        grads, parts = grad_fn(params, micro)
-        grads = jax.tree.map(jnp.add, carry[0], grads)
-        joined = {
-            k: jax.tree.map(jnp.maximum if k == "max" else jnp.add, carry[1][k], part)
-            for k, part in parts.items()
-        }
-        return (grads, joined), None
 
-    micros = split(batch, micro_batch)
-    shapes = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], micros))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-    return jax.lax.scan(step, zeros, micros)[0]
+@partial(jax.jit, donate_argnums=0)
+def _add(total: tuple[Params, Parts], new: tuple[Params, Parts]) -> tuple[Params, Parts]:
+    grads = jax.tree.map(jnp.add, total[0], new[0])
+    parts = {
+        k: jax.tree.map(jnp.maximum if k == "max" else jnp.add, total[1][k], part)
+        for k, part in new[1].items()
+    }
+    return grads, parts
 
 
 def apply_gradients(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from memalpha.batch import Batch, fill, from_tokens, merge, sequence, split, take, token_mask, trim
+from memalpha.batch import Batch, fill, from_tokens, micro_batches, sequence, take, token_mask
 
 
 def small() -> Batch:
@@ -53,39 +53,44 @@ def test_fill_keeps_rows_that_were_invalid():
     assert token_mask(batch).sum(axis=1).tolist() == [2, 0, 1]
 
 
-def test_merge_undoes_split():
-    batch = fill(small(), 6)
-    micros = split(batch, 2)
-    assert micros.completion.shape == (3, 2, 7) and micros.rewards["r1"].shape == (3, 2)
-    for name in ("completion", "advantages", "valid"):
-        assert (merge(getattr(micros, name)) == getattr(batch, name)).all()
+def test_micro_batches_hold_every_row_once_without_the_columns_they_do_not_use():
+    prompts, completions = [[1] * n for n in (2, 8, 3, 5)], [[2] * n for n in (4, 1, 1, 8)]
+    whole = from_tokens(prompts, completions, 8, 8).replace(
+        advantages=np.arange(4, dtype=np.float32),
+        values=np.arange(32, dtype=np.float32).reshape(4, 8),
+    )
+    parts = micro_batches(whole, 2)
+    # Rows 0 and 2 use quarters 1, 2 of P; their completions quarters 2, 1 of T.
+    assert [rows.tolist() for rows, _ in parts] == [[0, 2], [3, 1]]
+    assert [b.prompt.shape[1] for _, b in parts] == [4, 8]
+    assert [b.completion.shape[1] for _, b in parts] == [4, 8]
+    for rows, part in parts:
+        assert (part.advantages == whole.advantages[rows]).all()
+        assert (part.values == whole.values[rows, : part.values.shape[1]]).all()
+        for field in ("prompt", "completion"):
+            mask, all_of_it = getattr(part, f"{field}_mask"), getattr(whole, f"{field}_mask")[rows]
+            assert mask.sum() == all_of_it.sum()
+            kept = getattr(part, field)[mask]
+            assert (kept == getattr(whole, field)[rows][all_of_it]).all()
+
+
+def test_micro_batches_of_odd_axes_and_of_empty_rows():
+    ((rows, part),) = micro_batches(small(), None)
+    assert sorted(rows) == [0, 1, 2]
+    assert part.prompt.shape == (3, 4) and part.completion.shape == (3, 4)  # 3/4 of 5 and 2/4 of 7
+    empty = small()
+    empty = dataclasses.replace(empty, completion_mask=np.zeros_like(empty.completion_mask))
+    ((_, part),) = micro_batches(empty, None)
+    assert part.completion.shape == (3, 2)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4, 7])
-def test_split_wants_a_divisor(micro_batch):
+def test_micro_batches_want_a_divisor(micro_batch):
     with pytest.raises(ValueError, match=f"micro_batch={micro_batch} does not divide"):
-        split(fill(small(), 6), micro_batch)
+        micro_batches(fill(small(), 6), micro_batch)
 
 
 def test_take_picks_rows():
     batch = take(small(), np.array([2, 0]))
     assert batch.group.tolist() == [5, 4]
     assert batch.completion[1].tolist() == small().completion[0].tolist()
-
-
-def test_trim_drops_only_columns_that_no_row_uses():
-    batch, whole = trim(small(), multiple=2), small()
-    assert batch.prompt.shape == (3, 4) and batch.completion.shape == (3, 4)
-    assert batch.sample_logps.shape == (3, 4) and batch.advantages.shape == (3,)
-    for field in ("prompt", "completion"):
-        kept, all_of_it = getattr(batch, f"{field}_mask"), getattr(whole, f"{field}_mask")
-        assert kept.sum() == all_of_it.sum()
-        assert (getattr(batch, field)[kept] == getattr(whole, field)[all_of_it]).all()
-
-
-def test_trim_stays_within_the_axes_and_takes_empty_batches():
-    full = trim(small(), multiple=16)
-    assert full.prompt.shape == (3, 5) and full.completion.shape == (3, 7)
-    empty = small()
-    empty = dataclasses.replace(empty, completion_mask=np.zeros_like(empty.completion_mask))
-    assert trim(empty, multiple=1).completion.shape == (3, 1)
