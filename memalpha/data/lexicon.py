@@ -13,7 +13,8 @@ LAST_NAMES = """Abel Berger Conrad Dahl Ekman Fischer Gruber Holm Ivers Jansen K
 Norden Olsen Palmer Quist Reuter Sander Thorn Ulrich Vogel Weber Young Zeller Arndt Brandt Cramer
 Dreyer Ebert Falk Graf Hauser Imhof Jordan Kramer Lorenz Maurer Nagel Otto Peters Richter Stark
 Tanner Voss Wolf Ziegler Winter Adler Bauer Decker Engel Fuchs Geiger Herzog Jung Koch Lang Meyer
-Neumann Pohl Roth Schulz Vetter""".split()
+Neumann Pohl Roth Schulz Vetter Ackermann Busch Dietrich Eberle Franke Gerber Hartmann Jakobsen
+Kessler Lehmann Naumann Pfeiffer Rasmussen Seidel Thalberg Wagner""".split()
 
 TOWNS = """Oslo Lund Bern Graz Turin Porto Malmo Ghent Basel Split Cork Leeds Nantes Bremen Parma
 Vigo Tartu Riga Krakow Brno Tampere Bergen Utrecht Lyon""".split()
