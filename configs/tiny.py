@@ -89,6 +89,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             weight_decay=0.0,
             max_grad_norm=1.0,
             groups="chunk",
+            divide_by_std=True,  # of advantages; False: the mean is taken off, and no more
             aggregation="dr_grpo",
             clip_low=0.2,
             clip_high=0.2,

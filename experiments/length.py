@@ -7,6 +7,7 @@ r1 of each family at each length, memory over chunk tokens, and seconds a chunk.
 """
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from memalpha.rollout import Clock, count_tokens, run_episodes
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
 FACTORS = flags.DEFINE_list("factors", ["1", "13", "40"], "Lengths, in training lengths.")
 INSTANCES = flags.DEFINE_integer("instances", 8, "Instances of each family at each length.")
-TOKENS = flags.DEFINE_integer("tokens", 0, "Also one stream of facts of this many tokens; 0: none.")
+TOKENS = flags.DEFINE_integer("tokens", 0, "Also one stream of this many tokens; 0: none.")
+SOURCE = flags.DEFINE_string("source", "synthetic_facts", "What that stream is made of.")
 QUESTIONS = flags.DEFINE_integer("questions", 100, "The most questions an instance.")
 
 
@@ -35,11 +37,16 @@ def main(_) -> None:
         "jax_compilation_cache_dir", str(Path(WORKDIR.value).absolute() / "jax_cache")
     )
     folder = Path(WORKDIR.value)
+    if not (folder / "config.json").exists():
+        sys.exit(f"--workdir={folder} holds no config.json: give the folder of a finished run")
     config = ConfigDict(json.loads((folder / "config.json").read_text()))
     config.data.max_questions = QUESTIONS.value
     tokenizer = build_tokenizer(config, folder)
     env = build_environment(config, tokenizer)
-    model, params = load_policy(config, folder, len(tokenizer))
+    try:
+        model, params = load_policy(config, folder, len(tokenizer))
+    except ValueError as error:
+        sys.exit(str(error))
     results = []
 
     def measure(name: str, instances: list[Instance]) -> None:
@@ -73,12 +80,12 @@ def main(_) -> None:
         ]
         measure(f"{factor} x", instances)
     if TOKENS.value:
-        sample = build_instances(config, "synthetic_facts", "test", 1, first=2000, chunks=50)[0]
+        sample = build_instances(config, SOURCE.value, "test", 1, first=2000, chunks=50)[0]
         a_chunk = sum(count_tokens(env, chunk) for chunk in sample.chunks) / 50
         chunks = int(1.01 * TOKENS.value / a_chunk)
         measure(
             f"{TOKENS.value} tokens",
-            build_instances(config, "synthetic_facts", "test", 1, first=2000, chunks=chunks),
+            build_instances(config, SOURCE.value, "test", 1, first=2000, chunks=chunks),
         )
     console.print(f"picture {draw_lengths(folder, results)}")
 

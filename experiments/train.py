@@ -26,6 +26,7 @@ from memalpha.learner import (
     ppo_targets,
 )
 from memalpha.model import ModelConfig, Params
+from memalpha.rewards import combine
 from memalpha.rollout import Clock, Environment, Episode, policy_writer, run_episodes, to_batch
 
 
@@ -136,7 +137,7 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
         groups = losses.group_ids(batch.group, batch.episode, batch.chunk, how)
         values, counts = losses.combined_advantages(
             batch.rewards, weights, groups, batch.valid,
-            normalise_each=reward.normalise_each,
+            normalise_each=reward.normalise_each, divide_by_std=rl.divide_by_std,
             episode=batch.episode if how == "episodes" else None,
         )  # fmt: skip
         return batch.replace(advantages=values), counts
@@ -150,7 +151,7 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
             return state, metrics | counts
         logps, values = token_logps(state.params, batch)
         batch = batch.replace(old_logps=logps, values=values)
-        total = sum(weights[k] * jnp.asarray(r) for k, r in batch.rewards.items())
+        total = combine(batch.rewards, reward.beta, reward.gamma)
         batch = _lean(ppo_targets(batch, total, loss_config))
         rng = np.random.default_rng([config.seed, step, 13])
         updates = []

@@ -114,7 +114,6 @@ def combined_advantages(
     valid: jax.Array,
     *,
     normalise_each: bool = False,
-    normalise_batch: bool = False,
     **options,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Advantages of several weighted rewards.
@@ -123,7 +122,6 @@ def combined_advantages(
         normalise_each (GDPO):       A = sum_k w_k normalise(r_k)
 
     Summed first, a reward that varies little against the others hardly counts, whatever its weight.
-    `normalise_batch` then whitens A over the valid rows, as GDPO does.
 
     Args:
         rewards: name -> [R].
@@ -152,7 +150,7 @@ def combined_advantages(
     else:
         total = sum(weights[k] * r for k, r in scaled.items())
         advantages, counts = group_advantages(total, groups, valid, **options)
-    return (whiten(advantages, valid) if normalise_batch else advantages), counts
+    return advantages, counts
 
 
 def whiten(x: jax.Array, mask: jax.Array) -> jax.Array:

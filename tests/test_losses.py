@@ -182,17 +182,6 @@ def test_zero_variance_is_counted_for_each_reward():
     assert [float(counts[f"zero_variance{x}"]) for x in ("", "_r1", "_r2")] == [0.5, 0.0, 1.0]
 
 
-def test_normalise_batch_whitens_valid_rows():
-    parts = {"r": np.array([0.0, 0.2, 0.9, NAN])}
-    valid = np.array([1, 1, 1, 0], bool)
-    got, _ = losses.combined_advantages(
-        parts, {"r": 1.0}, np.array([0, 0, 0, 0]), valid, normalise_batch=True
-    )
-    got = np.asarray(got)
-    assert got[3] == 0
-    assert abs(got[:3].mean()) < 1e-6 and abs(got[:3].std() - 1) < 1e-5
-
-
 def test_weights_must_match_rewards():
     with pytest.raises(ValueError, match="one weight a reward"):
         losses.combined_advantages({"r1": np.ones(1)}, {"r2": 1.0}, np.zeros(1, int), np.ones(1))
