@@ -1,7 +1,7 @@
 """Warm start: what a from-scratch model has to know before reinforcement can teach it anything.
 
-First to copy, which any pretrained model can: spans of random tokens, then lines of a chunk in any
-order, worth keeping or not. Then the tool language, from the traces of a deliberately poor writer.
+First to copy, which any pretrained model can: spans of random tokens, then pieces of a chunk, cut
+anywhere and put into calls. Then the traces of a deliberately poor writer.
 """
 
 from pathlib import Path
@@ -11,15 +11,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.progress import progress
-from experiments.setup import poor_writer, training_batches
+from experiments.setup import is_flat, poor_writer, training_batches
 from experiments.workdir import MetricsLog
-from memalpha.batch import Batch, from_tokens, take
+from memalpha.batch import Batch, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.learner import init_state, make_optimizer, make_supervised_update
+from memalpha.memory import MEMORY_NAMES
 from memalpha.model import ModelConfig, Params
-from memalpha.rollout import Environment, Turn, run_episodes, scripted_writer, to_batch
+from memalpha.rollout import Environment, Turn, Writer, run_episodes, scripted_writer, to_batch
+from memalpha.tokenizer import decode, encode
+from memalpha.tools import INSERT, UPDATE, Call, format_response
 
 COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens: short contexts, where copying is learned soonest
+QUOTES, QUOTE_TOKENS = 3, (4, 15)  # pieces a chunk, and their sizes
 TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
 
 
@@ -76,30 +80,42 @@ def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
 
 
 def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
-    """Rows of the usual prompts, answered with the lines of the chunk in random order."""
-    rows, limit = config.warm_start.rows, config.prompt.response_tokens
+    """Rows of the usual prompts, answered with calls that store pieces of the chunk, cut anywhere:
+    how to quote from the middle of a text, and nothing about what is worth quoting."""
     rng = np.random.default_rng([config.seed, step, 19])
-    prompts, completions = [], []
+    kinds = ["core"] if is_flat(env) else MEMORY_NAMES[1:]
 
     def quote(turn: Turn) -> str:
-        lines = turn.instance.chunks[turn.chunk].split("\n")
-        lines = [line for line in lines if line.strip() and line[0] not in "[<"]
-        return "\n".join(rng.permutation(lines))
+        chunk = encode(env.tokenizer, turn.instance.chunks[turn.chunk])
+        pieces = [decode(env.tokenizer, _piece(rng, chunk)).strip() for _ in range(QUOTES)]
+        calls = [_store(str(rng.choice(kinds)), piece) for piece in pieces]
+        return format_response(calls, env.dialect)
 
-    instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
-    for episode in run_episodes(env, instances, scripted_writer(env, quote), seed=step):
-        for taken in episode.steps:
-            prompts.append(taken.prompt)
-            completions.append(taken.response.tokens[:limit])
-    return from_tokens(prompts[:rows], completions[:rows], config.prompt.tokens, limit)
+    return _batch(config, env, batches, step, scripted_writer(env, quote))
+
+
+def _piece(rng: np.random.Generator, tokens: list[int]) -> list[int]:
+    size = int(rng.integers(*QUOTE_TOKENS))
+    start = int(rng.integers(max(1, len(tokens) - size)))
+    return tokens[start : start + size]
+
+
+def _store(memory: str, content: str) -> Call:
+    name, field = (UPDATE, "new_content") if memory == "core" else (INSERT, "content")
+    return Call(name, {"memory_type": memory, field: content})
 
 
 def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
-    """`rows` rows of the poor writer's episodes; responses over the buffer are left out."""
-    rows, limit = config.warm_start.rows, config.prompt.response_tokens
+    """Rows of the poor writer's episodes."""
     rng = np.random.default_rng([config.seed, step, 11])
+    return _batch(config, env, batches, step, poor_writer(config, env, rng))
+
+
+def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Writer) -> Batch:
+    """`rows` rows of a writer's episodes; responses over the buffer are left out."""
+    rows, limit = config.warm_start.rows, config.prompt.response_tokens
     instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
-    episodes = run_episodes(env, instances, poor_writer(config, env, rng), seed=step)
+    episodes = run_episodes(env, instances, writer, seed=step)
     for episode in episodes:
         episode.steps = [s for s in episode.steps if len(s.response.tokens) <= limit]
     room = sum(len(instance.chunks) for instance in instances)

@@ -1,5 +1,7 @@
 """Parts of the loop that the end-to-end run on the default config does not reach."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state
 from memalpha.model import ModelConfig, init_params
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
+from memalpha.tools import parse_calls
 
 SMALL = "warm_start.rows=6,warm_start.micro_batch=0,rl.instances=2,rl.rollouts=2,rl.micro_batch=0"
 
@@ -27,18 +30,19 @@ def real_instance() -> Instance:
     return Instance("nlu", "one", (chunk,), (Question("play it", ("7",)),), {"label_names": {}})
 
 
-def test_quotes_of_chunks_with_blank_lines(micro):
+@pytest.mark.parametrize("flat", [False, True])
+def test_quotes_are_calls_that_store_pieces_of_the_chunk(micro, flat):
     config = tiny.get_config(SMALL + ",data.chunks=1")
-    batch = quote_batch(config, micro.env, lambda step, size: [real_instance()] * size, 0)
+    env = replace(micro.env, enabled=(True, False, False)) if flat else micro.env
+    batch = quote_batch(config, env, lambda step, size: [real_instance()] * size, 0)
     assert batch.completion.shape[0] == 6
     first = batch.completion[0][batch.completion_mask[0]]
-    text = micro.tokenizer.decode(first, skip_special_tokens=True)
-    assert sorted(text.split("\n")) == [
-        "Label: 3",
-        "Label: 7",
-        "Sentence: play a song",
-        "Sentence: wake me at six",
-    ]
+    calls = parse_calls(micro.tokenizer.decode(first, skip_special_tokens=True), env.dialect)
+    assert len(calls) == 3
+    for call in calls:
+        assert (call.arguments["memory_type"] == "core") == flat
+        piece = call.arguments["new_content" if flat else "content"]
+        assert piece and piece in real_instance().chunks[0]
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
