@@ -18,6 +18,7 @@ from flax import struct
 from memalpha import losses
 from memalpha.batch import Batch, merge, row_mask, sequence, split, token_mask
 from memalpha.model import ModelConfig, Params, Transformer, head_logps, values
+from memalpha.precision import in_float32
 
 Metrics = dict[str, jax.Array]
 Parts = dict[str, dict[str, jax.Array]]  # "sum", "token", "total": added; "max": the largest
@@ -119,7 +120,10 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping the global gradient norm; only matrices decay, norm scales do not."""
+    """AdamW after clipping the global gradient norm; only matrices decay, norm scales do not.
+
+    All of it in float32: parameters of lower precision get a float32 copy in the state.
+    """
     adamw = optax.adamw(
         make_schedule(learning_rate, warmup_steps, total_steps, schedule),
         b1=b1,
@@ -127,7 +131,9 @@ def make_optimizer(
         weight_decay=weight_decay,
         mask=partial(jax.tree.map, lambda x: x.ndim > 1),
     )
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw) if max_grad_norm else adamw
+    if max_grad_norm:
+        adamw = optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
+    return in_float32(adamw)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -430,10 +436,13 @@ def apply_gradients(
     loss_value: jax.Array,
     wanted: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """One optimiser step, unless the loss or the gradient is not finite or `wanted` is false."""
+    """One optimiser step, unless the loss or the gradient is not finite or `wanted` is false.
+
+    The optimiser gets float32 gradients whatever the parameters are (see `precision.in_float32`).
+    """
+    grads = optax.tree.cast(grads, jnp.float32)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss_value) & jnp.isfinite(grad_norm)
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     stepped = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
     go = finite & wanted
