@@ -22,6 +22,7 @@ from memalpha.precision import in_float32
 
 Metrics = dict[str, jax.Array]
 Parts = dict[str, dict[str, jax.Array]]  # "sum", "token", "total": added; "max": the largest
+Update = Callable[..., tuple["TrainState", Metrics]]
 
 CHOICES = {
     "algorithm": ("grpo", "ppo"),
@@ -325,10 +326,13 @@ def make_update(
     config: LossConfig,
     optimizer: optax.GradientTransformation,
     micro_batch: int | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    attach: Callable[[Params, Params], Params] | None = None,
+) -> Update:
     """Build `update(state, batch) -> (state, metrics)`: one optimiser step, jitted, state donated.
 
     `micro_batch` rows go through the model at a time (None: all); the step is the same.
+    `attach`: where only a part of the model is trained, `attach(state.params, frozen)` is all of it
+    and `update` takes `frozen` as its third argument (`lora.attach`).
     Where loss or gradient is not finite the state is kept and `metrics["nonfinite"]` is 1: the loop
     should stop and name the step. A batch without a valid token changes nothing either.
     Metrics are float32 scalars; means are over valid tokens. `kl` to the reference and `approx_kl`
@@ -344,7 +348,7 @@ def make_update(
         return {"explained_variance": explained_variance(batch)}
 
     fn = partial(loss, model_config=model_config, config=config)
-    return _make_update(fn, count, extra, optimizer, micro_batch)
+    return _make_update(fn, count, extra, optimizer, micro_batch, attach)
 
 
 def make_supervised_update(
@@ -352,14 +356,15 @@ def make_supervised_update(
     optimizer: optax.GradientTransformation,
     micro_batch: int | None = None,
     head_chunk: int = 0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    attach: Callable[[Params, Params], Params] | None = None,
+) -> Update:
     """As `make_update`, for cross-entropy on the completions (warm start), averaged over tokens."""
 
     def count(batch: Batch) -> jax.Array:
         return jnp.sum(token_mask(batch), dtype=jnp.float32)
 
     fn = partial(supervised_loss, model_config=model_config, head_chunk=head_chunk)
-    return _make_update(fn, count, lambda batch: {}, optimizer, micro_batch)
+    return _make_update(fn, count, lambda batch: {}, optimizer, micro_batch, attach)
 
 
 def explained_variance(batch: Batch) -> jax.Array:
@@ -383,14 +388,17 @@ def _make_update(
     extra_fn: Callable[[Batch], Metrics],
     optimizer: optax.GradientTransformation,
     micro_batch: int | None,
-):
+    attach: Callable[[Params, Params], Params] | None,
+) -> Update:
     @partial(jax.jit, donate_argnums=0)
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, batch: Batch, frozen: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
         count = count_fn(batch)
         tokens = jnp.sum(token_mask(batch), dtype=jnp.float32)
 
         def scaled(params: Params, micro: Batch):
-            parts, _ = loss_fn(params, micro)
+            parts, _ = loss_fn(attach(params, frozen) if attach else params, micro)
             return parts["sum"]["loss"] / jnp.maximum(count, 1.0), parts
 
         grads, parts = accumulate(jax.grad(scaled, has_aux=True), state.params, batch, micro_batch)
