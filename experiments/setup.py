@@ -27,7 +27,6 @@ from memalpha.tools import fixed_fragments, format_response
 from memalpha.weights import load_params
 
 PREFIX = "synthetic_"
-CHOICES = ("dtype", "param_dtype", "remat", "attention", "value_head")  # not fixed by weights
 CORPUS_INSTANCES = 200  # of each source, for a tokenizer trained on the spot
 
 
@@ -151,19 +150,28 @@ def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Param
     Raises:
         ValueError: the folder cannot be loaded, or holds fewer tokens than the tokenizer.
     """
-    fields = config.model.to_dict() | {"value_head": config.rl.algorithm == "ppo"}
-    path = fields.pop("path")
-    if not path:
-        model = ModelConfig(vocab_size=vocab_size, **fields)
-        return model, init_params(model, jax.random.fold_in(jax.random.key(config.seed), 0))
-    folder = find_folder(path)
-    model = read_config(folder, **{name: fields[name] for name in CHOICES})
-    if vocab_size > model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {vocab_size} tokens, but the model in {folder} only"
-            f" {model.vocab_size}: set config.tokenizer.path to the tokenizer of that model"
-        )
-    return model, load_params(folder, model)
+    if config.model.path:
+        folder, model = find_model(config)
+        if vocab_size > model.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {vocab_size} tokens, but the model in {folder} only"
+                f" {model.vocab_size}: set config.tokenizer.path to the tokenizer of that model"
+            )
+        return model, load_params(folder, model)
+    fields = {k: v for k, v in config.model.items() if k != "path"}
+    model = ModelConfig(vocab_size=vocab_size, value_head=config.rl.algorithm == "ppo", **fields)
+    return model, init_params(model, jax.random.fold_in(jax.random.key(config.seed), 0))
+
+
+def find_model(config: ConfigDict) -> tuple[Path, ModelConfig]:
+    """The folder that `config.model.path` stands for, and the model in it; downloads it if need be.
+
+    Raises:
+        ValueError: there is none, or it is not of a kind that can be loaded.
+    """
+    folder = find_folder(config.model.path)
+    choices = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "attention")}
+    return folder, read_config(folder, value_head=config.rl.algorithm == "ppo", **choices)
 
 
 def build_lora(config: ConfigDict) -> LoraConfig:
@@ -194,6 +202,8 @@ def check(config: ConfigDict) -> None:
     """Raises ValueError for settings that would only fail after minutes of work."""
     rl, stage = config.rl, config.warm_start
     build_loss(config)
+    if config.model.path:
+        find_model(config)
     if build_lora(config).rank and stage.steps:
         raise ValueError(
             f"config.lora.rank={config.lora.rank} with a warm start: adapters are for a model that"

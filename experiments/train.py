@@ -95,7 +95,7 @@ def train(
 
 def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
     """The state before the first step, of a copy of the model or of adapters to it."""
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
     return init_state(lora.init(params, build_lora(config), key), optimizer)
 
 

@@ -178,15 +178,15 @@ def test_adapters_are_not_for_a_model_from_scratch():
 
 def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
     """The loop on a model folder: base in bfloat16, adapters trained, loaded again, exported."""
-    start = export(
-        init_params(micro.model, jax.random.key(0)), micro.model, tmp_path / "m", micro.tokenizer
-    )
+    fresh = jax.jit(init_params, static_argnums=0)(micro.model, jax.random.key(0))
+    start = export(fresh, micro.model, tmp_path / "start", micro.tokenizer)
     config = tiny.get_config(
         f"model.path={start},model.param_dtype=bfloat16,lora.rank=2,warm_start.steps=0,"
         "rl.steps=2,rl.instances=1,rl.rollouts=2,rl.micro_batch=0,rl.entropy_coef=0.1,"
-        "rl.learning_rate=0.1,rl.kl=k3,rl.kl_coef=0.1,data.chunks=1,eval.every=3,eval.instances=1,"
+        "rl.learning_rate=0.1,data.chunks=1,eval.every=3,eval.instances=2,"
         "prompt.tokens=320,prompt.response_tokens=16"
     )
+    config.data.sources = ("synthetic_facts",)
     check(config)
     tokenizer = build_tokenizer(config, tmp_path)
     assert tokenizer.encode("Ann met Bob") == micro.tokenizer.encode("Ann met Bob")
@@ -201,11 +201,3 @@ def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
     out = export(trained, model, tmp_path / "out", tokenizer)
     loaded = load_params(out, read_config(out, param_dtype="bfloat16"))
     jax.tree.map(np.testing.assert_array_equal, loaded, trained)
-
-
-def test_a_tokenizer_of_another_model_is_refused(micro, tmp_path):
-    small = replace(micro.model, vocab_size=50)
-    start = export(init_params(small, jax.random.key(0)), small, tmp_path / "m")
-    config = tiny.get_config(f"model.path={start}")
-    with pytest.raises(ValueError, match="tokens, but the model in .* only 50"):
-        build_model(config, len(micro.tokenizer))

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from configs import tiny
+from experiments.setup import build_model, check
 from memalpha import weights
 from memalpha.hub import find_folder, read_config
 from memalpha.model import Transformer, init_params, logits
@@ -331,6 +333,8 @@ SHARDED = """
 import sys, numpy as np, jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from safetensors.numpy import load_file
+from configs import tiny
+from experiments.setup import build_model, check
 from memalpha import weights
 from memalpha.hub import read_config
 
@@ -412,3 +416,19 @@ def test_live_transformers(tmp_path, tied):
     difference = their_logits(model.eval()) - our_logits(out, tokens, mask)
     assert np.abs(difference).max() <= 1e-4
     assert np.abs(their_logits(model) - their_logits(theirs)).max() > 0.1  # it is another model
+
+
+def test_a_tokenizer_of_another_model_is_refused(micro, tmp_path):
+    small = replace(micro.model, vocab_size=50)
+    start = export(init_params(small, jax.random.key(0)), small, tmp_path / "m")
+    config = tiny.get_config(f"model.path={start}")
+    check(config)
+    with pytest.raises(ValueError, match="tokens, but the model in .* only 50"):
+        build_model(config, len(micro.tokenizer))
+
+
+@pytest.mark.parametrize("path, said", [("nobody/nothing", "no such folder"), (".", "config.json")])
+def test_a_model_that_is_not_there_is_an_error_before_any_work(monkeypatch, path, said):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=said):
+        check(tiny.get_config(f"model.path={path}"))
