@@ -36,9 +36,12 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             max_questions=100,
             instances=0,  # real sources: built for training; synthetic ones are never repeated
         ),
-        tokenizer=dict(path="", vocab_size=2048),  # empty path: trained on the training split
+        # Empty path: that of the model, or from scratch too, trained on the training split.
+        tokenizer=dict(path="", vocab_size=2048),
         model=dict(
-            path="",  # empty: from scratch
+            # Folder or hub id (with @revision, if need be) of a Qwen3 model, which then gives the
+            # shape in place of the sizes below. Empty: from scratch.
+            path="",
             hidden_size=128,
             num_layers=3,
             num_heads=4,
@@ -48,10 +51,12 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             rope_theta=10_000.0,
             tie_embeddings=True,
             dtype="float32",
-            param_dtype="float32",
+            param_dtype="float32",  # bfloat16: halved, beside a float32 copy in the optimiser
             remat="none",
             attention="blocks",
         ),
+        # rank 0: all of the model is trained; else adapters to the kernels whose path is matched.
+        lora=dict(rank=0, alpha=32.0, layers="_proj"),
         prompt=dict(template="compact", dialect="qwen3", recent=2, tokens=160, response_tokens=72),
         memory=dict(
             core=True,

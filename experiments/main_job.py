@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -52,7 +51,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
         f" {device.device_kind}"
     )
     untrained = warm_start(config, folder, env, model, params)
-    trained = train(config, folder, env, model, jax.tree.map(jnp.copy, untrained))
+    trained = train(config, folder, env, model, untrained)
     results, shown = final_table(config, env, model, untrained, trained)
     console.print(results_table(f"test instances, {config.title}", results))
     text = "\n".join(describe_episode(f"{name} training", e) for name, e in shown.items())

@@ -14,7 +14,9 @@ from memalpha.data import PHRASES, load_source, synthetic
 from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
 from memalpha.data.notes import add_notes
+from memalpha.hub import find_folder, read_config
 from memalpha.learner import LossConfig, make_schedule
+from memalpha.lora import LoraConfig
 from memalpha.losses import group_ids
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import load_template, template_fragments
@@ -22,6 +24,7 @@ from memalpha.retrieval import make_index
 from memalpha.rollout import Environment, Turn, Writer, scripted_writer
 from memalpha.tokenizer import load_tokenizer, train_tokenizer
 from memalpha.tools import fixed_fragments, format_response
+from memalpha.weights import load_params
 
 PREFIX = "synthetic_"
 CORPUS_INSTANCES = 200  # of each source, for a tokenizer trained on the spot
@@ -93,9 +96,10 @@ def training_batches(config: ConfigDict) -> Callable[[int, int], list[Instance]]
 
 
 def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the config, or one trained on the training split and kept in the workdir."""
-    if config.tokenizer.path:
-        return load_tokenizer(config.tokenizer.path)
+    """The tokenizer of the config, else that of the model it starts from, else one trained on the
+    training split and kept in the workdir."""
+    if config.tokenizer.path or config.model.path:
+        return load_tokenizer(config.tokenizer.path or config.model.path)
     folder = workdir / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         template = load_template(config.prompt.template)
@@ -141,9 +145,37 @@ def build_environment(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
+    """A model from scratch, or that of `config.model.path`, which then gives the shape.
+
+    Raises:
+        ValueError: the folder cannot be loaded, or holds fewer tokens than the tokenizer.
+    """
+    if config.model.path:
+        folder, model = find_model(config)
+        if vocab_size > model.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {vocab_size} tokens, but the model in {folder} only"
+                f" {model.vocab_size}: set config.tokenizer.path to the tokenizer of that model"
+            )
+        return model, load_params(folder, model)
     fields = {k: v for k, v in config.model.items() if k != "path"}
     model = ModelConfig(vocab_size=vocab_size, value_head=config.rl.algorithm == "ppo", **fields)
     return model, init_params(model, jax.random.fold_in(jax.random.key(config.seed), 0))
+
+
+def find_model(config: ConfigDict) -> tuple[Path, ModelConfig]:
+    """The folder that `config.model.path` stands for, and the model in it; downloads it if need be.
+
+    Raises:
+        ValueError: there is none, or it is not of a kind that can be loaded.
+    """
+    folder = find_folder(config.model.path)
+    choices = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "attention")}
+    return folder, read_config(folder, value_head=config.rl.algorithm == "ppo", **choices)
+
+
+def build_lora(config: ConfigDict) -> LoraConfig:
+    return LoraConfig(**config.lora.to_dict())
 
 
 def build_loss(config: ConfigDict) -> LossConfig:
@@ -170,6 +202,13 @@ def check(config: ConfigDict) -> None:
     """Raises ValueError for settings that would only fail after minutes of work."""
     rl, stage = config.rl, config.warm_start
     build_loss(config)
+    if config.model.path:
+        find_model(config)
+    if build_lora(config).rank and stage.steps:
+        raise ValueError(
+            f"config.lora.rank={config.lora.rank} with a warm start: adapters are for a model that"
+            " is there already. Set config.model.path, and config.warm_start.steps=0"
+        )
     make_index([], config.reward.retriever, config.reward.dimensions)
     group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
     make_schedule(rl.learning_rate, rl.warmup_steps, rl.steps + 1, rl.schedule)

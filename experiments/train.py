@@ -1,6 +1,7 @@
 """The training loop: rollout, rewards, advantages, update, checkpoint."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,10 +12,16 @@ from ml_collections import ConfigDict
 
 from experiments.evaluate import summarise, validate
 from experiments.progress import progress
-from experiments.setup import build_loss, build_model, prompt_buckets, training_batches
+from experiments.setup import (
+    build_lora,
+    build_loss,
+    build_model,
+    prompt_buckets,
+    training_batches,
+)
 from experiments.warm_start import check_finite
 from experiments.workdir import MetricsLog
-from memalpha import losses
+from memalpha import lora, losses
 from memalpha.batch import Batch, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.learner import (
@@ -39,14 +46,14 @@ def train(
 ) -> Params:
     """Trains the writer by reinforcement; continues from its own checkpoints.
 
-    Returns the parameters after `config.rl.steps` steps.
+    Returns the parameters after `config.rl.steps` steps. `params` stay as they are: they are the
+    reference policy, and what adapters are attached to.
     """
-    rl = config.rl
-    reference = jax.tree.map(jnp.copy, params)
+    rl, adapters = config.rl, build_lora(config)
     optimizer = build_optimizer(config)
-    learn = make_learner(config, model, optimizer, reference)
+    learn = make_learner(config, model, optimizer, params)
     batches = training_batches(config)
-    state, first = init_state(params, optimizer), 0
+    state, first = init_trained(config, params, optimizer), 0
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     with open_checkpoints(workdir / "checkpoints" / "rl") as checkpoints:
         if (found := restore(checkpoints, state)) is not None:
@@ -57,8 +64,9 @@ def train(
             for step in range(first, rl.steps):
                 start, clock = time.perf_counter(), Clock()
                 instances = [i for i in batches(step, rl.instances) for _ in range(rl.rollouts)]
+                policy = lora.attach(state.params, params, adapters)
                 writer = policy_writer(
-                    state.params, model, env, prompt_buckets(config), len(instances),
+                    policy, model, env, prompt_buckets(config), len(instances),
                     jax.random.fold_in(key, step), rl.temperature, rl.top_p,
                 )  # fmt: skip
                 episodes = run_episodes(env, instances, writer, seed=step, clock=clock)
@@ -74,7 +82,8 @@ def train(
                 metrics |= summarise(episodes)
                 if (step + 1) % config.eval.every == 0 or step + 1 == rl.steps:
                     with clock("validate"):
-                        metrics |= validate(config, env, model, state.params)
+                        policy = lora.attach(state.params, params, adapters)
+                        metrics |= validate(config, env, model, policy)
                 log.write(step, metrics)
                 times.write(step, dict(clock) | {"step_seconds": time.perf_counter() - start})
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == rl.steps:
@@ -82,22 +91,28 @@ def train(
                 report(
                     step + 1, "  ".join(f"{r} {metrics[r]:.2f}" for r in ("r1", "r2", "r3", "r4"))
                 )
-    return state.params
+    return lora.merge(state.params, params, adapters)
+
+
+def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
+    """The state before the first step, of a copy of the model or of adapters to it."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
+    return init_state(lora.init(params, build_lora(config), key), optimizer)
 
 
 def load_policy(config: ConfigDict, workdir: Path, vocab_size: int) -> tuple[ModelConfig, Params]:
-    """The model of a run and the parameters of its last checkpoint.
+    """The model of a run and the parameters of its last checkpoint, adapters merged.
 
     Raises:
         ValueError: the run has no checkpoint yet.
     """
     model, params = build_model(config, vocab_size)
-    state = init_state(params, build_optimizer(config))
+    state = init_trained(config, params, build_optimizer(config))
     with open_checkpoints(workdir / "checkpoints" / "rl") as checkpoints:
         found = restore(checkpoints, state)
     if found is None:
         raise ValueError(f"{workdir} has no trained checkpoint yet: run run_experiment.py on it")
-    return model, found[1].params
+    return model, lora.merge(found[1].params, params, build_lora(config))
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -125,10 +140,14 @@ def check_answers(config: ConfigDict, episodes: list[Episode], step: int) -> Non
 
 
 def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: Params):
-    """A function (state, batch, step) -> (state, metrics): advantages, then one or more updates."""
+    """A function (state, batch, step) -> (state, metrics): advantages, then one or more updates.
+
+    `reference` is what the KL is taken to, and what adapters are attached to.
+    """
     rl, reward = config.rl, config.reward
     loss_config = build_loss(config)
-    update = make_update(model, loss_config, optimizer, rl.micro_batch or None)
+    attach = partial(lora.attach, config=build_lora(config))
+    update = make_update(model, loss_config, optimizer, rl.micro_batch or None, attach)
     token_logps = make_token_logps(model, loss_config, rl.micro_batch or None)
     weights = {"r1": 1.0, "r2": 1.0, "r3": reward.beta, "r4": reward.gamma}
 
@@ -147,9 +166,9 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
             batch = batch.replace(ref_logps=token_logps(reference, batch)[0])
         if rl.algorithm == "grpo":
             batch, counts = advantages(batch)
-            state, metrics = update(state, _lean(batch))
+            state, metrics = update(state, _lean(batch), reference)
             return state, metrics | counts
-        logps, values = token_logps(state.params, batch)
+        logps, values = token_logps(attach(state.params, reference), batch)
         batch = batch.replace(old_logps=logps, values=values)
         total = combine(batch.rewards, reward.beta, reward.gamma)
         batch = _lean(ppo_targets(batch, total, loss_config))
@@ -158,7 +177,7 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
         for _ in range(rl.epochs):
             for rows in np.array_split(rng.permutation(batch.completion.shape[0]), rl.minibatches):
                 part = take(batch, rows) if rl.minibatches > 1 else batch
-                state, metrics = update(state, part)
+                state, metrics = update(state, part, reference)
                 updates.append(metrics)
         worst = {name: max(m[name] for m in updates) for name in ("nonfinite", "ratio_max")}
         return state, {

@@ -31,9 +31,11 @@ def warm_start(
     config: ConfigDict, workdir: Path, env: Environment, model: ModelConfig, params: Params
 ) -> Params:
     """Trains `params` to copy, to quote, then to imitate the poor writer; continues from its
-    checkpoints. Returns the parameters after `config.warm_start.steps` updates in all.
+    checkpoints. Returns the parameters after `config.warm_start.steps` updates in all; 0: as given.
     """
     stage = config.warm_start
+    if not stage.steps:
+        return params
     # A short memory of squared gradients (b2): with 0.999 copying had not appeared after 300 steps.
     optimizer = make_optimizer(
         stage.learning_rate,

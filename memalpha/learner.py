@@ -21,9 +21,11 @@ from flax import struct
 from memalpha import losses
 from memalpha.batch import Batch, micro_batches, row_mask, sequence, token_mask
 from memalpha.model import ModelConfig, Params, Transformer, head_logps, values
+from memalpha.precision import in_float32
 
 Metrics = dict[str, jax.Array]
 Parts = dict[str, dict[str, jax.Array]]  # "sum", "token", "total": added; "max": the largest
+Update = Callable[..., tuple["TrainState", Metrics]]
 
 CHOICES = {
     "algorithm": ("grpo", "ppo"),
@@ -122,7 +124,10 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping the global gradient norm; only matrices decay, norm scales do not."""
+    """AdamW after clipping the global gradient norm; only matrices decay, norm scales do not.
+
+    All of it in float32: parameters of lower precision get a float32 copy in the state.
+    """
     adamw = optax.adamw(
         make_schedule(learning_rate, warmup_steps, total_steps, schedule),
         b1=b1,
@@ -130,7 +135,9 @@ def make_optimizer(
         weight_decay=weight_decay,
         mask=partial(jax.tree.map, lambda x: x.ndim > 1),
     )
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw) if max_grad_norm else adamw
+    if max_grad_norm:
+        adamw = optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
+    return in_float32(adamw)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -326,10 +333,13 @@ def make_update(
     config: LossConfig,
     optimizer: optax.GradientTransformation,
     micro_batch: int | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    attach: Callable[[Params, Params], Params] | None = None,
+) -> Update:
     """Build `update(state, batch) -> (state, metrics)`: one optimiser step, jitted, state donated.
 
     `micro_batch` rows go through the model at a time (None: all); the step is the same.
+    `attach`: where only a part of the model is trained, `attach(state.params, frozen)` is all of it
+    and `update` takes `frozen` as its third argument (`lora.attach`).
     Where loss or gradient is not finite the state is kept and `metrics["nonfinite"]` is 1: the loop
     should stop and name the step. A batch without a valid token changes nothing either.
     Metrics are float32 scalars; means are over valid tokens. `kl` to the reference and `approx_kl`
@@ -345,7 +355,7 @@ def make_update(
         return {"explained_variance": explained_variance(batch)}
 
     fn = partial(loss, model_config=model_config, config=config)
-    return _make_update(fn, count, extra, optimizer, micro_batch)
+    return _make_update(fn, count, extra, optimizer, micro_batch, attach)
 
 
 def make_supervised_update(
@@ -353,14 +363,15 @@ def make_supervised_update(
     optimizer: optax.GradientTransformation,
     micro_batch: int | None = None,
     head_chunk: int = 0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    attach: Callable[[Params, Params], Params] | None = None,
+) -> Update:
     """As `make_update`, for cross-entropy on the completions (warm start), averaged over tokens."""
 
     def count(batch: Batch) -> jax.Array:
         return jnp.sum(token_mask(batch), dtype=jnp.float32)
 
     fn = partial(supervised_loss, model_config=model_config, head_chunk=head_chunk)
-    return _make_update(fn, count, lambda batch: {}, optimizer, micro_batch)
+    return _make_update(fn, count, lambda batch: {}, optimizer, micro_batch, attach)
 
 
 def explained_variance(batch: Batch) -> jax.Array:
@@ -384,15 +395,16 @@ def _make_update(
     extra_fn: Callable[[Batch], Metrics],
     optimizer: optax.GradientTransformation,
     micro_batch: int | None,
-):
-    def scaled(params: Params, micro: Batch, count: jax.Array):
-        parts, _ = loss_fn(params, micro)
+    attach: Callable[[Params, Params], Params] | None,
+) -> Update:
+    def scaled(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
+        parts, _ = loss_fn(attach(params, frozen) if attach else params, micro)
         return parts["sum"]["loss"] / jnp.maximum(count, 1.0), parts
 
     @jax.jit
-    def grad_fn(params: Params, micro: Batch, count: jax.Array):
-        grads, parts = jax.grad(scaled, has_aux=True)(params, micro, count)
-        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), parts
+    def grad_fn(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
+        grads, parts = jax.grad(scaled, has_aux=True)(params, frozen, micro, count)
+        return optax.tree.cast(grads, jnp.float32), parts
 
     @jax.jit
     def totals(batch: Batch):
@@ -410,10 +422,12 @@ def _make_update(
         )
         return state, metrics | norms
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, batch: Batch, frozen: Params | None = None
+    ) -> tuple[TrainState, Metrics]:
         count, extra = totals(batch)
         grads, parts = accumulate(
-            lambda micro: grad_fn(state.params, micro, count), batch, micro_batch
+            lambda micro: grad_fn(state.params, frozen, micro, count), batch, micro_batch
         )
         return finish(state, grads, parts, count, extra)
 
@@ -448,10 +462,12 @@ def apply_gradients(
     loss_value: jax.Array,
     wanted: jax.Array,
 ) -> tuple[TrainState, Metrics]:
-    """One optimiser step, unless the loss or the gradient is not finite or `wanted` is false."""
+    """One optimiser step, unless the loss or the gradient is not finite or `wanted` is false.
+
+    `grads` are float32 whatever the parameters are (see `precision.in_float32`).
+    """
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss_value) & jnp.isfinite(grad_norm)
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     stepped = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
     go = finite & wanted

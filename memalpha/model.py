@@ -27,6 +27,7 @@ KV = tuple[Array, Array]
 
 ATTENTIONS = ("blocks", "xla", "cudnn")
 REMATS = ("none", "full", "dots")
+LORA = ("lora_a", "lora_b")
 MASKED = -1e30  # finite, so that a row with no valid key averages instead of giving NaN
 MIN_BLOCK = 64  # query positions; smaller causal blocks cost more in launches than they save
 MAX_BLOCKS = 8  # causal query blocks are unrolled: bounds the size of the program
@@ -175,10 +176,22 @@ class RMSNorm(nn.Module):
         return (x32 * inverse * scale).astype(self.config.dtype)
 
 
-def _dense(config: ModelConfig, features: int, name: str, residual: bool = False) -> nn.Dense:
+class Dense(nn.Dense):
+    """A linear layer, and a low-rank update beside it where the parameters hold one (`lora`)."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = super().__call__(x)
+        if self.has_variable("params", "lora_a"):
+            a, b = (self.get_variable("params", name).astype(self.dtype) for name in LORA)
+            y = y + (x.astype(self.dtype) @ a) @ b
+        return y
+
+
+def _dense(config: ModelConfig, features: int, name: str, residual: bool = False) -> Dense:
     """A linear layer; those that write to the residual stream start smaller with depth (GPT-2)."""
     std = 0.02 / math.sqrt(2 * config.num_layers) if residual else 0.02
-    return nn.Dense(
+    return Dense(
         features,
         use_bias=False,
         dtype=config.dtype,

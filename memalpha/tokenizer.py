@@ -69,15 +69,18 @@ def _without(texts: Iterable[str], phrases: Sequence[str]) -> Iterable[str]:
 
 
 def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer from a folder or from the hub.
+    """Loads a tokenizer from a folder or from the hub ("name/model", or "name/model@revision").
 
     Raises:
         ValueError: nothing loadable there; or it has no end-of-sequence token.
     """
+    folder = Path(path_or_hub_id).expanduser()
+    there = folder.exists()
+    name, _, revision = (str(folder), "", "") if there else path_or_hub_id.partition("@")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
     except (OSError, ValueError) as error:
-        kind = "folder" if Path(path_or_hub_id).exists() else "hub id (or missing folder)"
+        kind = "folder" if there else "hub id (or missing folder)"
         raise ValueError(
             f"no tokenizer could be loaded from the {kind} {path_or_hub_id!r}: {error}"
         ) from error

@@ -1,0 +1,98 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685): a kernel W [in, out] becomes W + scale A B.
+
+A [in, rank] starts random and B [rank, out] at zero, so that training begins at the model itself;
+scale = alpha / rank. Adapters are a tree of their own, in the places of the kernels they belong to,
+and in float32. Only they are trained: the rest of the model is an argument that no gradient is
+taken of, and no optimiser state belongs to it.
+"""
+
+import re
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from memalpha.model import LORA, Params
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """rank 0: no adapters, all of the model is trained.
+
+    layers: a regular expression; a kernel gets an adapter where it is found in the kernel's path,
+      such as "layers_0/attention/q_proj". The embedding and the heads get none.
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    layers: str = "_proj"
+
+    def __post_init__(self):
+        if self.rank < 0 or not self.alpha > 0:
+            raise ValueError(
+                f"LoraConfig: rank {self.rank}, alpha {self.alpha}: give rank >= 0 and alpha > 0"
+            )
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise ValueError(
+                f"LoraConfig: layers {self.layers!r} is no expression: {error}"
+            ) from None
+
+
+def init(params: Params, config: LoraConfig, key: Array) -> Params:
+    """The part of a model to train, in new arrays: adapters that change nothing yet, and the value
+    head if there is one; with rank 0 all of the model.
+
+    Raises:
+        ValueError: no kernel is matched.
+    """
+    if not config.rank:
+        return jax.tree.map(jnp.copy, params)
+    flat = flatten_dict(params)
+    kernels = {path[:-1]: x for path, x in flat.items() if _is_layer(path)}
+    chosen = {p: x.shape for p, x in kernels.items() if re.search(config.layers, "/".join(p))}
+    if not chosen:
+        names = sorted({"/".join(path[1:]) for path in kernels})
+        raise ValueError(
+            f"LoraConfig: layers {config.layers!r} matches no kernel; they are layers_0 and so on,"
+            f" each with {', '.join(names)}"
+        )
+    adapters = {path: jnp.copy(x) for path, x in flat.items() if path[0] == "value_head"}
+    for number, (path, (rows, columns)) in enumerate(sorted(chosen.items())):
+        noise = jax.random.normal(jax.random.fold_in(key, number), (rows, config.rank))
+        adapters[*path, "lora_a"] = noise * rows**-0.5
+        adapters[*path, "lora_b"] = jnp.zeros((config.rank, columns))
+    return unflatten_dict(adapters)
+
+
+def attach(adapters: Params, params: Params, config: LoraConfig) -> Params:
+    """Parameters that `Transformer` applies with their adapters, unmerged. Copies nothing.
+
+    Differentiable in the adapters; with rank 0 they are the whole model already.
+    """
+    if not config.rank:
+        return adapters
+    scaled = {
+        path: x * (config.alpha / config.rank) if path[-1] == "lora_b" else x
+        for path, x in flatten_dict(adapters).items()
+    }
+    return unflatten_dict(flatten_dict(params) | scaled)
+
+
+def merge(adapters: Params, params: Params, config: LoraConfig) -> Params:
+    """A plain model that does what the adapted one does, to rounding: W + scale A B, added in
+    float32 and of the dtype of W. This is what is exported, or sampled from at full speed."""
+    flat = flatten_dict(attach(adapters, params, config))
+    for path in [path[:-1] for path in flat if path[-1] == "lora_a"]:
+        a, b = (flat.pop((*path, name)) for name in LORA)
+        kernel = flat[*path, "kernel"]
+        flat[*path, "kernel"] = (kernel.astype(jnp.float32) + a @ b).astype(kernel.dtype)
+    return unflatten_dict(flat)
+
+
+def _is_layer(path: tuple[str, ...]) -> bool:
+    return path[0].startswith("layers_") and path[-1] == "kernel"

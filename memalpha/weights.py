@@ -1,0 +1,240 @@
+"""Weights of Qwen3 models: Hugging Face safetensors to our parameters, and back.
+
+Every tensor is read on its own, and of it only the slices that the devices of this process hold, so
+that neither the host nor one device ever has the whole model. Names and shapes are compared from
+the headers of the files before the first tensor is read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from huggingface_hub import split_state_dict_into_shards_factory
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerBase
+
+from memalpha.hub import write_config
+from memalpha.model import ModelConfig, Params, init_params
+
+Sharding = jax.sharding.Sharding
+Keys = tuple[str, ...]  # where a parameter stands in our tree
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+FLOATS = ("F32", "F16", "BF16")
+# Our name of a module where the hub has another.
+RENAMED = {
+    "attention": "self_attn",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "embed": "embed_tokens",
+}
+
+
+def load_params(
+    folder: str | Path, config: ModelConfig, sharding: Callable[[str], Sharding] | None = None
+) -> Params:
+    """Parameters in `config.param_dtype` from the safetensors of a folder, one file or many.
+
+    sharding: from the path of a parameter ("layers_0/mlp/up_proj/kernel") to where it goes;
+      None: all on the first device. A value head is not in such files: it starts at zero.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the tensors are not those of the config: lists
+            the missing ones, those left over, and those of another shape or kind.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = _shapes(config)
+    with ExitStack() as opened:
+        found = _open(Path(folder), opened)
+        _check(folder, found, shapes, config)
+        params = {}
+        for path, shape in shapes.items():
+            source = found.get(hub_name(path))
+            if source is None:
+                source = np.zeros(shape.shape[::-1])  # the value head
+            place = here if sharding is None else sharding("/".join(path))
+            params[path] = _put(source, _is_transposed(path), shape, place)
+    return unflatten_dict(params)
+
+
+def hub_name(path: Keys) -> str:
+    """("layers_0", "attention", "q_proj", "kernel") -> "model.layers.0.self_attn.q_proj.weight"."""
+    parts = [RENAMED.get(part, part.replace("layers_", "layers.")) for part in path[:-1]]
+    base = [] if path[0].endswith("_head") else ["model"]
+    return ".".join([*base, *parts, "weight"])
+
+
+def _is_transposed(path: Keys) -> bool:
+    """A linear layer is [out, in] in the files and [in, out] here; the embedding is the same."""
+    return path[-1] == "kernel"
+
+
+def _shapes(config: ModelConfig) -> dict[Keys, jax.ShapeDtypeStruct]:
+    return flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
+
+
+def _open(folder: Path, opened: ExitStack) -> dict[str, Any]:
+    """Every tensor of the files by name, as a slice that reads nothing yet."""
+    files = [SINGLE]
+    if (folder / INDEX).exists():
+        try:
+            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / INDEX} is no index of weights: {error!r}") from error
+    absent = [name for name in files if not (folder / name).exists()]
+    if absent:
+        raise ValueError(f"{folder} lacks {', '.join(absent)}: download the model again")
+    tensors = {}
+    for name in files:
+        try:
+            file = opened.enter_context(safe_open(folder / name, "np"))
+        except (SafetensorError, OSError) as error:
+            size = (folder / name).stat().st_size
+            raise ValueError(
+                f"{folder / name} ({size} bytes) is damaged or cut off: {error}. Download it again"
+            ) from error
+        tensors |= {tensor: file.get_slice(tensor) for tensor in file.keys()}
+    return tensors
+
+
+def _check(folder: str | Path, found: Mapping[str, Any], shapes, config: ModelConfig) -> None:
+    expected = {
+        hub_name(path): list(shape.shape[::-1] if _is_transposed(path) else shape.shape)
+        for path, shape in shapes.items()
+        if path[0] != "value_head"
+    }
+    missing = expected.keys() - found.keys()
+    extra = found.keys() - expected.keys()
+    if config.tie_embeddings and "lm_head.weight" in extra and not missing:
+        # Some tied models are stored with the embedding twice.
+        extra -= {"lm_head.weight"}
+        if not _equal(found["lm_head.weight"], found["model.embed_tokens.weight"]):
+            raise ValueError(
+                f"{folder}: lm_head.weight differs from the embedding, but config.json says"
+                " tie_word_embeddings; set that to false to use both"
+            )
+    wrong = [
+        f"{name} {found[name].get_shape()} {found[name].get_dtype()}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found
+        and (found[name].get_shape() != shape or found[name].get_dtype() not in FLOATS)
+    ]
+    if missing or extra or wrong:
+        raise ValueError(
+            f"{folder}: the tensors are not those of config.json\n  missing: {_some(missing)}\n"
+            f"  left over: {_some(extra)}\n  wrong shape or kind: {_some(wrong)}"
+        )
+
+
+def _some(names, limit: int = 20) -> str:
+    names = sorted(names)
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more or "none"
+
+
+def _equal(a: Any, b: Any, rows: int = 8192) -> bool:
+    """Whether two slices hold the same, a block of rows at a time."""
+    if a.get_shape() != b.get_shape():
+        return False
+    count = a.get_shape()[0]
+    blocks = (slice(i, min(i + rows, count)) for i in range(0, count, rows))
+    return all(np.array_equal(a[block], b[block]) for block in blocks)
+
+
+def _put(source: Any, transposed: bool, shape: jax.ShapeDtypeStruct, place: Sharding) -> jax.Array:
+    """The array of a tensor: each device gets its own slice, read, cast and turned on the way."""
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        piece = source[index[::-1] if transposed else index].astype(shape.dtype)
+        return piece.T if transposed else piece
+
+    return jax.make_array_from_callback(shape.shape, place, read)
+
+
+def export(
+    params: Params,
+    config: ModelConfig,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    max_positions: int = 40_960,
+) -> Path:
+    """Writes a folder that `transformers` and whatever reads its format can load: config.json,
+    safetensors and, if given, the tokenizer. A value head is left out: the format has none.
+
+    The folder appears whole or not at all. The host holds one shard at a time. With several
+    processes all of them call this, and the first one writes.
+    dtype: of the weights in the files; None: as they are. max_shard_bytes: of a file, unless one
+    tensor is larger. max_positions: the context length to state, in tokens (default: Qwen3's).
+
+    Raises:
+        ValueError: the folder is there already, the parameters are not those of the config, or the
+            tokenizer has more tokens than the model.
+    """
+    folder = Path(folder).expanduser().absolute()
+    flat, shapes = flatten_dict(params), _shapes(config)
+    if folder.exists():
+        raise ValueError(f"export: {folder} exists already; remove it or choose another")
+    if {p: x.shape for p, x in flat.items()} != {p: x.shape for p, x in shapes.items()}:
+        unlike = [
+            f"{'/'.join(p)} {getattr(flat.get(p), 'shape', 'absent')}, expected"
+            f" {getattr(shapes.get(p), 'shape', 'absent')}"
+            for p in flat.keys() | shapes.keys()
+            if p not in flat or p not in shapes or flat[p].shape != shapes[p].shape
+        ]
+        raise ValueError(f"export: parameters are not those of the config: {_some(unlike)}")
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"export: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
+        )
+    dtype = np.dtype(dtype or jax.tree.leaves(params)[0].dtype)
+    tensors = {hub_name(p): (p, x) for p, x in flat.items() if p[0] != "value_head"}
+    aside = folder.with_name(folder.name + ".tmp")
+    writes = jax.process_index() == 0
+    if writes:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write_config(aside, config, tokenizer, dtype.name, max_positions)
+    _write_tensors(aside, tensors, dtype, max_shard_bytes, writes)
+    if writes:
+        aside.rename(folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("export")
+    return folder
+
+
+def _write_tensors(aside: Path, tensors, dtype: np.dtype, limit: int, writes: bool) -> None:
+    plan = split_state_dict_into_shards_factory(
+        {name: x for name, (_, x) in tensors.items()},
+        get_storage_size=lambda x: x.size * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=limit,
+    )
+    for file, names in plan.filename_to_tensors.items():
+        shard = {}
+        for name in names:
+            path, x = tensors[name]
+            x = _fetch(x).astype(dtype, copy=False)
+            shard[name] = np.ascontiguousarray(x.T if _is_transposed(path) else x)
+        if writes:
+            save_file(shard, aside / file, metadata={"format": "pt"})
+    if writes and plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (aside / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+
+def _fetch(x: jax.Array) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)

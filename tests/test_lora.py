@@ -1,0 +1,203 @@
+"""Low-rank adapters: nothing at first, the same model merged or not, and nothing else moves."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from configs import tiny
+from experiments.setup import build_model, build_tokenizer, check
+from experiments.train import load_policy, train
+from memalpha import learner, lora
+from memalpha.batch import from_tokens
+from memalpha.checkpoint import open_checkpoints, restore, save
+from memalpha.hub import read_config
+from memalpha.lora import LoraConfig
+from memalpha.model import ModelConfig, Transformer, init_params
+from memalpha.weights import export, load_params
+
+MODEL = ModelConfig(
+    vocab_size=37,
+    hidden_size=24,
+    num_layers=1,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_size=29,
+)
+LORA = LoraConfig(rank=3, alpha=5.0)
+BATCH = from_tokens([[3, 4], [5], [6, 7, 8], [9]], [[1, 2], [2, 3, 4], [5], [6, 7]])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+
+
+def strong(adapters, seed=1):
+    """Adapters in the middle of training: B is no longer zero."""
+    flat, unravel = ravel_pytree(adapters)
+    return unravel(0.3 * jax.random.normal(jax.random.key(seed), flat.shape))
+
+
+@partial(jax.jit, static_argnames="model")
+def hidden(params, model=MODEL):
+    tokens = jnp.arange(22).reshape(2, 11)
+    positions = jnp.broadcast_to(jnp.arange(11), (2, 11))
+    return Transformer(model).apply({"params": params}, tokens, positions, tokens >= 0)[0]
+
+
+def paths(tree):
+    return {"/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_fresh_adapters_change_nothing(params):
+    adapters = lora.init(params, LORA, jax.random.key(1))
+    whole = lora.attach(adapters, params, LORA)
+    np.testing.assert_array_equal(hidden(whole), hidden(params))
+    merged = lora.merge(adapters, params, LORA)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, merged, params)
+    a = adapters["layers_0"]["mlp"]["down_proj"]["lora_a"]
+    assert a.shape == (29, 3) and a.std() == pytest.approx(29**-0.5, rel=0.3)
+
+
+def test_rank_zero_is_the_whole_model_in_new_arrays(params):
+    off = LoraConfig()
+    trained = lora.init(params, off, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, trained, params)
+    assert not set(map(id, jax.tree.leaves(trained))) & set(map(id, jax.tree.leaves(params)))
+    assert lora.attach(trained, None, off) is trained
+    jax.tree.map(np.testing.assert_array_equal, lora.merge(trained, None, off), params)
+
+
+def test_one_adapted_layer_by_hand(params):
+    config = LoraConfig(rank=1, alpha=0.5, layers="layers_0/mlp/up_proj$")
+    adapters = lora.init(params, config, jax.random.key(1))
+    assert paths(adapters) == {"layers_0/mlp/up_proj/lora_a", "layers_0/mlp/up_proj/lora_b"}
+    adapters = strong(adapters)
+    layer = adapters["layers_0"]["mlp"]["up_proj"]
+    kernel = np.asarray(params["layers_0"]["mlp"]["up_proj"]["kernel"])
+    update = np.outer(layer["lora_a"][:, 0], layer["lora_b"][0])
+    merged = lora.merge(adapters, params, config)
+    got = merged["layers_0"]["mlp"].pop("up_proj")["kernel"]
+    np.testing.assert_allclose(got, kernel + 0.5 * update, rtol=1e-6)
+    plain = jax.tree.map(lambda x: x, params)
+    del plain["layers_0"]["mlp"]["up_proj"]
+    jax.tree.map(np.testing.assert_array_equal, merged, plain)
+
+
+@pytest.mark.parametrize("dtype, atol", [("float32", 1e-5), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("layers", ["_proj", "attention/[qv]_proj"])
+def test_merged_is_attached(params, dtype, atol, layers):
+    config = LoraConfig(rank=3, alpha=5.0, layers=layers)
+    model = replace(MODEL, dtype=dtype, param_dtype=dtype, remat="full")
+    base = jax.tree.map(lambda x: x.astype(dtype), params)
+    adapters = strong(lora.init(base, config, jax.random.key(1)))
+    attached = hidden(lora.attach(adapters, base, config), model)
+    merged = lora.merge(adapters, base, config)
+    assert jax.tree.map(lambda x: x.dtype, merged) == jax.tree.map(lambda x: x.dtype, base)
+    difference = jnp.abs(hidden(merged, model) - attached).astype(jnp.float32)
+    assert difference.max() <= atol
+    assert jnp.abs(hidden(base, model) - attached).max() > 0.5  # the adapters do something
+
+
+def test_gradients_are_those_of_the_merged_model(params):
+    adapters = strong(lora.init(params, LORA, jax.random.key(1)))
+
+    def loss(assemble, adapters):
+        parts, count = learner.supervised_loss(assemble(adapters, params, LORA), BATCH, MODEL)
+        return parts["sum"]["loss"] / count
+
+    grads = jax.jit(jax.grad(partial(loss, lora.attach)))(adapters)
+    expected = jax.jit(jax.grad(partial(loss, lora.merge)))(adapters)
+    assert paths(grads) == paths(adapters)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5, rtol=1e-3), grads, expected)
+    assert all(jnp.abs(g).max() > 1e-4 for g in jax.tree.leaves(grads))
+
+
+def test_training_moves_adapters_alone_and_saves_them(params, tmp_path):
+    optimizer = learner.make_optimizer(2e-2, weight_decay=0.0)
+    attach = partial(lora.attach, config=LORA)
+    update = learner.make_supervised_update(MODEL, optimizer, micro_batch=2, attach=attach)
+    # A fresh embedding is too small a head for logits to go anywhere while it is frozen.
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    half["embed"] = {"embedding": 20 * half["embed"]["embedding"]}
+    state = learner.init_state(lora.init(half, LORA, jax.random.key(1)), optimizer)
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * size + 2  # and two counts
+    before = jax.tree.map(np.array, half)
+    curve = []
+    for _ in range(25):
+        state, metrics = update(state, BATCH, half)
+        curve.append(float(metrics["loss"]))
+    assert curve[-1] < 0.5 * curve[0]
+    jax.tree.map(np.testing.assert_array_equal, half, before)
+    with open_checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 25, state)
+        fresh = learner.init_state(lora.init(half, LORA, jax.random.key(2)), optimizer)
+        step, found = restore(checkpoints, fresh)
+    assert step == 25
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+
+
+def test_a_critic_is_trained_whole(params):
+    base = params | {"value_head": {"kernel": jnp.ones((24, 1))}}
+    adapters = lora.init(base, LORA, jax.random.key(1))
+    assert "value_head/kernel" in paths(adapters)
+    adapters["value_head"]["kernel"] = jnp.full((24, 1), 7.0)
+    assert (lora.merge(adapters, base, LORA)["value_head"]["kernel"] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"rank": -1}, "rank >= 0"),
+        ({"rank": 2, "alpha": 0.0}, "alpha > 0"),
+        ({"rank": 2, "layers": "("}, "is no expression"),
+    ],
+)
+def test_configs_that_are_refused(fields, said):
+    with pytest.raises(ValueError, match=said):
+        LoraConfig(**fields)
+
+
+def test_an_expression_that_matches_nothing_names_the_kernels(params):
+    with pytest.raises(ValueError, match="attention/k_proj, .*, mlp/up_proj"):
+        lora.init(params, LoraConfig(rank=2, layers="query"), jax.random.key(0))
+
+
+def test_adapters_are_not_for_a_model_from_scratch():
+    with pytest.raises(ValueError, match="config.lora.rank=4 with a warm start"):
+        check(tiny.get_config("lora.rank=4"))
+
+
+def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
+    """The loop on a model folder: base in bfloat16, adapters trained, loaded again, exported."""
+    fresh = jax.jit(init_params, static_argnums=0)(micro.model, jax.random.key(0))
+    start = export(fresh, micro.model, tmp_path / "start", micro.tokenizer)
+    config = tiny.get_config(
+        f"model.path={start},model.param_dtype=bfloat16,lora.rank=2,warm_start.steps=0,"
+        "rl.steps=2,rl.instances=1,rl.rollouts=2,rl.micro_batch=0,rl.entropy_coef=0.1,"
+        "rl.learning_rate=0.1,data.chunks=1,eval.every=3,eval.instances=2,"
+        "prompt.tokens=320,prompt.response_tokens=16"
+    )
+    config.data.sources = ("synthetic_facts",)
+    check(config)
+    tokenizer = build_tokenizer(config, tmp_path)
+    assert tokenizer.encode("Ann met Bob") == micro.tokenizer.encode("Ann met Bob")
+    model, base = build_model(config, len(tokenizer))
+    assert model == replace(micro.model, param_dtype="bfloat16")
+    env = replace(micro.env, response_tokens=16)
+    trained = train(config, tmp_path, env, model, base)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), trained, base)
+    assert moved["layers_0"]["mlp"]["up_proj"]["kernel"] and not moved["embed"]["embedding"]
+    _, again = load_policy(config, tmp_path, len(tokenizer))
+    jax.tree.map(np.testing.assert_array_equal, again, trained)
+    out = export(trained, model, tmp_path / "out", tokenizer)
+    loaded = load_params(out, read_config(out, param_dtype="bfloat16"))
+    jax.tree.map(np.testing.assert_array_equal, loaded, trained)
