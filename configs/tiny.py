@@ -102,7 +102,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             kl_coef=0.05,
             entropy_coef=0.0,
             is_cap=0.0,  # 0: no importance weight
-            temperature=0.7,
+            temperature=0.8,
             top_p=1.0,
             micro_batch=8,
             # PPO only

@@ -1,7 +1,7 @@
 """Warm start: what a from-scratch model has to know before reinforcement can teach it anything.
 
-First to copy, which any pretrained model can: spans of random tokens, then pieces of a chunk, cut
-anywhere and put into calls. Then the traces of a deliberately poor writer.
+First to copy, which any pretrained model can: spans of random tokens, then pieces of the lines of a
+chunk, put into calls. Then the traces of a deliberately poor writer.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from memalpha.tokenizer import decode, encode
 from memalpha.tools import INSERT, UPDATE, Call, format_response
 
 COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens: short contexts, where copying is learned soonest
-QUOTES, QUOTE_TOKENS = 3, (4, 15)  # pieces a chunk, and their sizes
+QUOTE_CUT = 3  # the most tokens a quoted line loses at either end
 TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
 
 
@@ -82,24 +82,32 @@ def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
 
 
 def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
-    """Rows of the usual prompts, answered with calls that store pieces of the chunk, cut anywhere:
-    how to quote from the middle of a text, and nothing about what is worth quoting."""
+    """Rows of the usual prompts, answered with calls that store pieces of the chunk's lines, in
+    random order and no line twice: how to quote from any place and to remember what is done, and
+    nothing about what is worth quoting."""
     rng = np.random.default_rng([config.seed, step, 19])
     kinds = ["core"] if is_flat(env) else MEMORY_NAMES[1:]
 
     def quote(turn: Turn) -> str:
-        chunk = encode(env.tokenizer, turn.instance.chunks[turn.chunk])
-        pieces = [decode(env.tokenizer, _piece(rng, chunk)).strip() for _ in range(QUOTES)]
-        calls = [_store(str(rng.choice(kinds)), piece) for piece in pieces]
-        return format_response(calls, env.dialect)
+        lines = [line for line in turn.instance.chunks[turn.chunk].split("\n") if line.strip()]
+        pieces = [_piece(rng, encode(env.tokenizer, line)) for line in rng.permutation(lines)]
+        calls = [
+            _store(str(rng.choice(kinds)), content)
+            for content in (decode(env.tokenizer, piece).strip() for piece in pieces)
+            if content
+        ]
+        texts = [format_response(calls[:n], env.dialect) for n in range(1, len(calls) + 1)]
+        room = config.prompt.response_tokens - 1  # for the end of the response
+        fitting = [text for text in texts if len(encode(env.tokenizer, text)) <= room]
+        return fitting[-1] if fitting else ""
 
     return _batch(config, env, batches, step, scripted_writer(env, quote))
 
 
 def _piece(rng: np.random.Generator, tokens: list[int]) -> list[int]:
-    size = int(rng.integers(*QUOTE_TOKENS))
-    start = int(rng.integers(max(1, len(tokens) - size)))
-    return tokens[start : start + size]
+    """All but the first and the last few tokens, where there are enough."""
+    first, last = (int(n) for n in rng.integers(QUOTE_CUT + 1, size=2))
+    return tokens[first : len(tokens) - last] or tokens
 
 
 def _store(memory: str, content: str) -> Call:

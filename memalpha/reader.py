@@ -30,6 +30,7 @@ from memalpha.passages import (
 MAX_WORDS = 16  # of a reply to a retrieval question
 MAX_SUMMARY_WORDS = 512  # a core holds at most 512 tokens
 NEIGHBOURS = 5  # labelled examples that vote
+MIN_COVERED = 0.5  # share of a question's terms that a quote has to hold: no guessing
 NEAR_TIE = 0.9  # passages this close to the best match the question equally well
 
 
@@ -221,6 +222,8 @@ def quote(question: str, evidence: Evidence, max_words: int = MAX_WORDS) -> str:
     A shared term counts by its inverse document frequency among the passages; near ties go to the
     newest, because later facts replace earlier ones. Where the first passage leaves terms of the
     question uncovered that others hold, its new names lead to one of those (two-hop questions).
+    Empty where the quote would hold less than half of the question's terms: what stands in memory
+    is then about something else, and guessing from it would reward a writer for what it left out.
     """
     dated = _dated(evidence, passages)
     asked = stems(question).content
@@ -230,16 +233,21 @@ def quote(question: str, evidence: Evidence, max_words: int = MAX_WORDS) -> str:
         return ""
     reply, left = best_window(first.text, weights, max_words)
 
-    open_terms = {t: w for t, w in weights.items() if t not in first.stems.content}
+    found = first.stems.content & asked
+    open_terms = {t: w for t, w in weights.items() if t not in found}
     bridge = (first.stems.names or first.stems.content) - asked
-    if not open_terms or not bridge or not left:
-        return reply
-    weights = open_terms | idf(bridge, [p.stems.content for _, p in dated])
-    linked = [
-        d for d in dated if bridge & d[1].stems.content and open_terms.keys() & d[1].stems.content
-    ]
-    second = _best(linked, weights)
-    return reply if second is None else f"{reply} {best_window(second.text, weights, left)[0]}"
+    if open_terms and bridge and left:
+        weights = open_terms | idf(bridge, [p.stems.content for _, p in dated])
+        linked = [
+            d
+            for d in dated
+            if bridge & d[1].stems.content and open_terms.keys() & d[1].stems.content
+        ]
+        second = _best(linked, weights)
+        if second is not None:
+            found |= second.stems.content & asked
+            reply = f"{reply} {best_window(second.text, weights, left)[0]}"
+    return reply if len(found) >= MIN_COVERED * len(asked) else ""
 
 
 def _best(dated: list, weights: dict[str, float]):
