@@ -17,6 +17,7 @@ from memalpha.data.notes import add_notes
 from memalpha.learner import LossConfig, make_schedule
 from memalpha.losses import group_ids
 from memalpha.model import ModelConfig, Params, init_params
+from memalpha.policy import environment, model_config
 from memalpha.prompts import load_template, template_fragments
 from memalpha.retrieval import make_index
 from memalpha.rollout import Environment, Turn, Writer, scripted_writer
@@ -122,27 +123,11 @@ def _corpus(config: ConfigDict) -> Iterator[str]:
 
 
 def build_environment(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Environment:
-    return Environment(
-        tokenizer=tokenizer,
-        template=load_template(config.prompt.template),
-        dialect=config.prompt.dialect,
-        enabled=(config.memory.core, config.memory.semantic, config.memory.episodic),
-        recent=config.prompt.recent,
-        prompt_tokens=config.prompt.tokens,
-        response_tokens=config.prompt.response_tokens,
-        entry_tokens=config.memory.entry_tokens,
-        core_tokens=config.memory.core_tokens,
-        max_calls=config.memory.max_calls,
-        first_ids=tuple(config.memory.first_ids),
-        retriever=config.reward.retriever,
-        dimensions=config.reward.dimensions,
-        top_k=config.reward.top_k,
-    )
+    return environment(config.to_dict(), tokenizer)
 
 
 def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
-    fields = {k: v for k, v in config.model.items() if k != "path"}
-    model = ModelConfig(vocab_size=vocab_size, value_head=config.rl.algorithm == "ppo", **fields)
+    model = model_config(config.to_dict(), vocab_size)
     return model, init_params(model, jax.random.fold_in(jax.random.key(config.seed), 0))
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.evaluate import summarise, validate
 from experiments.progress import progress
-from experiments.setup import build_loss, build_model, prompt_buckets, training_batches
+from experiments.setup import build_loss, prompt_buckets, training_batches
 from experiments.warm_start import check_finite
 from experiments.workdir import MetricsLog
 from memalpha import losses
@@ -82,21 +82,6 @@ def train(
                     step + 1, "  ".join(f"{r} {metrics[r]:.2f}" for r in ("r1", "r2", "r3", "r4"))
                 )
     return state.params
-
-
-def load_policy(config: ConfigDict, workdir: Path, vocab_size: int) -> tuple[ModelConfig, Params]:
-    """The model of a run and the parameters of its last checkpoint.
-
-    Raises:
-        ValueError: the run has no checkpoint yet.
-    """
-    model, params = build_model(config, vocab_size)
-    state = init_state(params, build_optimizer(config))
-    with open_checkpoints(workdir / "checkpoints" / "rl") as checkpoints:
-        found = restore(checkpoints, state)
-    if found is None:
-        raise ValueError(f"{workdir} has no trained checkpoint yet: run run_experiment.py on it")
-    return model, found[1].params
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
