@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
 
 import jax
@@ -152,12 +151,13 @@ def state_of(shown: MemoryView, env: Environment, next_id: int) -> memory.Memory
 
 def difference(before: MemoryView, after: MemoryView) -> dict[Key, str | None]:
     """What has to be written to get from one to the other: new texts, None for what is gone."""
-    old, new = _texts(before), _texts(after)
+    old, new = texts_of(before), texts_of(after)
     changed = {key: text for key, text in new.items() if old.get(key) != text}
     return dict.fromkeys(old.keys() - new.keys()) | changed
 
 
-def _texts(view: MemoryView) -> Mapping[Key, str]:
+def texts_of(view: MemoryView) -> dict[Key, str]:
+    """The text of every entry, and of a core that is not empty."""
     texts = {(CORE, CORE_ID): view.core} if view.core else {}
     for kind, entries in enumerate((view.semantic, view.episodic), start=1):
         texts |= {(kind, entry.id): entry.text for entry in entries}
