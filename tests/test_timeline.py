@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -16,7 +14,6 @@ from memalpha.memory import Entry, MemoryView
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = (
     "<script>document.title = 'owned'</script>",
     "</script><script>document.title = 'owned'</script>",
@@ -158,34 +155,6 @@ def test_json_in_a_script_is_the_same_value_and_ends_no_script(text):
     assert json.loads(made) == {text: [text]} and not set("<>&\u2028") & set(made)
     with pytest.raises(ValueError):
         page.script_json(float("nan"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from playwright.sync_api import sync_playwright
-    with sync_playwright() as play:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def tab(browser):
-    made = browser.new_page()
-    made.problems = []
-    made.on("console", lambda message: made.problems.append(message.text))
-    made.on("pageerror", lambda error: made.problems.append(str(error)))
-    made.on(
-        "request",
-        lambda r: None if r.url[:5] in ("file:", "data:") else made.problems.append(r.url),
-    )
-    yield made
-    made.close()
 
 
 def test_stepping_by_keyboard_shows_every_change(tab, written):
