@@ -118,7 +118,7 @@ class _Gate:
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.max_body:
             return await too_large(scope, receive, send)
-        body, more = b"", True
+        body, more = bytearray(), True
         while more:  # the length may be missing or a lie: count
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -127,7 +127,7 @@ class _Gate:
             more = message.get("more_body", False)
             if len(body) > self.max_body:
                 return await too_large(scope, receive, send)
-        whole = [{"type": "http.request", "body": body, "more_body": False}]
+        whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
         async def replay():
             return whole.pop() if whole else await receive()
