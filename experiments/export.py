@@ -5,15 +5,12 @@
 Writes config.json, safetensors and the tokenizer; adapters are merged and a critic is left out.
 """
 
-import json
-from pathlib import Path
+import sys
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
 from experiments.progress import console
-from experiments.setup import build_tokenizer
-from experiments.train import load_policy
+from memalpha.policy import load_run
 from memalpha.weights import export
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a checkpoint.", required=True)
@@ -23,11 +20,12 @@ DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; no
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
-    workdir = Path(WORKDIR.value)
-    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    tokenizer = build_tokenizer(config, workdir)
-    model, params = load_policy(config, workdir, len(tokenizer))
-    console.print(f"written {export(params, model, OUT.value, tokenizer, DTYPE.value)}")
+    try:
+        policy = load_run(WORKDIR.value)
+        done = export(policy.params, policy.model, OUT.value, policy.env.tokenizer, DTYPE.value)
+    except ValueError as error:
+        sys.exit(str(error))
+    console.print(f"written {done}")
 
 
 if __name__ == "__main__":

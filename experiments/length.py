@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from experiments.evaluate import greedy_writer, table_rows
 from experiments.pictures import draw_lengths
 from experiments.progress import console, progress
-from experiments.setup import build_environment, build_instances, build_tokenizer
-from experiments.train import load_policy
+from experiments.setup import build_instances
 from experiments.workdir import write_json
 from memalpha.data.instance import Instance
+from memalpha.policy import load_run
 from memalpha.rollout import Clock, count_tokens, run_episodes
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
@@ -41,16 +41,16 @@ def main(_) -> None:
         sys.exit(f"--workdir={folder} holds no config.json: give the folder of a finished run")
     config = ConfigDict(json.loads((folder / "config.json").read_text()))
     config.data.max_questions = QUESTIONS.value
-    tokenizer = build_tokenizer(config, folder)
-    env = build_environment(config, tokenizer)
     try:
-        model, params = load_policy(config, folder, len(tokenizer))
+        policy = load_run(folder)
     except ValueError as error:
         sys.exit(str(error))
+    env = policy.env
     results = []
 
     def measure(name: str, instances: list[Instance]) -> None:
-        writer, clock = greedy_writer(config, env, model, params, len(instances)), Clock()
+        writer = greedy_writer(config, env, policy.model, policy.params, len(instances))
+        clock = Clock()
         chunks, began = max(len(i.chunks) for i in instances), time.perf_counter()
         with progress(name, chunks) as report:
             episodes = run_episodes(

@@ -1,5 +1,6 @@
 """The whole way: warm start, train, evaluate, show."""
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from experiments.evaluate import evaluate, evaluate_baseline, greedy_writer
 from experiments.pictures import describe_episode, draw_curves, results_table
 from experiments.progress import console, progress
+from experiments.report import write_report
 from experiments.setup import (
     build_environment,
     build_instances,
@@ -20,13 +22,14 @@ from experiments.setup import (
     is_synthetic,
     perfect_writer,
 )
+from experiments.timeline import write_timeline
 from experiments.train import train
 from experiments.warm_start import warm_start
-from experiments.workdir import open_workdir, read_metrics, write_json
+from experiments.workdir import log_start, open_workdir, read_metrics, write_json
 from memalpha.baselines import no_memory, rag_top2, store_everything
 from memalpha.data.instance import Instance
 from memalpha.model import ModelConfig, Params
-from memalpha.rollout import Environment, Episode
+from memalpha.rollout import Environment, Episode, run_episodes
 
 BASELINES = {
     "store everything": store_everything.recall,
@@ -40,6 +43,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
     began = time.monotonic()
     check(config)
     folder = open_workdir(workdir, config)
+    log_start(folder, [sys.executable, *sys.argv])
     console.print(f"{config.title}\nworkdir {folder}")
     tokenizer = build_tokenizer(config, folder)
     env = build_environment(config, tokenizer)
@@ -54,7 +58,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     trained = train(config, folder, env, model, untrained)
     results, shown = final_table(config, env, model, untrained, trained)
     console.print(results_table(f"test instances, {config.title}", results))
-    text = "\n".join(describe_episode(f"{name} training", e) for name, e in shown.items())
+    write_timeline(folder / "timeline.html", config.title, env, shown)
+    text = "\n".join(describe_episode(name, some[0]) for name, some in shown.items())
     (folder / "memory.txt").write_text(text)
     picture = draw_curves(folder, config.title)
     summary = {
@@ -70,14 +75,16 @@ def run(config: ConfigDict, workdir: str) -> dict:
     write_json(folder / "summary.json", summary)
     console.print(_memories(shown))
     console.print(f"curves {picture}\nmemory before and after {folder / 'memory.txt'}")
+    console.print(f"memory step by step {folder / 'timeline.html'}\nreport {write_report(folder)}")
     console.print(f"summary {folder / 'summary.json'}, {summary['seconds']:.0f} s")
     return summary
 
 
 def final_table(
     config: ConfigDict, env: Environment, model: ModelConfig, untrained: Params, trained: Params
-) -> tuple[dict, dict[str, Episode]]:
-    """Results of every system on the same test instances, and one episode before and after."""
+) -> tuple[dict, dict[str, list[Episode]]]:
+    """Results of every system on the same test instances, and the first episode of each source
+    before and after training, with the memory after every step."""
     instances = [
         instance
         for source in config.data.sources
@@ -87,15 +94,20 @@ def final_table(
     writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
     writers["after RL"] = greedy_writer(config, env, model, trained, rows)
     writers["untrained (warm start)"] = greedy_writer(config, env, model, untrained, rows)
-    results, episodes = {}, {}
+    results = {}
     with progress("test", len(writers) + len(BASELINES)) as report:
         for name, writer in writers.items():
-            results[name], episodes[name] = evaluate(env, instances, writer)
+            results[name], _ = evaluate(env, instances, writer)
             report(len(results), name)
         for name, recall in BASELINES.items():
             results[name] = evaluate_baseline(env, instances, recall)
             report(len(results), name)
-    shown = {"before": episodes["untrained (warm start)"][0], "after": episodes["after RL"][0]}
+    of_source = {instance.source: instance for instance in reversed(instances)}
+    first = [of_source[source] for source in config.data.sources]
+    shown = {
+        "before training": run_episodes(env, first, writers["untrained (warm start)"], 0, True),
+        "after training": run_episodes(env, first, writers["after RL"], 0, True),
+    }
     return results, shown
 
 
@@ -113,12 +125,12 @@ def host_share(folder: Path) -> float:
     return float(np.median(shares)) if shares else float("nan")
 
 
-def _memories(shown: dict[str, Episode]) -> str:
+def _memories(shown: dict[str, list[Episode]]) -> str:
     parts = []
-    for name, episode in shown.items():
+    for name, (episode, *_) in shown.items():
         view = episode.view
         entries = [f"    [{e.id}] {e.text}" for e in (*view.semantic, *view.episodic)]
         core = [f"    core: {view.core}"] if view.core else []
-        parts.append(f"memory {name} training, r1 {episode.r1:.2f}:")
+        parts.append(f"memory {name}, r1 {episode.r1:.2f}:")
         parts += core + (entries or ["    (empty)"])
     return "\n".join(parts)

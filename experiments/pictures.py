@@ -27,23 +27,23 @@ def draw_curves(workdir: Path, title: str) -> Path:
     lines = read_metrics(workdir / "metrics.jsonl")
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     for name, label in REWARDS.items():
-        (drawn,) = axes[0].plot(*_smooth(lines, name), label=label)
-        x, y = _column(lines, f"validation_{name}")
+        (drawn,) = axes[0].plot(*smooth(lines, name), label=label)
+        x, y = column(lines, f"validation_{name}")
         axes[0].plot(x, y, "o", color=drawn.get_color(), markersize=4)
     axes[0].set(title="Rewards (lines: training, dots: validation)", ylim=(-0.02, 1.02))
     for name, label in (
         ("calls", "calls a step"),
         ("ok_calls", "of them executed"),
     ):
-        axes[1].plot(*_smooth(lines, name), label=label)
+        axes[1].plot(*smooth(lines, name), label=label)
     right = axes[1].twinx()
-    right.plot(*_smooth(lines, "response_tokens"), color="gray", label="response tokens (right)")
+    right.plot(*smooth(lines, "response_tokens"), color="gray", label="response tokens (right)")
     right.set(ylim=(0, None))
     right.legend(loc="lower right", frameon=False)
     axes[1].set(title="Calls and lengths", ylim=(0, None))
     for name, label in (("entropy", "entropy, nats a token"), ("grad_norm", "gradient norm")):
-        axes[2].plot(*_smooth(lines, name), label=label)
-    axes[2].plot(*_smooth(lines, "logp_gap_mean"), label="sampler - learner log-prob gap")
+        axes[2].plot(*smooth(lines, name), label=label)
+    axes[2].plot(*smooth(lines, "logp_gap_mean"), label="sampler - learner log-prob gap")
     axes[2].set(title="Diagnostics", yscale="symlog", ylim=(0, None))
     axes[2].set_yscale("symlog", linthresh=0.1)
     for ax in axes:
@@ -78,13 +78,15 @@ def draw_lengths(workdir: Path, results: Sequence[Mapping]) -> Path:
     return path
 
 
-def _column(lines: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
+def column(lines: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric, where it was logged."""
     kept = [(line["step"], line[name]) for line in lines if name in line]
     return [step for step, _ in kept], [value for _, value in kept]
 
 
-def _smooth(lines: Sequence[Mapping], name: str) -> tuple[list[int], np.ndarray]:
-    steps, values = _column(lines, name)
+def smooth(lines: Sequence[Mapping], name: str) -> tuple[list[int], np.ndarray]:
+    """Steps and running means of one metric over WINDOW values, or as many as there are so far."""
+    steps, values = column(lines, name)
     values = np.asarray(values, float)
     sums = np.cumsum(np.insert(values, 0, 0.0))
     first = np.maximum(np.arange(len(values)) - WINDOW + 1, 0)

@@ -14,11 +14,11 @@ from memalpha.data import PHRASES, load_source, synthetic
 from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
 from memalpha.data.notes import add_notes
-from memalpha.hub import find_folder, read_config
 from memalpha.learner import LossConfig, make_schedule
 from memalpha.lora import LoraConfig
 from memalpha.losses import group_ids
 from memalpha.model import ModelConfig, Params, init_params
+from memalpha.policy import environment, find_model, model_config
 from memalpha.prompts import load_template, template_fragments
 from memalpha.retrieval import make_index
 from memalpha.rollout import Environment, Turn, Writer, scripted_writer
@@ -126,22 +126,7 @@ def _corpus(config: ConfigDict) -> Iterator[str]:
 
 
 def build_environment(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Environment:
-    return Environment(
-        tokenizer=tokenizer,
-        template=load_template(config.prompt.template),
-        dialect=config.prompt.dialect,
-        enabled=(config.memory.core, config.memory.semantic, config.memory.episodic),
-        recent=config.prompt.recent,
-        prompt_tokens=config.prompt.tokens,
-        response_tokens=config.prompt.response_tokens,
-        entry_tokens=config.memory.entry_tokens,
-        core_tokens=config.memory.core_tokens,
-        max_calls=config.memory.max_calls,
-        first_ids=tuple(config.memory.first_ids),
-        retriever=config.reward.retriever,
-        dimensions=config.reward.dimensions,
-        top_k=config.reward.top_k,
-    )
+    return environment(config.to_dict(), tokenizer)
 
 
 def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
@@ -151,27 +136,15 @@ def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Param
         ValueError: the folder cannot be loaded, or holds fewer tokens than the tokenizer.
     """
     if config.model.path:
-        folder, model = find_model(config)
+        folder, model = find_model(config.to_dict())
         if vocab_size > model.vocab_size:
             raise ValueError(
                 f"the tokenizer has {vocab_size} tokens, but the model in {folder} only"
                 f" {model.vocab_size}: set config.tokenizer.path to the tokenizer of that model"
             )
         return model, load_params(folder, model)
-    fields = {k: v for k, v in config.model.items() if k != "path"}
-    model = ModelConfig(vocab_size=vocab_size, value_head=config.rl.algorithm == "ppo", **fields)
+    model = model_config(config.to_dict(), vocab_size)
     return model, init_params(model, jax.random.fold_in(jax.random.key(config.seed), 0))
-
-
-def find_model(config: ConfigDict) -> tuple[Path, ModelConfig]:
-    """The folder that `config.model.path` stands for, and the model in it; downloads it if need be.
-
-    Raises:
-        ValueError: there is none, or it is not of a kind that can be loaded.
-    """
-    folder = find_folder(config.model.path)
-    choices = {name: config.model[name] for name in ("dtype", "param_dtype", "remat", "attention")}
-    return folder, read_config(folder, value_head=config.rl.algorithm == "ppo", **choices)
 
 
 def build_lora(config: ConfigDict) -> LoraConfig:
@@ -203,7 +176,7 @@ def check(config: ConfigDict) -> None:
     rl, stage = config.rl, config.warm_start
     build_loss(config)
     if config.model.path:
-        find_model(config)
+        find_model(config.to_dict())
     if build_lora(config).rank and stage.steps:
         raise ValueError(
             f"config.lora.rank={config.lora.rank} with a warm start: adapters are for a model that"

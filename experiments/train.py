@@ -11,13 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.evaluate import summarise, validate
 from experiments.progress import progress
-from experiments.setup import (
-    build_lora,
-    build_loss,
-    build_model,
-    prompt_buckets,
-    training_batches,
-)
+from experiments.setup import build_lora, build_loss, prompt_buckets, training_batches
 from experiments.warm_start import check_finite
 from experiments.workdir import MetricsLog
 from memalpha import lora, losses
@@ -97,21 +91,6 @@ def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
     """The state before the first step, of a copy of the model or of adapters to it."""
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
     return init_state(lora.init(params, build_lora(config), key), optimizer)
-
-
-def load_policy(config: ConfigDict, workdir: Path, vocab_size: int) -> tuple[ModelConfig, Params]:
-    """The model of a run and the parameters of its last checkpoint, adapters merged.
-
-    Raises:
-        ValueError: the run has no checkpoint yet.
-    """
-    model, params = build_model(config, vocab_size)
-    state = init_trained(config, params, build_optimizer(config))
-    with open_checkpoints(workdir / "checkpoints" / "rl") as checkpoints:
-        found = restore(checkpoints, state)
-    if found is None:
-        raise ValueError(f"{workdir} has no trained checkpoint yet: run run_experiment.py on it")
-    return model, lora.merge(found[1].params, params, build_lora(config))
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:

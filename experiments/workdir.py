@@ -2,9 +2,15 @@
 
 import json
 import os
+import platform
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 
@@ -59,6 +65,23 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_suffix(path.suffix + ".tmp")
     aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
     os.replace(aside, path)
+
+
+def log_start(folder: Path, command: Sequence[str]) -> None:
+    """Adds a line to starts.jsonl: when, by which command and on what this process runs."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(command),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+    with (folder / "starts.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 class MetricsLog:

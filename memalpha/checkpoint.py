@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from memalpha.learner import TrainState
+from memalpha.model import Params
 
 
 class CheckpointError(RuntimeError):
@@ -62,6 +63,31 @@ def restore(
         raise CheckpointError(
             f"the checkpoint of step {step} in {manager.directory} could not be read: {error}"
         ) from error
+
+
+def restore_params(folder: str | Path, template: Params) -> tuple[int, Params] | None:
+    """Step and parameters of the newest checkpoint in `folder`, without the optimiser state (which
+    is not read) and without touching the folder; None if there is none.
+
+    `template`: parameters, or their shapes (`jax.eval_shape`). Raises CheckpointError as `restore`.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        return None
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        wanted = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, template)}
+        how = ocp.checkpoint_utils.construct_restore_args(wanted)
+        arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
+        try:
+            return step, manager.restore(step, args=arguments)["params"]
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {folder} could not be read: {error}"
+            ) from error
 
 
 def _latest(manager: ocp.CheckpointManager, below: int) -> int | str:

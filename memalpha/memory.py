@@ -420,3 +420,36 @@ def view(
         episodic_total=totals[EPISODIC - 1],
         tokens=int(one.core_len) + used,
     )
+
+
+def from_view(
+    shown: MemoryView,
+    encode: Callable[[str], list[int]],
+    entry_tokens: int,
+    core_tokens: int,
+    next_id: int,
+) -> MemoryState:
+    """The memory that a whole view shows, one row [1, ...] of numpy arrays: the inverse of `view`.
+
+    Raises ValueError for an entry longer than `entry_tokens`. A core over `core_tokens` is cut:
+    one that was cut before can have more tokens when its text is encoded anew.
+    """
+    lists = (shown.semantic, shown.episodic)
+    capacity = capacity_bucket(max(map(len, lists)))
+    state = jax.tree.map(np.array, init(1, capacity, entry_tokens, core_tokens, next_id))
+    core = encode(shown.core)[:core_tokens]
+    state.core[0, : len(core)], state.core_len[0] = core, len(core)
+    for which, entries in enumerate(lists):
+        state.count[0, which] = len(entries)
+        for n, entry in enumerate(entries):
+            tokens = encode(entry.text)
+            if len(tokens) > entry_tokens:
+                raise ValueError(
+                    f"{MEMORY_NAMES[which + 1]} entry [{entry.id}] has {len(tokens)} tokens, this"
+                    f" writer holds at most {entry_tokens} an entry: shorten it, or use the writer"
+                    " that wrote it"
+                )
+            state.tokens[0, which, n, : len(tokens)] = tokens
+            state.length[0, which, n] = len(tokens)
+            state.id[0, which, n], state.written_at[0, which, n] = entry.id, entry.written_at
+    return state

@@ -58,10 +58,11 @@ class Environment:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one episode shows its writer at one chunk; `prompt` are token ids."""
+    """What one episode shows its writer at one chunk; `text` is the chunk, `prompt` token ids."""
 
     episode: int
     chunk: int
+    text: str
     instance: Instance
     view: MemoryView
     prompt: list[int]
@@ -152,50 +153,76 @@ def run_episodes(
         validate(instance)
     clock = Clock() if clock is None else clock
     episodes = [Episode(instance) for instance in instances]
-    state = _first_state(env, len(episodes), seed)
+    state = first_state(env, len(episodes), seed)
     chunks = max(len(instance.chunks) for instance in instances)
     host = jax.device_get(state)
     for chunk in range(chunks):
         with clock("render"):
             turns = [
-                _turn(env, host, e, chunk, instance)
+                make_turn(env, host, e, chunk, instance, instance.chunks[chunk])
                 for e, instance in enumerate(instances)
                 if chunk < len(instance.chunks)
             ]
-        with clock("write"):
-            responses = writer(turns)
-        with clock("parse"):
-            texts = [response_text(env, response) for response in responses]
-            calls = [tools.parse_calls(text, env.dialect) for text in texts]
-            ops = _operations(env, turns, calls, len(episodes))
-        with clock("apply"):
-            state, outcomes = _apply(env, state, ops, chunk)
-            host = jax.device_get(state)
-        with clock("parse"):
-            for turn, response, text, made in zip(turns, responses, texts, calls, strict=True):
-                step = _step(env, turn, response, text, made, ops, outcomes)
-                if keep_views:
-                    step.view = memory.view(host, turn.episode, _decoder(env.tokenizer))
-                episodes[turn.episode].steps.append(step)
+        state, host, steps = memorise(env, state, turns, writer, clock)
+        for turn, step in zip(turns, steps, strict=True):
+            if keep_views:
+                step.view = whole_view(env, host, turn.episode)
+            episodes[turn.episode].steps.append(step)
         if on_chunk:
             on_chunk(chunk + 1, chunks)
     _read_out(env, episodes, host, clock)
     return episodes
 
 
-def _first_state(env: Environment, rows: int, seed: int) -> memory.MemoryState:
+def memorise(
+    env: Environment,
+    state: memory.MemoryState,
+    turns: Sequence[Turn],
+    writer: Writer,
+    clock: Clock | None = None,
+) -> tuple[memory.MemoryState, memory.MemoryState, list[Step]]:
+    """One chunk of an episode each: write, parse, apply. The turns share their chunk number.
+
+    `state` is donated. Returns the new state, the same on the host, and one step a turn.
+    """
+    clock = Clock() if clock is None else clock
+    with clock("write"):
+        responses = writer(turns)
+    with clock("parse"):
+        texts = [response_text(env, response) for response in responses]
+        calls = [tools.parse_calls(text, env.dialect) for text in texts]
+        # Episodes that are over (or silent) do nothing.
+        of_episode: list[list[tools.Call]] = [[] for _ in range(state.core.shape[0])]
+        for turn, made in zip(turns, calls, strict=True):
+            of_episode[turn.episode] = made
+    with clock("apply"):
+        state, ops, outcomes = apply_calls(env, state, of_episode, turns[0].chunk)
+        host = jax.device_get(state)
+    with clock("parse"):
+        steps = [
+            _step(env, turn, response, text, made, ops, outcomes)
+            for turn, response, text, made in zip(turns, responses, texts, calls, strict=True)
+        ]
+    return state, host, steps
+
+
+def first_state(env: Environment, rows: int, seed: int) -> memory.MemoryState:
+    """Empty memories; the first id of each is drawn from `env.first_ids`."""
     low, high = env.first_ids
     first_ids = np.random.default_rng([seed, 7]).integers(low, high + 1, size=rows)
     capacity = memory.capacity_bucket(env.max_calls)
     return memory.init(rows, capacity, env.entry_tokens, env.core_tokens, first_ids)
 
 
-def _turn(env: Environment, host, episode: int, chunk: int, instance: Instance) -> Turn:
+def make_turn(
+    env: Environment, host, episode: int, chunk: int, instance: Instance, text: str
+) -> Turn:
+    """Shows the chunk `text` with the memory of row `episode` of `host` (the state as numpy)."""
     view = memory.view(host, episode, _decoder(env.tokenizer), last=env.recent)
     prompt = fit_prompt(
         env.template,
         view,
-        instance.chunks[chunk],
+        text,
         env.tokenizer,
         env.prompt_tokens,
         env.recent,
@@ -203,7 +230,12 @@ def _turn(env: Environment, host, episode: int, chunk: int, instance: Instance) 
         env.dialect,
         env.enabled,
     )
-    return Turn(episode, chunk, instance, view, prompt)
+    return Turn(episode, chunk, text, instance, view, prompt)
+
+
+def whole_view(env: Environment, host, row: int) -> MemoryView:
+    """All of the memory of one row, as text; `host` is the state as numpy."""
+    return memory.view(host, row, _decoder(env.tokenizer))
 
 
 def response_text(env: Environment, response: Response) -> str:
@@ -211,20 +243,15 @@ def response_text(env: Environment, response: Response) -> str:
     return decode(env.tokenizer, response.tokens)
 
 
-def _operations(
-    env: Environment, turns: Sequence[Turn], calls: list[list[tools.Call]], rows: int
-) -> memory.Ops:
-    """Operation arrays of all episodes; those that are over (or silent) do nothing."""
-    of_episode: list[list[tools.Call]] = [[] for _ in range(rows)]
-    for turn, made in zip(turns, calls, strict=True):
-        of_episode[turn.episode] = made
+def apply_calls(
+    env: Environment, state: memory.MemoryState, calls: Sequence[Sequence[tools.Call]], chunk: int
+) -> tuple[memory.MemoryState, memory.Ops, np.ndarray]:
+    """Runs the calls of every row on its memory, which grows where it has to.
+
+    `calls`: one list a row of `state`, which is donated. Returns state, ops, outcomes [R, O].
+    """
     width = max(env.entry_tokens, env.core_tokens)
-    return tools.calls_to_ops(of_episode, _encoder(env.tokenizer), width, env.max_calls)
-
-
-def _apply(
-    env: Environment, state: memory.MemoryState, ops: memory.Ops, chunk: int
-) -> tuple[memory.MemoryState, np.ndarray]:
+    ops = tools.calls_to_ops(calls, _encoder(env.tokenizer), width, env.max_calls)
     inserts = (ops.kind == memory.OpKind.INSERT).sum(axis=1)
     state = memory.grow(state, memory.needed_capacity(state, inserts[:, None]))
     rows = ops.kind.shape[0]
@@ -232,7 +259,7 @@ def _apply(
     state, outcomes, _ = memory.apply_batch(
         state, ops, jnp.full(rows, chunk, jnp.int32), cut_mark, jnp.asarray(env.enabled)
     )
-    return state, np.asarray(outcomes)
+    return state, ops, np.asarray(outcomes)
 
 
 def _step(
@@ -268,7 +295,7 @@ def _read_out(env: Environment, episodes: list[Episode], host, clock: Clock) -> 
     requests: list[list[Request]] = []
     with clock("retrieve"):
         for row, episode in enumerate(episodes):
-            episode.view = memory.view(host, row, _decoder(env.tokenizer))
+            episode.view = whole_view(env, host, row)
             requests.append(find_evidence(env, episode.instance, episode.view))
     with clock("read"):
         answer(env, episodes, requests, [episode.view.tokens for episode in episodes])
@@ -439,6 +466,11 @@ def to_batch(
 @lru_cache(maxsize=8)
 def _encoder(tokenizer) -> Callable[[str], list[int]]:
     return lru_cache(maxsize=65_536)(lambda text: encode(tokenizer, text))
+
+
+def encode_text(env: Environment, text: str) -> list[int]:
+    """Token ids of a text; cached."""
+    return _encoder(env.tokenizer)(text)
 
 
 def count_tokens(env: Environment, text: str) -> int:

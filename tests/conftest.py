@@ -7,6 +7,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import shutil  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 import pytest  # noqa: E402
@@ -17,6 +18,8 @@ from memalpha.prompts import load_template, template_fragments  # noqa: E402
 from memalpha.rollout import Environment  # noqa: E402
 from memalpha.tokenizer import train_tokenizer  # noqa: E402
 from memalpha.tools import fixed_fragments  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +50,32 @@ def micro() -> SimpleNamespace:
         mlp_size=32,
     )
     return SimpleNamespace(tokenizer=tokenizer, phrases=phrases, env=env, model=model)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A page of it; `problems` holds what it said, failed at, or asked the network for."""
+    made = browser.new_page()
+    made.problems = []
+    made.on("console", lambda message: made.problems.append(message.text))
+    made.on("pageerror", lambda error: made.problems.append(str(error)))
+    made.on(
+        "request",
+        lambda r: None if r.url[:5] in ("file:", "data:") else made.problems.append(r.url),
+    )
+    yield made
+    made.close()

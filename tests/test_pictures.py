@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments.evaluate import by_source, summarise, table_rows
-from experiments.pictures import WINDOW, _smooth, describe_episode, draw_curves, results_table
+from experiments.pictures import WINDOW, describe_episode, draw_curves, results_table, smooth
 from memalpha.baselines import no_memory
 from memalpha.data import synthetic
 from memalpha.rollout import run_baseline, run_episodes, scripted_writer
@@ -52,11 +52,11 @@ def test_curves_of_any_run_even_an_empty_one(tmp_path, steps):
 
 def test_the_running_mean_by_hand():
     lines = [{"step": 2 * n, "r1": float(n)} for n in range(15)]
-    steps, values = _smooth(lines, "r1")
+    steps, values = smooth(lines, "r1")
     assert steps == [2 * n for n in range(15)]
     assert values[:3] == pytest.approx([0.0, 0.5, 1.0])  # of what there is so far
     assert values[14] == pytest.approx(np.mean(range(15 - WINDOW, 15)))
-    assert _smooth(lines, "r9") == ([], pytest.approx(np.zeros(0)))
+    assert smooth(lines, "r9") == ([], pytest.approx(np.zeros(0)))
 
 
 def rows(**systems):

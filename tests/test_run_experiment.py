@@ -125,6 +125,11 @@ def test_end_to_end(finished):
     assert {"config.json", "tokenizer", "checkpoints"} <= {p.name for p in workdir.iterdir()}
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["seed"] == 0 and 0 < summary["host_share"] < 1
+    report = (workdir / "report.html").read_text()
+    assert "Finished: 4 of 4 steps" in report and "after RL" in report and "<svg" in report
+    assert "run_experiment.py" in report and jax.__version__ in report
+    timeline = (workdir / "timeline.html").read_text()
+    assert "before training" in timeline and "synthetic_updates" in timeline
     results = summary["results"]
     assert set(results) == {
         *("perfect writer", "after RL", "untrained (warm start)"),

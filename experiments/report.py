@@ -1,0 +1,197 @@
+"""The report of a run: report.html in its workdir, one file that needs nothing else.
+
+    python -m experiments.report --workdir=runs/tiny
+
+Reads the files of the workdir alone, so it can be made again at any moment of a run. It is written
+by `run_experiment.py` at the end.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from experiments import page
+from experiments.charts import Chart, chart_svg, run_charts
+from experiments.workdir import read_metrics
+
+RAW = (  # files that the report links to, where they are there
+    "config.json", "summary.json", "metrics.jsonl", "timing.jsonl", "warm_start.jsonl",
+    "starts.jsonl", "memory.txt", "timeline.html", "curves.png", "length.json", "length.png",
+)  # fmt: skip
+REWARDS, SIZES = ("r2", "r3", "r4"), ("memory_tokens", "reader_tokens")
+TRAINED = "after RL"  # the row of the table that a run is about
+MAX_MEMORY_TEXT = 40_000  # characters of memory.txt shown on the page
+
+
+def write_report(folder: Path) -> Path:
+    """Writes report.html from what the workdir holds so far.
+
+    Raises ValueError for a folder that holds no run, or a file in it that cannot be read.
+    """
+    folder = Path(folder)
+    config, summary = _json(folder / "config.json"), _json(folder / "summary.json")
+    if config is None:
+        raise ValueError(f"{folder} is no workdir of a run: it has no config.json")
+    metrics = read_metrics(folder / "metrics.jsonl")
+    starts = read_metrics(folder / "starts.jsonl")
+    title = str(config.get("title", folder.name))
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        _state(config, metrics, summary),
+        _warnings(metrics),
+        _results((summary or {}).get("results") or {}),
+        _curves(folder, metrics),
+        _examples(folder),
+        _facts(config, summary, starts),
+        _folded("Config", json.dumps(config, indent=1, sort_keys=True)),
+        _raw(folder),
+    ]
+    made = page.page(title, "\n".join(filter(None, parts)), page.read("report.css"))
+    return page.write(folder / "report.html", made)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
+def _state(config: Mapping, metrics: Sequence[Mapping], summary: Mapping | None) -> str:
+    steps = metrics[-1]["step"] + 1 if metrics else 0
+    wanted = config.get("rl", {}).get("steps", 0)
+    state = "Finished" if summary else "Not finished" if steps else "Warm start, or not begun"
+    return f'<p class="soft">{state}: {steps} of {wanted} steps of reinforcement learning.</p>'
+
+
+def _warnings(metrics: Sequence[Mapping]) -> str:
+    """What a reader of the curves should know first; nothing where all is well."""
+    found = []
+    for name, text in (
+        ("nonfinite", "steps with a loss or gradient that was not finite"),
+        ("nan_logps", "steps with a log-prob that was not a number"),
+        ("failed", "steps with episodes that the reader left unjudged"),
+    ):
+        if count := sum(bool(line.get(name)) for line in metrics):
+            found.append(f"{count} {text}")
+    if metrics and metrics[-1].get("unfinished", 0) > 0.5:
+        found.append("more than half of the last responses were cut by their limit")
+    items = "".join(f"<li>{escape(text)}</li>" for text in found)
+    return f'<div class="warn"><b>Look at</b><ul>{items}</ul></div>' if found else ""
+
+
+def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    if not results:
+        return ""
+    sources = [name for name in next(iter(results.values())) if name != "mean"]
+    short = [source.removeprefix("synthetic_") for source in sources]
+    heads = ["system", "r1", *short, *REWARDS, *(s.replace("_", " ") for s in SIZES)]
+    rows = [_row("th", heads)]
+    ranked = sorted(results.items(), key=lambda item: -_or_zero(item[1]["mean"]["r1"]))
+    for system, of_source in ranked:
+        mean = of_source["mean"]
+        values = [mean["r1"], *(of_source.get(source, {}).get("r1") for source in sources)]
+        values += [mean.get(name) for name in REWARDS]
+        cells = [system, *(_figure(value, 3) for value in values)]
+        cells += [_figure(mean.get(name), 0) for name in SIZES]
+        rows.append(_row("td", cells, "best" if system == TRAINED else ""))
+    table = f"<table>{''.join(rows)}</table>"
+    note = "Mean over sources of r1 (share of questions answered), and r1 of each; greedy writing."
+    head = '<h2>Results on test instances</h2><div class="wide">'
+    return f'{head}{table}</div><p class="soft">{note}</p>'
+
+
+def _row(tag: str, cells: Sequence[str], kind: str = "") -> str:
+    first = f"<{tag}>{escape(cells[0])}</{tag}>"
+    rest = "".join(f'<{tag} class="number">{escape(cell)}</{tag}>' for cell in cells[1:])
+    return f'<tr class="{kind}">{first}{rest}</tr>'
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _or_zero(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else 0.0
+
+
+def _curves(folder: Path, metrics: Sequence[Mapping]) -> str:
+    pictures = [chart_svg(chart, metrics) for chart in run_charts(metrics)]
+    timing = read_metrics(folder / "timing.jsonl")
+    stages = {name: name for name in ("write", "update", "retrieve", "render", "validate")}
+    seconds = [line["step_seconds"] for line in timing]
+    top = 3 * float(np.median(seconds)) if seconds else None  # the first steps compile
+    pace = Chart("seconds a step", {"step_seconds": "all"} | stages, top=top)
+    pictures.append(chart_svg(pace, timing))
+    warm = read_metrics(folder / "warm_start.jsonl")
+    pictures.append(chart_svg(Chart("warm start", {"loss": "loss"}), warm))
+    shown = "".join(f"<figure>{picture}</figure>" for picture in pictures if picture)
+    note = "Bold: running mean of ten steps; faint: each step."
+    return (
+        f'<h2>Curves</h2><p class="soft">{note}</p><div class="charts">{shown}</div>'
+        if shown
+        else ""
+    )
+
+
+def _examples(folder: Path) -> str:
+    parts = []
+    if (folder / "timeline.html").exists():
+        link = '<a href="timeline.html">memory timeline</a>'
+        parts.append(f"<p>Step through example episodes, before and after training: {link}.</p>")
+    memory = folder / "memory.txt"
+    if memory.exists():
+        text = memory.read_text(encoding="utf-8")
+        more = "\n[the rest is in memory.txt]" if len(text) > MAX_MEMORY_TEXT else ""
+        parts.append(_folded("One episode as text", text[:MAX_MEMORY_TEXT] + more))
+    return "<h2>Example episodes</h2>" + "".join(parts) if parts else ""
+
+
+def _facts(config: Mapping, summary: Mapping | None, starts: Sequence[Mapping]) -> str:
+    facts: dict[str, object] = {}
+    if starts:
+        last = starts[-1]
+        facts["command"] = last["command"]
+        facts["started"] = ", ".join(start["at"] for start in starts)
+        facts["devices"] = f"{len(last['devices'])} × {last['devices'][0]}, {last['cores']} cores"
+        facts["system"] = f"{last['platform']}, Python {last['python']}"
+        facts["versions"] = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
+    facts["seed"] = config.get("seed")
+    for name, text in (
+        ("parameters", "parameters"),
+        ("seconds", "seconds of the last start"),
+        ("host_share", "share of a step on the host"),
+    ):
+        if summary and summary.get(name) is not None:
+            value = summary[name]
+            facts[text] = f"{value:,}" if isinstance(value, int) else f"{np.round(value, 3):g}"
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()
+    )
+    return f"<h2>What ran</h2><dl>{items}</dl>"
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def _raw(folder: Path) -> str:
+    links = [f'<a href="{name}">{name}</a>' for name in RAW if (folder / name).exists()]
+    return f"<h2>Raw files</h2><p>{', '.join(links)}</p>"
+
+
+def main(_) -> None:
+    print(f"report {write_report(Path(WORKDIR.value))}")
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+    app.run(main)

@@ -1,0 +1,174 @@
+"""The memory timeline: episodes chunk by chunk, as one HTML file that needs nothing else.
+
+    python -m experiments.timeline --workdir=runs/tiny
+    python -m experiments.timeline --workdir=runs/tiny --compare=runs/other --chunks=20
+
+Shows test instances as the writer of the run read them, beside the untrained writer of the same run
+or the trained one of another. Step with the arrow keys.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from experiments import page
+from experiments.progress import console
+from experiments.setup import build_instances
+from memalpha.contents import difference, texts_of
+from memalpha.memory import MemoryView
+from memalpha.policy import Policy, load_run
+from memalpha.rollout import Environment, Episode, Step, run_episodes
+
+EMPTY = MemoryView("", (), (), 0, 0, 0)
+
+
+def write_timeline(
+    path: Path, title: str, env: Environment, runs: Mapping[str, Sequence[Episode]]
+) -> Path:
+    """Writes the page. `runs`: writer -> its episodes of the same instances in the same order, made
+    by `run_episodes` with keep_views=True.
+
+    Raises ValueError where runs are of other instances or have no views.
+    """
+    episodes = [_shared(env, dict(zip(runs, each, strict=True))) for each in _aligned(runs)]
+    body = page.fill("timeline.html", title=title)
+    style, script = page.read("timeline.css"), page.read("timeline.js")
+    data = {"episodes": episodes}
+    return page.write(path, page.page(title, body, style, script, data))
+
+
+def _aligned(runs: Mapping[str, Sequence[Episode]]) -> list[tuple[Episode, ...]]:
+    if not runs or not all(runs.values()):
+        raise ValueError("timeline: no episodes; give at least one of each run")
+    if len(set(map(len, runs.values()))) > 1:
+        raise ValueError(
+            f"timeline: runs of {[len(v) for v in runs.values()]} episodes; give equal"
+        )
+    rows = list(zip(*runs.values(), strict=True))
+    for row in rows:
+        if any(episode.instance != row[0].instance for episode in row):
+            raise ValueError("timeline: the runs read other instances; give the same to each")
+    return rows
+
+
+def _shared(env: Environment, runs: Mapping[str, Episode]) -> dict:
+    """What all runs of one instance share, and each run."""
+    instance = next(iter(runs.values())).instance
+    return {
+        "name": f"{instance.source} {instance.instance_id}",
+        "chunks": list(instance.chunks),
+        "questions": [
+            {"question": asked.question, "gold": list(asked.answers)}
+            for asked in instance.questions
+        ],
+        "runs": [_run(env, name, episode) for name, episode in runs.items()],
+    }
+
+
+def _run(env: Environment, name: str, episode: Episode) -> dict:
+    before, steps = EMPTY, []
+    for step in episode.steps:
+        if step.view is None:
+            raise ValueError("timeline: an episode has no views; run it with keep_views=True")
+        steps.append(_step(env, step, before))
+        before = step.view
+    return {
+        "name": name,
+        "r1": _finite(episode.r1),
+        "r3": _finite(episode.r3),
+        "memory_tokens": episode.memory_tokens,
+        "chunk_tokens": episode.chunk_tokens,
+        "steps": steps,
+        "answers": _answers(episode),
+    }
+
+
+def _step(env: Environment, step: Step, before: MemoryView) -> dict:
+    old = texts_of(before)
+    changes = difference(before, step.view)
+    return {
+        "prompt": env.tokenizer.decode(step.prompt),
+        "response": env.tokenizer.decode(step.response.tokens),
+        "finished": step.response.finished,
+        "calls": [
+            {
+                "text": f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}"
+                + (f"\n{call.error}" if call.error else ""),
+                "outcome": outcome.name.lower(),
+                "fit": fit,
+            }
+            for call, outcome, fit in zip(step.calls, step.outcomes, step.fit, strict=True)
+        ],
+        "r2": step.r2,
+        "r4": step.r4,
+        "tokens": step.view.tokens,
+        # Memory, id, text before, text after, in the order of the ids; the page replays them.
+        "changes": [[*key, old.get(key), changes[key]] for key in sorted(changes)],
+    }
+
+
+def _answers(episode: Episode) -> list[dict]:
+    of_id = {
+        entry.id: (kind, entry)
+        for kind, entries in enumerate((episode.view.semantic, episode.view.episodic), start=1)
+        for entry in entries
+    }
+    answers = []
+    for answer, score in zip(episode.answers, episode.scores, strict=True):
+        found = [
+            [i, _finite(s), of_id[i][0], of_id[i][1].text, of_id[i][1].written_at]
+            for i, s in zip(answer.ids, answer.scores, strict=True)
+        ]
+        kept = {"text": answer.text, "score": _finite(score), "tokens": answer.tokens}
+        answers.append(kept | {"found": found})
+    return answers
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def run_policies(
+    config: ConfigDict, policies: Mapping[str, Policy], per_source: int, chunks: int = 0
+) -> dict[str, list[Episode]]:
+    """Episodes of test instances of every source of `config`, by each policy, with all views."""
+    instances = [
+        instance
+        for source in config.data.sources
+        for instance in build_instances(config, source, "test", per_source, chunks=chunks)
+    ]
+    return {
+        name: run_episodes(policy.env, instances, policy.writer(len(instances)), keep_views=True)
+        for name, policy in policies.items()
+    }
+
+
+def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
+    folder = Path(WORKDIR.value)
+    trained = load_run(folder)
+    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    if COMPARE.value:
+        other = {Path(COMPARE.value).name: load_run(COMPARE.value)}
+        policies = {folder.absolute().name: trained} | other
+        if len(policies) == 1:
+            raise app.UsageError("--compare is the folder of --workdir")
+    else:
+        policies = {"before training": load_run(folder, "warm_start"), "after training": trained}
+    runs = run_policies(config, policies, PER_SOURCE.value, CHUNKS.value)
+    path = Path(OUT.value or folder / "timeline.html")
+    write_timeline(path, config.title, trained.env, runs)
+    console.print(f"timeline {path}")
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
+    COMPARE = flags.DEFINE_string("compare", None, "Folder of a run to show beside it.")
+    PER_SOURCE = flags.DEFINE_integer("per_source", 1, "Instances of each source.")
+    CHUNKS = flags.DEFINE_integer("chunks", 0, "Chunks of an instance; 0: as in training.")
+    OUT = flags.DEFINE_string("out", None, "The file; default: timeline.html in the workdir.")
+    app.run(main)
