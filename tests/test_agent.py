@@ -393,5 +393,5 @@ def test_the_commands_of_the_terminal(workdir, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert shown.count("[5] Rex") == 1 and "took back event 2" in shown
     assert "took back event 1" in shown and "event 4" in shown and "\x1b" not in shown
-    with pytest.raises(SystemExit, match="no checkpoint at"):
+    with pytest.raises(SystemExit, match="no such folder"):
         cli.main(["ask", "--checkpoint=/nowhere", store, "Who?"])
