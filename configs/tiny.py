@@ -71,9 +71,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             beta=0.05, gamma=0.1, retriever="scann", dimensions=512, top_k=20, normalise_each=False
         ),
         warm_start=dict(
-            steps=850,
+            steps=950,
             copy_steps=350,  # of these: copying random tokens
-            quote_steps=200,  # and then: calls that store pieces of a chunk, cut anywhere
+            quote_steps=200,  # and then: calls that store pieces of a chunk's lines
             copy_rows=96,
             rows=64,
             micro_batch=8,  # small ones are padded least; 0: all rows at once
@@ -102,7 +102,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             kl_coef=0.05,
             entropy_coef=0.0,
             is_cap=0.0,  # 0: no importance weight
-            temperature=0.8,
+            temperature=0.7,
             top_p=1.0,
             micro_batch=8,
             # PPO only

@@ -23,7 +23,7 @@ from memalpha.tokenizer import decode, encode
 from memalpha.tools import INSERT, UPDATE, Call, format_response
 
 COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens: short contexts, where copying is learned soonest
-QUOTE_CUT = 3  # the most tokens a quoted line loses at either end
+QUOTE_SHARE, QUOTE_CUT = 0.6, 3  # of the lines; the most tokens one loses at either end
 TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
 
 
@@ -82,15 +82,16 @@ def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
 
 
 def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
-    """Rows of the usual prompts, answered with calls that store pieces of the chunk's lines, in
-    random order and no line twice: how to quote from any place and to remember what is done, and
-    nothing about what is worth quoting."""
+    """Rows of the usual prompts, answered with calls that store pieces of some lines of the chunk,
+    drawn at random, in reading order: how to quote from any place and go on from there, and nothing
+    about what is worth quoting."""
     rng = np.random.default_rng([config.seed, step, 19])
     kinds = ["core"] if is_flat(env) else MEMORY_NAMES[1:]
 
     def quote(turn: Turn) -> str:
         lines = [line for line in turn.instance.chunks[turn.chunk].split("\n") if line.strip()]
-        pieces = [_piece(rng, encode(env.tokenizer, line)) for line in rng.permutation(lines)]
+        some = [line for line in lines if rng.random() < QUOTE_SHARE] or lines[:1]
+        pieces = [_piece(rng, encode(env.tokenizer, line)) for line in some]
         calls = [
             _store(str(rng.choice(kinds)), content)
             for content in (decode(env.tokenizer, piece).strip() for piece in pieces)

@@ -39,15 +39,15 @@ def test_quotes_are_calls_that_store_pieces_of_the_chunk(micro, flat):
     env = replace(micro.env, enabled=(True, False, False)) if flat else micro.env
     batch = quote_batch(config, env, lambda step, size: [real_instance()] * size, 0)
     assert batch.completion.shape[0] == 6
-    first = batch.completion[0][batch.completion_mask[0]]
-    calls = parse_calls(micro.tokenizer.decode(first, skip_special_tokens=True), env.dialect)
-    assert len(calls) >= 3
-    pieces = [call.arguments["new_content" if flat else "content"] for call in calls]
-    assert all((call.arguments["memory_type"] == "core") == flat for call in calls)
-    lines = [[n for n, line in enumerate(LINES) if piece in line] for piece in pieces]
-    assert all(lines)
-    clear = [found[0] for found in lines if len(found) == 1]
-    assert len(set(clear)) == len(clear) > 1  # no line twice
+    for row in range(6):
+        ids = batch.completion[row][batch.completion_mask[row]]
+        calls = parse_calls(micro.tokenizer.decode(ids, skip_special_tokens=True), env.dialect)
+        assert calls and all((c.arguments["memory_type"] == "core") == flat for c in calls)
+        pieces = [call.arguments["new_content" if flat else "content"] for call in calls]
+        lines = [[n for n, line in enumerate(LINES) if piece in line] for piece in pieces]
+        assert all(lines)
+        clear = [found[0] for found in lines if len(found) == 1]
+        assert clear == sorted(set(clear))  # no line twice, and in reading order
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
