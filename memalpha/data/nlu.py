@@ -33,7 +33,7 @@ def load(paths: Sequence[str | Path]) -> Labelled:
     for path in paths:
         content, files[Path(path).name] = text.read_text(path)
         sentences += _read_rows(content, str(path))
-    return collect(SOURCE, sentences, files, _split_of)
+    return collect(SOURCE, sentences, files, _split_of, classes=68)
 
 
 def load_folder(data_dir: str | Path) -> Labelled:
