@@ -3,6 +3,10 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+# Carried by every instance of a built source; raised whenever the same files and arguments give
+# other instances than before.
+BUILDER = "memalpha-data-1"
+
 
 @dataclass(frozen=True)
 class Question:

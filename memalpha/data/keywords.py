@@ -1,7 +1,7 @@
 """Keywords of a reference summary, which the summary metric looks for in a prediction.
 
 The paper lets a language model extract them, once. `lm_keywords` does that through any function
-from prompts to replies, and keeps the replies in a file; `offline_keywords` is a rule that stands in
+from prompts to replies, and keeps them in a file; `offline_keywords` is a rule that stands in
 for it where there is no model: its figures are not comparable with published ones.
 """
 
@@ -31,9 +31,9 @@ explanations, numbers or headings; one line, separated by commas.
 MAX_WORDS = 8  # of a keyword; a longer "keyword" is a sentence
 OFFLINE_RARE = 12  # rare terms of the offline extractor
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
-_CAPITALISED = re.compile(
-    r"[A-ZÀ-Þ][\w’-]*(?:'(?!s\b)\w+)?(?:(?: of the| of| de| von| the)?\s[A-ZÀ-Þ][\w’-]*)*"
-)
+_NAME = r"[A-ZÀ-Þ][\w-]*(?:['’](?!s\b)\w+)?"
+_CAPITALISED = re.compile(rf"\b{_NAME}(?:(?: of the| of| de| von| the)? {_NAME})*")
+_SENTENCE_START = re.compile(r"(?:\A|[.!?…:;\n])[\s\"'“‘(]*\Z")
 _COMMON = frozenset(
     """a about after again against all also although always am an and another any are around as at
     back be became because become been before begin begins being between both but by came can could
@@ -52,9 +52,9 @@ _COMMON = frozenset(
 def offline_keywords(summaries: Sequence[str]) -> list[list[str]]:
     """Keywords of each summary by rule: names and capitalised phrases, then its rarest long words.
 
-    A capitalised word counts as a name if it also stands capitalised inside a sentence, or never
-    stands in small letters. Rare: few times in the summary, and long. Names come in the order of
-    the text. No model, no corpus: the same summary always gives the same keywords.
+    A single capitalised word is a name if it stands so inside a sentence somewhere. Rare: long and
+    few times in the summary. Names come in the order of the text. No model, no corpus: the same
+    summary always gives the same keywords.
     """
     return [_offline(summary) for summary in summaries]
 
@@ -64,17 +64,18 @@ def _offline(summary: str) -> list[str]:
     names: dict[str, str] = {}
     for match in _CAPITALISED.finditer(summary):
         words = match[0].split()
-        # "The Lilac" at the beginning of a sentence: not all that is capitalised is a name.
+        starts = _SENTENCE_START.search(summary, 0, match.start()) is not None
         while words and (words[0].lower() in _COMMON or words[0].lower() in small):
-            words = words[1:]
-        phrase = " ".join(words).rstrip("’-")
-        if len(phrase) > 2 and phrase.lower() not in _COMMON:
+            words, starts = words[1:], False  # "When Mina": what follows is inside the sentence
+        phrase = " ".join(words).strip("-")
+        alone = starts and len(words) == 1
+        if not alone and len(phrase) > 2 and phrase.lower() not in _COMMON:
             names.setdefault(phrase.lower(), phrase)
     covered = {word for name in names for word in name.split()}
     rare = [
         word
         for word in small
-        if len(word) > 5 and word not in _COMMON and word not in covered and "'" not in word
+        if len(word) > 5 and word not in _COMMON | covered and not {"'", "’"} & set(word)
     ]
     # Rare words are long and stand once or twice; of equals the first.
     rare.sort(key=lambda word: (-len(word) / math.sqrt(small[word]), word))

@@ -2,7 +2,7 @@
 
 lme_train asks about 4 questions over the sessions that answer them (from the oracle file);
 longmemeval_s many questions over their whole histories (from the `_s` file). The answers are graded
-by a judge; a question whose id ends in `_abs` has none in the sessions, and its gold answer says so.
+by a judge; a question whose id ends in `_abs` has no answer there, and its gold answer says so.
 """
 
 import heapq
@@ -99,7 +99,7 @@ def _read(record: Any, where: str, turns: dict) -> Item:
         str(answer).strip(),
         evidence,
         tuple(session for session in sessions if session.turns),
-        "test" if text.share("longmemeval", stem) < TEST_SHARE else "train",
+        "test" if text.share("longmemeval question", stem) < TEST_SHARE else "train",
     )
 
 
@@ -141,9 +141,7 @@ def build(
     for index in range(min(count, -(-len(order) // questions))):
         asked = order[index * questions : (index + 1) * questions]
         shown = _choose(asked, chunks * chunk_tokens, count_cached, (seed, index))
-        parts = [
-            part for session in shown for part in _parts(session, chunk_tokens, count_cached)
-        ]
+        parts = [part for session in shown for part in _parts(session, chunk_tokens, count_cached)]
         groups = cut.fill(parts, chunk_tokens, count_cached, text.SEPARATOR)
         texts = tuple(text.SEPARATOR.join(group) for group in groups)
         metadata = {

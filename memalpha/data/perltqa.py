@@ -124,7 +124,9 @@ def _read_events(record: dict, name: str, where: str) -> Iterator[Event]:
     if not isinstance(dialogues, dict):
         raise ValueError(f"{where}: field 'dialogues' must be an object")
     events = text.require(record, "events", dict, where)
-    owners = {d: max((e for e in events if d.startswith(e)), key=len, default="") for d in dialogues}
+    owners = {
+        d: max((e for e in events if d.startswith(e)), key=len, default="") for d in dialogues
+    }
     found = []
     for event_id, event in events.items():
         place = f"{where}: events[{event_id!r}]"
