@@ -6,7 +6,6 @@ it from a terminal.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from memalpha.data import (
     squad,
     trec,
 )
-from memalpha.data.instance import BUILDER, Instance
+from memalpha.data.instance import Instance, stamp
 
 # Sources read from their publishers' files: (read the folder, make instances of what was read).
 SOURCES: dict[str, tuple[Callable, Callable]] = {
@@ -90,7 +89,7 @@ def load_source(
     made = build(
         load(data_dir), count, seed, chunks, chunk_tokens, questions, count_tokens, split, **options
     )
-    instances = [replace(i, metadata=i.metadata | {"builder": BUILDER}) for i in made]
+    instances = list(map(stamp, made))
     if len(instances) < count:
         raise ValueError(
             f"{name}: the {split!r} split gives {len(instances)} instances of these sizes, not"

@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from memalpha.data.checks import answerable
-from memalpha.data.instance import BUILDER, Instance, Question, validate
+from memalpha.data.instance import BUILDER, Instance, Question, stamp, validate
 
 ROWS, MANIFEST = "instances.jsonl", "manifest.json"
 
@@ -50,10 +50,9 @@ def write(
             if instance.instance_id in names:
                 raise ValueError(f"instance_id {instance.instance_id!r} stands twice")
             names.add(instance.instance_id)
-            instance = replace(instance, metadata=instance.metadata | {"builder": BUILDER})
-            row = (json.dumps(to_json(instance), ensure_ascii=False, sort_keys=True) + "\n").encode(
-                "utf-8", "surrogatepass"
-            )
+            row = (
+                json.dumps(to_json(stamp(instance)), ensure_ascii=False, sort_keys=True) + "\n"
+            ).encode("utf-8", "surrogatepass")
             file.write(row)
             digest.update(row)
             offsets.append(offsets[-1] + len(row))

@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from memalpha.data import SOURCES, store, text
-from memalpha.data.instance import Instance
+from memalpha.data.instance import Instance, stamp
 from memalpha.data.sizes import Sizes, default_sizes
 
 TEST_ONLY = ("longmemeval_s", "infbench_sum", "infbench_qa", "ruler_qa1", "ruler_qa2")
@@ -93,7 +93,7 @@ def prepare(builder: Memalpha, raw_dir: str | Path) -> None:
 
 def to_row(instance: Instance) -> dict[str, Any]:
     """An instance as the features hold it."""
-    row = store.to_json(instance)
+    row = store.to_json(stamp(instance))
     return {
         "source": row["source"],
         "instance_id": row["instance_id"],
