@@ -125,8 +125,8 @@ def build(
 ) -> Iterator[Instance]:
     """Yield at most `count` instances of `questions` questions each, none asked twice.
 
-    The sessions that answer them are all there; other sessions of their histories join until
-    `chunks` chunks are full. Sessions stand by date, are cut between turns, never after a turn of
+    The sessions that answer them are all there; other sessions of their histories join until the
+    text would fill about `chunks` chunks. Sessions stand by date, are cut between turns, never after a turn of
     the user where that can be avoided, and share a chunk where they are short. Fewer than `count`
     instances come if the questions run out; the last one may have fewer questions.
     """
@@ -184,7 +184,7 @@ def _choose(
 
 
 def _size(session: Session, count_tokens: Callable[[str], int]) -> int:
-    return sum(count_tokens(content) for _, content in session.turns)
+    return sum(count_tokens(f"{ROLES[role]}{content}") for role, content in session.turns)
 
 
 def _header(session: Session) -> str:

@@ -3,7 +3,7 @@
 ruler_qa1 takes the paragraphs and questions of SQuAD, ruler_qa2 those of HotpotQA.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import count as numbers
@@ -128,22 +128,37 @@ def build(
             if all(size(d) <= chunk_tokens - frame_tokens for d in case.documents)
         ][:questions]
         needed = list(dict.fromkeys(d for case in asked for d in case.documents))
-        used = sum(map(size, needed)) * overhead
-        if used > target:
-            raise ValueError(
-                f"{records.source}: the documents of {len(asked)} questions have {used:,.0f} tokens"
-                f" of a target of {target:,}; ask fewer questions or a longer target"
-            )
         others = _others(records, split, set(needed), (seed, index), repeat)
-        shown = _fill(needed, others, size, used, target, overhead)
-        if shown is None:
+        fillers = _fill(others, size, target - sum(map(size, needed)) * overhead)
+        if fillers is None:
             raise ValueError(
                 f"{records.source}: all documents of {sorted(records.files)} together do not reach"
                 f" {target:,} tokens; add files, or allow documents to come again (repeat)"
             )
-        yield _instance(
-            records, asked, shown, index, seed, split, target, frame, chunk_tokens, count_cached
-        )
+        while True:
+            places = (seed, index)
+            texts = _chunks([*needed, *fillers], places, frame, chunk_tokens, count_cached)
+            excess = sum(map(count_cached, texts)) - target
+            if excess <= 0:
+                break
+            if not fillers:
+                raise ValueError(
+                    f"{records.source}: the documents of {len(asked)} questions have"
+                    f" {target + excess:,} tokens; the target is {target:,}; ask fewer questions"
+                )
+            while excess > 0 and fillers:  # chunks are less full than was reckoned with
+                excess -= size(fillers.pop())
+        metadata = {
+            "split": split,
+            "seed": seed,
+            "files": records.files,
+            "question_ids": [case.record_id for case in asked],
+            "target_tokens": target,
+            "documents": len(needed) + len(fillers),
+        }
+        name = f"{records.source}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
+        asked_now = tuple(Question(case.question, case.answers) for case in asked)
+        yield validate(Instance(records.source, name, texts, asked_now, metadata))
 
 
 def _number(number: int, document: str) -> str:
@@ -165,50 +180,26 @@ def _others(
             return
 
 
-def _fill(
-    needed: list[str],
-    others: Iterator[str],
-    size: Callable[[str], int],
-    used: float,
-    target: int,
-    overhead: float,
-) -> list[str] | None:
-    """The documents that reach the target, or None if there are too few of them."""
-    shown = list(needed)
+def _fill(others: Iterator[str], size: Callable[[str], int], room: float) -> list[str] | None:
+    """Documents until the next one has no room; None if they end before."""
+    shown: list[str] = []
     for document in others:
-        used += size(document) * overhead
-        if used > target:
+        room -= size(document)
+        if room < 0:
             return shown
         shown.append(document)
     return None
 
 
-def _instance(
-    records: Documents,
-    asked: Sequence[Case],
+def _chunks(
     shown: list[str],
-    index: int,
-    seed: int,
-    split: str,
-    target: int,
+    seeds: tuple[int, int],
     frame: Callable[[int, str], str],
     chunk_tokens: int,
     count_tokens: Callable[[str], int],
-) -> Instance:
-    places = sorted(
-        range(len(shown)), key=lambda i: text.rank("order", seed, index, i, shown[i][:200])
-    )
+) -> tuple[str, ...]:
+    """The documents in a random order, numbered, packed into chunks."""
+    places = sorted(range(len(shown)), key=lambda i: text.rank("order", *seeds, i, shown[i][:200]))
     items = [_number(number, shown[place]) for number, place in enumerate(places, start=1)]
     packed = text.pack(items, frame, len(items), chunk_tokens, count_tokens)
-    texts = tuple(chunk for chunk, _ in packed)
-    metadata = {
-        "split": split,
-        "seed": seed,
-        "files": records.files,
-        "question_ids": [case.record_id for case in asked],
-        "target_tokens": target,
-        "documents": len(shown),
-    }
-    name = f"{records.source}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
-    questions = tuple(Question(case.question, case.answers) for case in asked)
-    return validate(Instance(records.source, name, texts, questions, metadata))
+    return tuple(chunk for chunk, _ in packed)
