@@ -126,9 +126,9 @@ def build(
     """Yield at most `count` instances of `questions` questions each, none asked twice.
 
     The sessions that answer them are all there; other sessions of their histories join until the
-    text would fill about `chunks` chunks. Sessions stand by date, are cut between turns, never after a turn of
-    the user where that can be avoided, and share a chunk where they are short. Fewer than `count`
-    instances come if the questions run out; the last one may have fewer questions.
+    text would fill about `chunks` chunks. Sessions stand by date, are cut between turns (never
+    after a turn of the user where that can be avoided) and share a chunk where they are short.
+    Fewer than `count` instances come if the questions run out; the last may have fewer questions.
     """
     text.check_request(split, count, chunks, chunk_tokens, questions)
     pool = [item for item in records.items if item.split == split]

@@ -62,7 +62,7 @@ class Sizes:
 # most that an instance may have.
 _TRAIN = {
     "squad": (10, 1120, 100),
-    "hotpotqa": (10, 1050, 17),
+    "hotpotqa": (10, 1060, 17),
     "perltqa": (64, 2048, 100),
     "lme_train": (64, 2048, 4),
     "nlu": (10, 615, 100),
