@@ -151,9 +151,10 @@ def test_unanswerable_questions_are_dropped_with_their_ids():
 
 def test_leakage_by_question_and_paragraph():
     shared = "This paragraph is long enough to be compared, word by word, in both sets."
-    training = [instance(0, chunks=(f"[a]\n{shared}\nshort", "only in training " * 5))]
+    dated = "[Dialogue between User and Assistant on 2024-01-01 00:00]"
+    training = [instance(0, chunks=(f"{dated}\n{shared}\nshort", "only in training " * 5))]
     other = replace(
-        instance(1, chunks=(f"[b]\n{shared.upper()}\nshort", "only in the test " * 5)),
+        instance(1, chunks=(f"{dated}\n{shared.upper()}\nshort", "only in the test " * 5)),
         questions=(Question("which is OLD", ("x",)), Question("New?", ("y",))),
     )
     found = checks.leakage(training, [other])

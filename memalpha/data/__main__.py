@@ -100,7 +100,8 @@ def _counter(name: str) -> tuple[Callable[[str], int], str]:
     from memalpha.tokenizer import encode, load_tokenizer  # slow to import
 
     tokenizer = load_tokenizer(name)
-    return lambda words: len(encode(tokenizer, words)), name
+    # The last part of a path: a build does not depend on where its tokenizer lies.
+    return lambda words: len(encode(tokenizer, words)), Path(name).name
 
 
 def _build(args: argparse.Namespace) -> int:

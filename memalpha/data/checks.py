@@ -10,6 +10,8 @@ from memalpha.data.instance import Instance
 _SPACE = re.compile(r"\s+")
 _LABEL = re.compile(r"\nLabels?: ?(\d+)\b")
 _TAG = re.compile(r"^(?:Sentence|Sample): ")  # before a labelled example
+# Lines that frame a chunk and recur in every instance.
+_FRAME = ("[Dialogue", "Event happened on", "An event about", "<System>")
 MIN_LETTERS = 40  # of a paragraph, to be compared: shorter lines recur by chance
 
 
@@ -74,7 +76,8 @@ class Leakage:
 def leakage(training: Iterable[Instance], evaluated: Iterable[Instance]) -> Leakage:
     """Compare by words (case, spaces and punctuation aside); each text counts once.
 
-    Paragraphs are the lines of the chunks with at least MIN_LETTERS letters and digits. A labelled
+    Paragraphs are the lines of the chunks with at least MIN_LETTERS letters and digits, without
+    those that frame a chunk. A labelled
     sentence that training shows and the evaluation asks counts as a shared question. The summary
     question, the same of every book, is not compared.
     """
@@ -108,6 +111,8 @@ def _paragraphs(chunks: Sequence[str]) -> dict[bytes, str]:
     found = {}
     for chunk in chunks:
         for line in chunk.split("\n"):
+            if line.startswith(_FRAME):
+                continue
             bare, tagged = _TAG.subn("", line)
             key = text.plain_key(bare)
             if tagged or len(key) >= MIN_LETTERS:
