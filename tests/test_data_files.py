@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memalpha.data import cut, files, pubmed_rct, text, trec
+from memalpha.data import cut, files, nlu, pubmed_rct, text, trec
 
 
 def count_words(string):
@@ -43,6 +43,15 @@ def test_trec_in_one_line_of_100_mb(tmp_path, name):
     (tmp_path / "trec" / name).write_bytes(b"HUM:ind Who ?\nHUM:ind " + b"a" * 100_000_000)
     with pytest.raises(ValueError, match=rf"{name}: line 2: 100,000,000 characters"):
         trec.load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("head", ["text,label\n", "text,label"])
+def test_nlu_in_one_line(tmp_path, head):
+    (tmp_path / "nlu").mkdir()
+    (tmp_path / "nlu" / "a.csv").write_text(head + "a" * 200_000 + ",b\n")
+    line = 1 + head.count("\n")
+    with pytest.raises(ValueError, match=rf"a\.csv: line {line}: field larger than field limit"):
+        nlu.load_folder(tmp_path)
 
 
 def test_lines_must_be_utf_8(tmp_path):

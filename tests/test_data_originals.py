@@ -404,7 +404,7 @@ def perltqa_folder(tmp_path, names=("Ann", "Ben", "Cy", "Dee", "Eve", "Fay", "Gu
                     "profile": [{"Question": "Age?", "Answer": "9"}],
                     "social_relationship": [asked | {"Question": "Who?", "Answer": "Otto"}],
                     "events": [{"1_1_1": [anchored], "2_1_2": [asked]}],
-                    "dialogues": [{"1_1_1_#0": [asked | {"Memory Anchors": ["the rain", "rain"]}]}],
+                    "dialogues": {"1_1_1_#0": [asked | {"Memory Anchors": ["the rain", "rain"]}]},
                 }
             }
         )
@@ -543,6 +543,10 @@ def test_booksum_reads_whole_chapters_and_asks_for_keywords(tmp_path):
         "booksum", tmp_path, split="validation", keywords=lambda s: [["one", "two"]], **sizes
     )
     assert given[0].questions[0].answers == ("one", "two")
+    dump(folder / "train.jsonl", [chapters[0], chapters[0], chapters[0] | {"is_aggregate": True}])
+    ids = [book.record_id for book in booksum.load_folder(tmp_path).books]
+    assert ids == ["1:ch0", "1:ch0:aggregate", "1:ch9"]
+    dump(folder / "train.jsonl", chapters)
     with pytest.raises(ValueError, match="gives 1 instances of these sizes, not 2"):
         load_source("booksum", tmp_path, split="train", **sizes | {"count": 2})
 
@@ -553,7 +557,7 @@ def test_booksum_reads_whole_chapters_and_asks_for_keywords(tmp_path):
         ({"text": ""}, "line 2: field 'text' is empty"),
         ({"summary": None}, "line 2: field 'summary' must be list"),
         ({"summary": ["x"]}, r"line 2: summary\[0\]: must be an object"),
-        ({"chapter_id": "ch0"}, "line 2: 1:ch0 stands already"),
+        ({"chapter_id": "ch0"}, "line 2: 1:ch0 stands already .*line 1, with another text"),
         ({"bid": None}, "line 2: fields 'bid' and 'chapter_id' are needed"),
     ],
 )
@@ -588,6 +592,9 @@ def test_infinitebench_books(tmp_path):
         load_source("infbench_qa", tmp_path, split="test", **sizes)
     dump(folder / "longbook_qa_eng.jsonl", [rows[0] | {"answer": []}])
     with pytest.raises(ValueError, match="line 1: field 'answer' must be texts"):
+        load_source("infbench_qa", tmp_path, split="test", **sizes)
+    dump(folder / "longbook_qa_eng.jsonl", [rows[0] | {"id": None}])
+    with pytest.raises(ValueError, match="line 1: field 'id' must be int | str"):
         load_source("infbench_qa", tmp_path, split="test", **sizes)
 
 

@@ -92,8 +92,9 @@ def _read_questions(sections: Any, where: str) -> Iterator[tuple[str, str, str]]
 
 
 def _flatten(records: Any) -> Iterator[tuple[str, Any]]:
-    """(event or dialogue id, question record) of [record, ...] or [{id: [record, ...]}, ...]."""
-    for record in records:
+    """(event or dialogue id, question record) of [record, ...], {id: [record, ...]} or a list of
+    the latter."""
+    for record in [records] if isinstance(records, dict) else records:
         if isinstance(record, dict) and "Question" not in record:
             for name, some in record.items():
                 yield from ((name, item) for item in some)

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def read_json(path: str | Path) -> tuple[Any, str]:
         raise ValueError(f"{path}: not valid JSON ({problem}); is the file truncated?") from error
 
 
-def require(record: Any, field: str, kind: type, where: str) -> Any:
+def require(record: Any, field: str, kind: type | UnionType, where: str) -> Any:
     """record[field], which must be there, of this type and, if a string, not blank."""
     if not isinstance(record, dict):
         raise ValueError(f"{where}: must be an object, not {type(record).__name__}")
@@ -69,7 +70,8 @@ def require(record: Any, field: str, kind: type, where: str) -> Any:
     value = record[field]
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
         found = type(value).__name__
-        raise ValueError(f"{where}: field {field!r} must be {kind.__name__}, not {found}")
+        wanted = getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{where}: field {field!r} must be {wanted}, not {found}")
     if kind is str and not value.strip():
         raise ValueError(f"{where}: field {field!r} is empty")
     return value
