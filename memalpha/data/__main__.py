@@ -196,8 +196,10 @@ def _row(source: str, split: str, statistics: dict) -> str:
     from memalpha.scoring import family  # the names of published variants
 
     try:
-        published = PUBLISHED.get(split, {}).get(family(source).replace("longmemeval", _S))
-    except ValueError:
+        name = family(source)
+        name = "longmemeval_s" if name == "longmemeval" else name
+        published = PUBLISHED.get(split, {}).get(name)
+    except ValueError:  # not a source that is scored: the stratified set
         published = None
     line = f"{source:<14}{split:<11}"
     for index, name in enumerate(COLUMNS):
@@ -205,9 +207,6 @@ def _row(source: str, split: str, statistics: dict) -> str:
         line += f"{statistics[name]:>{17 - len(beside)}.{0 if not index else 1}f}{beside}"
     share = statistics["answerable_share"]
     return line + ("judged" if share is None else f"{share:.3f}").rjust(17)
-
-
-_S = "longmemeval_s"
 
 
 def _inspect(args: argparse.Namespace) -> None:

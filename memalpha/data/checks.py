@@ -77,9 +77,8 @@ def leakage(training: Iterable[Instance], evaluated: Iterable[Instance]) -> Leak
     """Compare by words (case, spaces and punctuation aside); each text counts once.
 
     Paragraphs are the lines of the chunks with at least MIN_LETTERS letters and digits, without
-    those that frame a chunk. A labelled
-    sentence that training shows and the evaluation asks counts as a shared question. The summary
-    question, the same of every book, is not compared.
+    those that frame a chunk. A labelled sentence that training shows and the evaluation asks counts
+    as a shared question. The summary question, the same of every book, is not compared.
     """
     seen_questions: set[bytes] = set()
     seen_paragraphs: set[bytes] = set()
