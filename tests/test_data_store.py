@@ -62,10 +62,13 @@ def test_a_build_that_stops_leaves_nothing_that_looks_finished(tmp_path):
     folder = tmp_path / "a"
     with pytest.raises(KeyboardInterrupt):
         store.write(folder, broken(), {}, count_words)
-    assert not folder.exists()
-    for half in (folder, tmp_path / "a.unfinished"):
+    assert not list(tmp_path.iterdir())
+    half = tmp_path / "a.unfinished"  # as a process that is killed leaves it
+    half.mkdir()
+    (half / "instances.jsonl").write_text("{}\n")
+    for path in (folder, half):
         with pytest.raises(ValueError, match="not a finished build"):
-            store.Built(half)
+            store.Built(path)
     store.write(folder, [instance(0)], {}, count_words)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     with pytest.raises(KeyboardInterrupt):  # a good build survives a bad one over it

@@ -114,21 +114,34 @@ def _build(args: argparse.Namespace) -> int:
     }
     if (args.parquet is None) == (args.raw_dir is None):
         raise ValueError("give either --raw_dir or --parquet")
-    print(_header())
-    if args.parquet is not None:
-        split = args.split or ("test" if "test" in args.parquet.name else "train")
-        source = "" if args.source == "all" else args.source
-        options = {"count": args.count, "chunk_tokens": args.chunk_tokens or 2048}
-        rows = build.from_parquet(
-            args.parquet, split, args.out, source, entities=args.entities, **options, **shared
-        )
-        for name, manifest in rows.items():
-            print(_row(name, split, manifest["statistics"]))
-        return 0
-    if not args.source:
+    if args.parquet is None and not args.source:
         raise ValueError(f"--source: name one of {', '.join(SOURCES)}, or all")
+    print(_header())
+    return (_build_originals if args.parquet is None else _build_parquet)(args, shared)
+
+
+def _build_parquet(args: argparse.Namespace, shared: dict) -> int:
+    split = args.split or ("test" if "test" in args.parquet.name else "train")
+    manifests = build.from_parquet(
+        args.parquet,
+        split,
+        args.out,
+        "" if args.source == "all" else args.source,
+        count=args.count,
+        chunk_tokens=args.chunk_tokens or 2048,
+        entities=args.entities,
+        **shared,
+    )
+    for name, manifest in manifests.items():
+        print(_row(name, split, manifest["statistics"]))
+    return 0
+
+
+def _build_originals(args: argparse.Namespace, shared: dict) -> int:
+    """What is wrong stops a build of one source and split; of several, the others go on."""
     every = args.source == "all"
     splits = [args.split] if args.split else text.SPLITS
+    shared |= {"seed": args.seed, "shrink": args.shrink}
     built = 0
     for source in SOURCES if every else args.source.split(","):
         sizes = {split: _sizes(args, source, split) for split in splits}
@@ -141,10 +154,9 @@ def _build(args: argparse.Namespace) -> int:
             continue
         for split in splits:
             begun = time.monotonic()
-            options = {"seed": args.seed, "shrink": args.shrink, "records": records, **shared}
             try:
                 manifest = build.from_originals(
-                    source, split, args.raw_dir, args.out, sizes[split], **options
+                    source, split, args.raw_dir, args.out, sizes[split], records=records, **shared
                 )
             except ValueError as error:
                 if args.split and not every:
@@ -152,9 +164,8 @@ def _build(args: argparse.Namespace) -> int:
                 print(f"{source:<14}{split:<11}not built: {error}")
                 continue
             built += 1
-            print(
-                _row(source, split, manifest["statistics"]) + f"{time.monotonic() - begun:8.1f} s"
-            )
+            seconds = f"{time.monotonic() - begun:8.1f} s"
+            print(_row(source, split, manifest["statistics"]) + seconds, flush=True)
     return 0 if built else 1
 
 

@@ -28,10 +28,11 @@ def write(
 ) -> dict[str, Any]:
     """Write instances one after the other, and return the manifest.
 
-    Everything is written to a folder aside, which takes its name when it is complete; a build that
-    stops leaves at most that folder behind, and the next one clears it. The manifest holds
-    `description` (what was asked for), the hashes of the source files and of the rows, statistics
-    as `instance.statistics` gives them, and the share of answerable questions; no time, no path.
+    Everything is written to a folder aside, which takes its name when it is complete; a process
+    that is killed leaves at most that folder behind, and the next build clears it. The manifest
+    holds `description` (what was asked for), the hashes of the source files and of the rows,
+    statistics as `instance.statistics` gives them, and the share of answerable questions; no time,
+    no path.
 
     Raises:
         ValueError: no instance at all, an instance id that stands twice, or a folder that is there
@@ -43,16 +44,29 @@ def write(
     aside = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    try:
+        manifest = _write_rows(aside, instances, count_tokens) | {"description": description}
+        (aside / MANIFEST).write_text(json.dumps(manifest, sort_keys=True) + "\n")
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    _take_the_name(aside, folder)
+    return manifest
+
+
+def _write_rows(
+    folder: Path, instances: Iterable[Instance], count_tokens: Callable[[str], int]
+) -> dict[str, Any]:
+    """Write the rows and return what the manifest says of them."""
     digest, offsets, totals, sources = hashlib.sha256(), [0], _Totals(count_tokens), {}
     names: set[str] = set()
-    with (aside / ROWS).open("wb") as file:
+    with (folder / ROWS).open("wb") as file:
         for instance in instances:
             if instance.instance_id in names:
                 raise ValueError(f"instance_id {instance.instance_id!r} stands twice")
             names.add(instance.instance_id)
-            row = (
-                json.dumps(to_json(stamp(instance)), ensure_ascii=False, sort_keys=True) + "\n"
-            ).encode("utf-8", "surrogatepass")
+            text = json.dumps(to_json(stamp(instance)), ensure_ascii=False, sort_keys=True)
+            row = f"{text}\n".encode("utf-8", "surrogatepass")
             file.write(row)
             digest.update(row)
             offsets.append(offsets[-1] + len(row))
@@ -61,19 +75,14 @@ def write(
         file.flush()
         os.fsync(file.fileno())
     if not names:
-        shutil.rmtree(aside)
-        raise ValueError(f"{folder}: nothing to write; no instance came out of {description}")
-    manifest = {
+        raise ValueError("nothing to write: no instance came out of these files and sizes")
+    return {
         "builder": BUILDER,
-        "description": description,
         "files": sources,
         "sha256": digest.hexdigest(),
         "statistics": totals.result(),
         "offsets": offsets,
     }
-    (aside / MANIFEST).write_text(json.dumps(manifest, sort_keys=True) + "\n")
-    _take_the_name(aside, folder)
-    return manifest
 
 
 def _take_the_name(aside: Path, folder: Path) -> None:
