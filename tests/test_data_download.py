@@ -117,6 +117,16 @@ def test_the_hub_is_asked_for_the_pinned_commit(tmp_path, monkeypatch):
     assert asked == ["o/d", call, call]  # the second time the commit is known
 
 
+def test_a_hub_that_is_not_reached_says_what_to_do(tmp_path, monkeypatch):
+    class Api:
+        def dataset_info(self, repository):
+            raise RuntimeError("name or service not known")
+
+    monkeypatch.setattr(download, "HfApi", Api)
+    with pytest.raises(ConnectionError, match=r"o/d x\.parquet: RuntimeError: name .* put it at"):
+        fetch(Remote("x.parquet", "m/x.parquet", repository="o/d"), tmp_path)
+
+
 def test_every_remote_goes_where_its_loader_looks():
     paths = [remote.path for some in REMOTES.values() for remote in some]
     assert len(paths) == len(set(paths))

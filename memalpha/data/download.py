@@ -13,9 +13,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 
 BLOCK = 1 << 20
 LOCK = "downloads.json"
@@ -143,7 +141,7 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
         else:
             origin = remote.url
             _append(remote.url, part, timeout)
-    except (OSError, httpx.HTTPError, HfHubHTTPError) as error:
+    except OSError as error:
         where = f"{HUB}/{remote.repository} {remote.url}" if remote.repository else remote.url
         raise ConnectionError(
             f"{where}: {error}. Without a network, fetch it on another machine and put it at"
@@ -161,14 +159,17 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
 
 def _fetch_from_hub(remote: Remote, commit: str, part: Path) -> str:
     """Fetch at the pinned commit, or at the newest one; returns the commit."""
-    commit = commit or HfApi().dataset_info(remote.repository).sha
-    found = hf_hub_download(
-        remote.repository,
-        remote.url,
-        repo_type="dataset",
-        revision=commit,
-        local_dir=part.parent / ".hub",  # beside the target: the client goes on there
-    )
+    try:
+        commit = commit or HfApi().dataset_info(remote.repository).sha
+        found = hf_hub_download(
+            remote.repository,
+            remote.url,
+            repo_type="dataset",
+            revision=commit,
+            local_dir=part.parent / ".hub",  # beside the target: the client goes on there
+        )
+    except Exception as error:  # those of the client's transport, which versions of it exchange
+        raise OSError(f"{type(error).__name__}: {error}") from error
     os.replace(found, part)
     return commit
 
