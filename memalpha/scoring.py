@@ -116,6 +116,29 @@ def _rouge_l(words: list[str], gold: list[str]) -> float:
     return 2 * row[-1] / (len(words) + len(gold))  # F1 of lcs / words and lcs / gold
 
 
+_LISTED = re.compile(r"(?:\(?\d{1,3}[.):]|[-*•])\s+")
+RECOMMENDED = 5  # items of a list that count
+
+
+def recall_at_5(prediction: str, answers: Sequence[str]) -> float:
+    """MemoryAgentBench, recommendation: share of the gold titles among the first five listed.
+
+    Items stand one a line, or between commas in a single line; number, bullet, quotes and the year
+    in brackets are taken off, and titles compared as `normalize` gives them. The benchmark itself
+    maps each item to the nearest of its entities by edit distance; here a title has to be right.
+    """
+    lines = [line for line in prediction.splitlines() if line.strip()]
+    items = lines[0].split(",") if len(lines) == 1 else lines
+    listed = [line for line in items if _LISTED.match(line.strip())] or items
+    given = {_title(item) for item in listed[:RECOMMENDED]}
+    golds = {_title(answer) for answer in answers} - {""}
+    return len(golds & given) / len(golds) if golds else 0.0
+
+
+def _title(item: str) -> str:
+    return normalize(re.sub(r"\(\d{4}\)", " ", _LISTED.sub("", item.strip(), count=1)))
+
+
 def verdict(text: str) -> float:
     """LongMemEval: "yes" without "no", as whole words, is 1."""
     text = visible(text)
@@ -134,6 +157,8 @@ FAMILIES: dict[str, tuple[str, Callable[[str, Sequence[str]], float] | None]] = 
     "detectiveqa": ("retrieval", boxed_match),
     "eventqa": ("retrieval", all_occur),
     "infbench_qa": ("retrieval", rouge_l),
+    "recsys": ("retrieval", recall_at_5),
+    "factconsolidation": ("retrieval", ruler_match),
     "nlu": ("labels", label_match),
     "trec_coarse": ("labels", label_match),
     "trec_fine": ("labels", label_match),
@@ -166,6 +191,7 @@ _CHOICE_INSTRUCTION = "Give your final choice as \\boxed{choice}.\n\n"
 def family(source: str) -> str:
     """Key of `FAMILIES` for a source name, published variants included; ValueError if none."""
     name = source.lower().replace("-", "_").rstrip("*").removeprefix("icl_")
+    name = name.replace("detective_qa", "detectiveqa")  # MemoryAgentBench's own spelling
     # The part of a published name after its family says only how long the variant is.
     for known in FAMILIES:
         if name == known or name.startswith(known + "_"):
@@ -216,6 +242,28 @@ def score(
             f"{source} is scored by a judge: pass judge=, e.g. scoring.recall_judge offline"
         )
     return verdict(judge(question, reply, answers)) if reply else 0.0
+
+
+def recording(judge: Judge, verdicts: list[dict]) -> Judge:
+    """The judge, with every verdict put down in `verdicts`: what was asked, the reply, its score.
+
+    A judge that raises puts down nothing: a broken judge is no verdict.
+    """
+
+    def judge_and_record(question: str, prediction: str, answers: Sequence[str]) -> str:
+        reply = judge(question, prediction, answers)
+        verdicts.append(
+            {
+                "question": question,
+                "prediction": prediction,
+                "answers": list(answers),
+                "reply": reply,
+                "score": verdict(reply),
+            }
+        )
+        return reply
+
+    return judge_and_record
 
 
 def recall_judge(question: str, prediction: str, answers: Sequence[str]) -> str:

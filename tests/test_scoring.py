@@ -48,6 +48,20 @@ from memalpha import scoring
         ("infbench_qa", "Mira lives in old Lund", ("Mira was in Lund",), 2 * 3 / 9),
         ("infbench_qa", "yes it is", ("no", "it is"), 2 * 2 / 5),
         ("infbench_qa", "", ("Lund",), 0),
+        # Fact consolidation: as RULER. An old fact beside the new one still holds the new one.
+        ("factconsolidation_sh_6k", "Answer: The Oslo", ("oslo",), 1),
+        ("factconsolidation_mh_262k", "Lund", ("Oslo",), 0),
+        ("detective_qa", "\\boxed{B}", ("B",), 1),
+        # Recommendation: gold titles among the first five listed, 2 of 3, then 1 of 2.
+        (
+            "recsys_redial_full",
+            "Try these:\n1. Jaws (1975)\n2. the Alien\n3. A\n4. B\n5. C\n6. Heat",
+            ("Alien (1979)", "jaws", "Heat"),
+            2 / 3,
+        ),
+        ("recsys_redial_full", "Jaws, Heat", ("Heat", "Up"), 1 / 2),
+        ("recsys_redial_full", "", ("Heat",), 0),
+        ("recsys_redial_full", "- 'Up'\n* Heat", ("Up", "Heat"), 1),
     ],
 )
 def test_golden_table(source, prediction, answers, expected):
@@ -95,6 +109,9 @@ def test_boxed(text, content):
         ("eventqa_full", "eventqa", "retrieval"),
         ("detectiveqa_x", "detectiveqa", "retrieval"),
         ("infbench_qa_eng_shots2", "infbench_qa", "retrieval"),
+        ("detective_qa", "detectiveqa", "retrieval"),
+        ("recsys_redial_full", "recsys", "retrieval"),
+        ("factconsolidation_mh_262k", "factconsolidation", "retrieval"),
         ("infbench_sum_eng_shots2", "infbench_sum", "summary"),
         ("InfBench-Sum", "infbench_sum", "summary"),
         ("booksum", "booksum", "summary"),
@@ -106,7 +123,7 @@ def test_published_names(published, family, category):
     assert scoring.category(published) == category
 
 
-@pytest.mark.parametrize("source", ["", "squadron", "recsys_redial", "nlux", "icl_"])
+@pytest.mark.parametrize("source", ["", "squadron", "recsysx", "nlux", "icl_"])
 def test_unknown_source_lists_the_known_ones(source):
     with pytest.raises(ValueError, match="known sources: squad, hotpotqa"):
         scoring.score(source, "x", ("x",))
@@ -146,6 +163,26 @@ def test_judge_is_needed_and_its_failure_is_not_a_score():
         scoring.score("lme_train", "x", ("x",), judge=broken)
     # An empty reply is wrong without asking, whatever a judge would say of it.
     assert scoring.score("lme_train", "<think>x", ("x",), judge=broken) == 0
+
+
+def test_a_recording_judge_puts_down_every_verdict():
+    verdicts = []
+    replies = iter(["Yes", "no"])
+    judge = scoring.recording(lambda *_: next(replies), verdicts)
+    for said in ("<think>?</think>7 days", "8"):
+        scoring.score("lme_train", said, ("7",), judge=judge, question="How long?")
+    asked = {"question": "How long?", "answers": ["7"]}
+    assert verdicts == [
+        asked | {"prediction": "7 days", "reply": "Yes", "score": 1.0},
+        asked | {"prediction": "8", "reply": "no", "score": 0.0},
+    ]
+
+    def broken(*_):
+        raise ConnectionError("down")
+
+    with pytest.raises(ConnectionError):
+        scoring.score("lme_train", "7", ("7",), judge=scoring.recording(broken, verdicts))
+    assert len(verdicts) == 2
 
 
 def test_recall_judge_needs_most_words_of_a_gold_answer():

@@ -1,7 +1,11 @@
 """The one form every data source is brought into: chunks to read, then questions to answer."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+# Carried by every instance of a built source; raised whenever the same files and arguments give
+# other instances than before.
+BUILDER = "memalpha-data-1"
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ def validate(instance: Instance) -> Instance:
     if not isinstance(instance.metadata, dict):
         raise _error(instance, "metadata", "must be a dict")
     return instance
+
+
+def stamp(instance: Instance) -> Instance:
+    """The instance with the version of the builder in metadata["builder"]."""
+    return replace(instance, metadata=instance.metadata | {"builder": BUILDER})
 
 
 def statistics(

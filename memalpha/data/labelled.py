@@ -5,7 +5,7 @@ Class names are replaced by integers, so that what a number means has to be lear
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
@@ -16,6 +16,7 @@ from memalpha.data.instance import Instance, Question, validate
 LEAD_IN = "These sentences come with their labels:"
 ACKNOWLEDGEMENT = "I will remember them."
 TAIL = "What are the labels for the above sentence?"
+EXAMPLE = "Sentence: {text}\nLabel: {label}"
 # "Label:" without a space behind: " 17" is then the same token as in a note that ends in "-> 17".
 PHRASES = (
     *text.dialogue_phrases(LEAD_IN, ACKNOWLEDGEMENT),
@@ -46,6 +47,8 @@ class Labelled:
     label_names: tuple[str, ...]
     files: dict[str, str]
     dropped: int
+    example: str = EXAMPLE
+    tail: str = TAIL
 
 
 def collect(
@@ -53,18 +56,29 @@ def collect(
     sentences: Iterable[Sentence],
     files: dict[str, str],
     split_of: Callable[[str], str],
+    classes: int | Sequence[str] | None = None,
 ) -> Labelled:
     """Merge sentences that read alike (but for case, spaces, punctuation) and assign the splits.
 
     Sentences that read alike belong to one split: that of the first with a split of its own (so
     the published test sentences come first), else `split_of(key)`. Integer labels follow the
-    alphabet over the classes of all splits.
+    alphabet over the classes of all splits, or over `classes` if those are named.
+
+    `classes`: the published ones, or their number. ValueError naming file and record for a class
+    that is not among them, and for more of them than there are.
     """
     groups: dict[str, list[Sentence]] = defaultdict(list)
-    names: set[str] = set()
+    fixed = set() if classes is None or isinstance(classes, int) else set(classes)
+    most = classes if isinstance(classes, int) else None
+    names = set(fixed)
     for sentence in sentences:
         groups[text.plain_key(sentence.text)].append(sentence)
         names.add(sentence.label)
+        if (fixed and sentence.label not in fixed) or (most and len(names) > most):
+            raise ValueError(
+                f"{source}: {sentence.record_id}: label {sentence.label!r} is none of the"
+                f" {len(fixed) or most} published ones"
+            )
     kept, dropped = [], 0
     for key, group in groups.items():
         if len({sentence.label for sentence in group}) > 1:
@@ -86,6 +100,7 @@ def build(
     questions: int,
     count_tokens: Callable[[str], int],
     split: str = "train",
+    show: str = "",
 ) -> Iterator[Instance]:
     """Yield `count` instances of `split`, with classes as balanced as its sentences allow.
 
@@ -93,44 +108,40 @@ def build(
     order. Asked are sentences that no chunk shows, of classes that some chunk shows. Of every
     class a part is kept for questions; there are fewer than `questions` only if the split has no
     more. Errors: ValueError if the split is empty or too small for the chunks.
+
+    `show` names another split to show examples of (MemoryAgentBench shows the training examples and
+    asks the test sentences); nothing is then kept from it.
     """
     text.check_request(split, count, chunks, chunk_tokens, questions)
-    classes: dict[str, list[Sentence]] = defaultdict(list)
-    for sentence in records.sentences:
-        if sentence.split == split:
-            classes[sentence.label].append(sentence)
-    if not classes:
-        raise ValueError(
-            f"{records.source}: no sentence of the {split!r} split in {sorted(records.files)}"
-        )
+    ask_from = _by_class(records, split)
+    show_from = _by_class(records, show or split)
     numbers = {name: str(number) for number, name in enumerate(records.label_names)}
     count_cached = lru_cache(maxsize=2**16)(count_tokens)
     frame = partial(text.dialogue_chunk, LEAD_IN, ACKNOWLEDGEMENT)
     frame_tokens = count_cached(frame(0, ""))
+    room = chunks * (chunk_tokens - frame_tokens)
 
     def example(sentence: Sentence) -> str:
-        return f"Sentence: {sentence.text}\nLabel: {numbers[sentence.label]}"
+        return records.example.format(text=sentence.text, label=numbers[sentence.label])
 
     def size(sentence: Sentence) -> int:
         return count_cached(text.SEPARATOR + example(sentence))
 
     for index in range(count):
-        queues = [
-            text.shuffled(classes[name], _key, "draw", seed, index)
-            for name in text.shuffled(classes, str, "class", seed, index)
-        ]
-        show = _choose_shown(queues, size, chunks * (chunk_tokens - frame_tokens))
-        show = text.shuffled(show, _key, "show", seed, index)
-        packed = text.pack(map(example, show), frame, chunks, chunk_tokens, count_cached)
+        # Queues of the split that is shown, and those of the split that is asked.
+        queues = _draw(show_from, seed, index)
+        chosen = _choose_shown(queues, size, room, keep=show in ("", split))
+        chosen = text.shuffled(chosen, _key, "show", seed, index)
+        packed = text.pack(map(example, chosen), frame, chunks, chunk_tokens, count_cached)
         if len(packed) < chunks:
             raise ValueError(
-                f"{records.source}: the {split!r} split has {sum(map(len, queues))} sentences in "
-                f"{len(queues)} classes, which fill {len(packed)} of {chunks} chunks of "
-                f"{chunk_tokens} tokens (of which {frame_tokens} are the text around the "
+                f"{records.source}: the {show or split!r} split has {sum(map(len, queues))}"
+                f" sentences in {len(queues)} classes, which fill {len(packed)} of {chunks} chunks"
+                f" of {chunk_tokens} tokens (of which {frame_tokens} are the text around the "
                 "sentences); ask for fewer chunks or other sizes"
             )
-        shown = [[show[item] for item in items] for _, items in packed]
-        asked = _choose_asked(queues, shown, questions)
+        shown = [[chosen[item] for item in items] for _, items in packed]
+        asked = _choose_asked(_draw(ask_from, seed, index), shown, questions)
         asked = text.shuffled(asked, _key, "ask", seed, index)
         if not asked:
             raise ValueError(
@@ -148,9 +159,28 @@ def build(
         }
         name = f"{records.source}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
         asked_now = tuple(
-            Question(f"Sentence: {s.text}\n\n{TAIL}", (numbers[s.label],)) for s in asked
+            Question(f"Sentence: {s.text}\n\n{records.tail}", (numbers[s.label],)) for s in asked
         )
         yield validate(Instance(records.source, name, texts, asked_now, metadata))
+
+
+def _by_class(records: Labelled, split: str) -> dict[str, list[Sentence]]:
+    classes: dict[str, list[Sentence]] = defaultdict(list)
+    for sentence in records.sentences:
+        if sentence.split == split:
+            classes[sentence.label].append(sentence)
+    if not classes:
+        raise ValueError(
+            f"{records.source}: no sentence of the {split!r} split in {sorted(records.files)}"
+        )
+    return classes
+
+
+def _draw(classes: dict[str, list[Sentence]], seed: int, index: int) -> list[list[Sentence]]:
+    return [
+        text.shuffled(classes[name], _key, "draw", seed, index)
+        for name in text.shuffled(classes, str, "class", seed, index)
+    ]
 
 
 def _key(sentence: Sentence) -> str:
@@ -158,11 +188,15 @@ def _key(sentence: Sentence) -> str:
 
 
 def _choose_shown(
-    queues: list[list[Sentence]], size: Callable[[Sentence], int], tokens: int
+    queues: list[list[Sentence]], size: Callable[[Sentence], int], tokens: int, keep: bool
 ) -> list[Sentence]:
-    """Sentences to show, one of every class in turn, until they fill so many tokens."""
-    # A third of every class stays for the questions; a class with one sentence is only shown.
+    """Sentences to show, one of every class in turn, until they fill so many tokens.
+
+    With `keep`, a third of every class stays for the questions; a class with one sentence is only
+    shown.
+    """
     usable = [queue[: max(1, len(queue) - max(1, len(queue) // 3))] for queue in queues]
+    usable = usable if keep else queues
     chosen, used = [], 0
     for sentence in text.in_turn(usable):
         if used >= tokens:

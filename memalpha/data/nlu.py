@@ -33,7 +33,7 @@ def load(paths: Sequence[str | Path]) -> Labelled:
     for path in paths:
         content, files[Path(path).name] = text.read_text(path)
         sentences += _read_rows(content, str(path))
-    return collect(SOURCE, sentences, files, _split_of)
+    return collect(SOURCE, sentences, files, _split_of, classes=68)
 
 
 def load_folder(data_dir: str | Path) -> Labelled:
@@ -65,9 +65,12 @@ def _header(content: str, delimiter: str) -> list[str]:
 
 
 def _layout(content: str, path: str) -> tuple[str, str, str, tuple[str, ...]]:
-    for layout in LAYOUTS:
-        if set(layout[3]) <= set(_header(content, layout[1])):
-            return layout
+    try:
+        for layout in LAYOUTS:
+            if set(layout[3]) <= set(_header(content, layout[1])):
+                return layout
+    except csv.Error as error:
+        raise ValueError(f"{path}: line 1: {error}; are its line ends lost?") from error
     expected = " or ".join(layout[1].join(layout[3]) for layout in LAYOUTS)
     found = content.lstrip("\r\n").split("\n", 1)[0].strip()[:200]
     raise ValueError(f"{path}: the header must hold the columns {expected}, but is {found!r}")

@@ -12,7 +12,7 @@ from itertools import pairwise
 from memalpha.data import text
 from memalpha.data.instance import Instance
 
-_EXAMPLE = re.compile(r"Sentence: (?P<sentence>.+)\nLabel: (?P<label>\d+)", re.DOTALL)
+_EXAMPLE = re.compile(r"(?:Sentence|Sample): (?P<sentence>.+)\nLabels?: (?P<label>\d+)", re.DOTALL)
 
 
 def add_notes(instance: Instance) -> Instance:

@@ -11,6 +11,17 @@ __all__ = ["build", "load", "load_folder"]
 
 VALIDATION_SHARE = 0.1  # of the published training questions, by the hash of the question
 _LABEL = re.compile(r"[A-Za-z]+:[A-Za-z]+")
+FINE = {
+    "ABBR": "abb exp",
+    "DESC": "def desc manner reason",
+    "ENTY": "animal body color cremat currency dismed event food instru lang letter other plant"
+    " product religion sport substance symbol techmeth termeq veh word",
+    "HUM": "desc gr ind title",
+    "LOC": "city country mount other state",
+    "NUM": "code count date dist money ord other perc period speed temp volsize weight",
+}
+CLASSES = frozenset(f"{coarse}:{fine}" for coarse, all_ in FINE.items() for fine in all_.split())
+MAX_LINE = 10_000  # characters of a question; the longest published one has fewer than 250
 
 
 def load(train: str | Path, test: str | Path | None = None, labels: str = "coarse") -> Labelled:
@@ -55,7 +66,11 @@ def _read_lines(content: str, path: str, split: str, labels: str) -> Iterator[Se
         where = f"{path}: line {number}"
         label, _, question = line.partition(" ")
         if not _LABEL.fullmatch(label):
-            raise ValueError(f"{where}: the label {label!r} is not of the form COARSE:fine")
+            raise ValueError(f"{where}: the label {label[:80]!r} is not of the form COARSE:fine")
+        if label not in CLASSES:
+            raise ValueError(f"{where}: the label {label!r} is none of the 50 published ones")
+        if len(question) > MAX_LINE:
+            raise ValueError(f"{where}: {len(question):,} characters; are its line ends lost?")
         if not question.strip():
             raise ValueError(f"{where}: no question after the label {label!r}")
         name = label.split(":")[0] if labels == "coarse" else label

@@ -1,0 +1,63 @@
+"""What simple memories score on built data sets, with the offline reader.
+
+    python -m memalpha.data build --source=all --raw_dir=DIR --out=OUT --shrink
+    python -m benchmarks.data_baselines OUT [--instances=2] [--questions=20] [--tokenizer=PATH]
+
+One line a folder of OUT: the score of no memory, of storing every line and of RAG-Top2, and the
+tokens that the last two hold. Sources that a judge grades are graded by `scoring.recall_judge`,
+a rule. Not comparable with the paper's tables, whose reader is a language model.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from memalpha import scoring
+from memalpha.baselines import no_memory, rag_top2, store_everything
+from memalpha.data import store
+from memalpha.data.instance import Instance
+from memalpha.prompts import load_template
+from memalpha.rollout import Environment, run_baseline
+from memalpha.tokenizer import load_tokenizer, train_tokenizer
+
+SYSTEMS = {
+    "no memory": no_memory.recall,
+    "store everything": store_everything.recall,
+    "RAG-Top2": rag_top2.recall,
+}
+
+
+def sample(folder: Path, instances: int, questions: int) -> list[Instance]:
+    """The first instances of a build with the first of their questions."""
+    built = store.Built(folder)
+    some = [built[index] for index in range(min(instances, len(built)))]
+    return [replace(instance, questions=instance.questions[:questions]) for instance in some]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--instances", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--tokenizer", default="", help="default: one trained on the instances")
+    args = parser.parse_args()
+    folders = sorted(path.parent for path in args.out.glob("*/*/manifest.json"))
+    samples = {folder: sample(folder, args.instances, args.questions) for folder in folders}
+    texts = [chunk for some in samples.values() for i in some for chunk in i.chunks]
+    tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else train_tokenizer(texts, 8192)
+    env = Environment(tokenizer, load_template("full"), score_judge=scoring.recall_judge)
+    print(f"| source | split | instances | questions | {' | '.join(SYSTEMS)} | tokens held |")
+    print("|" + "---|" * (len(SYSTEMS) + 5))
+    for folder, some in samples.items():
+        episodes = {name: run_baseline(env, some, recall) for name, recall in SYSTEMS.items()}
+        scores = [f"{np.mean([e.r1 for e in found]):.3f}" for found in episodes.values()]
+        held = np.mean([episode.memory_tokens for episode in episodes["RAG-Top2"]])
+        asked = sum(len(instance.questions) for instance in some)
+        cells = [folder.parent.name, folder.name, str(len(some)), str(asked), *scores]
+        print(f"| {' | '.join(cells)} | {held:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

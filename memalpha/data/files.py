@@ -1,0 +1,132 @@
+"""Published files, one record at a time: nothing here holds more than a record in memory.
+
+Every record comes with its place (file and line or record number), which the loaders put into their
+messages. What `text.read_bytes` refuses (absent, empty, Git-LFS pointer) is refused here too.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ijson
+
+from memalpha.data.text import LFS_PREFIX
+
+MAX_LINE = 1 << 26  # bytes of a line; the longest book of InfiniteBench has a few million
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a file; ValueError if it is absent, empty or a Git-LFS pointer."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with path.open("rb") as file:
+        head = file.read(len(LFS_PREFIX))
+        if head == LFS_PREFIX:
+            raise ValueError(
+                f"{path}: this is a Git-LFS pointer, not the data; fetch the file with"
+                " `git lfs pull`"
+            )
+        if not head:
+            raise ValueError(f"{path}: the file is empty")
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(folder: Path, patterns: Iterable[str], advice: str) -> list[Path]:
+    """Files of a folder that match a pattern, sorted; ValueError with the advice if there is none.
+
+    The folder stands for a source below the user's data folder, as in `load_source`.
+    """
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    if not paths:
+        raise ValueError(f"{folder}: no {' or '.join(patterns)}; {advice}")
+    return paths
+
+
+def lines(path: str | Path, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text without its end) of a UTF-8 file.
+
+    Raises ValueError for a line of more than `limit` bytes, or one that is no UTF-8.
+    """
+    with Path(path).open("rb") as file:
+        number = 0
+        while line := file.readline(limit + 1):
+            number += 1
+            if len(line) > limit:
+                raise ValueError(
+                    f"{path}: line {number} is longer than {limit:,} bytes; are its line ends lost?"
+                )
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: line {number}: not UTF-8 ({error.reason})") from error
+            yield number, text.rstrip("\r\n")
+
+
+def jsonl_records(path: str | Path, limit: int = MAX_LINE) -> Iterator[tuple[str, Any]]:
+    """(place, object) of every line of a JSON Lines file; blank lines are passed over."""
+    for number, line in lines(path, limit):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        try:
+            yield where, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{where}: not valid JSON (column {error.colno}: {error.msg}); is the file cut off?"
+            ) from error
+
+
+def json_records(path: str | Path, prefix: str = "item") -> Iterator[tuple[str, Any]]:
+    """(place, record) of the array at `prefix` of a JSON file, which is never read as a whole.
+
+    The default prefix is a top-level array; "data.item" is the array in the field `data`.
+    """
+    number = 0
+    with Path(path).open("rb") as file:
+        try:
+            for record in ijson.items(file, prefix, use_float=True):
+                yield f"{path}: record {number}", record
+                number += 1
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            problem = " ".join(str(error).split())[:120]
+            raise ValueError(
+                f"{path}: not valid JSON after record {number - 1} ({problem}); is the file cut"
+                " off, or no UTF-8?"
+            ) from error
+    if not number:
+        wanted = "a list" if prefix == "item" else f"a list at {prefix.removesuffix('.item')!r}"
+        raise ValueError(f"{path}: no records; {wanted} is expected")
+
+
+def csv_records(path: str | Path, columns: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(place, row) of a CSV file whose header holds the columns; a quoted field may hold newlines.
+
+    Raises ValueError for a missing column, a row of another width, an empty cell of the columns, a
+    field over the limit of `csv`, or text that is no UTF-8.
+    """
+    number = 0
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            missing = set(columns) - set(rows.fieldnames or ())
+            if missing:
+                raise ValueError(
+                    f"{path}: column {sorted(missing)[0]!r} is missing (found {rows.fieldnames})"
+                )
+            for number, row in enumerate(rows, start=1):
+                where = f"{path}: record {number} (ends in line {rows.line_num})"
+                if None in row or None in row.values():
+                    raise ValueError(f"{where}: {len(rows.fieldnames)} fields are expected")
+                for column in columns:
+                    if not row[column].strip():
+                        raise ValueError(f"{where}: column {column!r} is empty")
+                yield where, row
+        except csv.Error as error:
+            raise ValueError(f"{path}: after record {number}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: after record {number}: not UTF-8") from error

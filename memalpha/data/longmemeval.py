@@ -1,0 +1,212 @@
+"""LongMemEval: dialogue sessions by date, questions about what was said in some of them.
+
+lme_train asks about 4 questions over the sessions that answer them (from the oracle file);
+longmemeval_s many questions over their whole histories (from the `_s` file). The answers are graded
+by a judge; a question whose id ends in `_abs` has no answer there, and its gold answer says so.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from memalpha.data import cut, files, text
+from memalpha.data.instance import Instance, Question, validate
+
+FILES = {"lme_train": ["longmemeval_oracle*.json"], "longmemeval_s": ["longmemeval_s*.json"]}
+TEST_SHARE = 0.6  # of the 500 questions: the paper trains on about 200 and tests on 300
+ROLES = {"user": "<User>", "assistant": "<Assistant>"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A dialogue: (role, text) turns, its date as published, e.g. "2023/05/20 (Sat) 02:21"."""
+
+    session_id: str
+    date: str
+    turns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question, when it is asked, and its sessions; `evidence` are the ids of those needed."""
+
+    record_id: str
+    kind: str
+    question: str
+    date: str
+    answer: str
+    evidence: frozenset[str]
+    sessions: tuple[Session, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class Histories:
+    """What `load` returns."""
+
+    source: str
+    items: tuple[Item, ...]
+    files: dict[str, str]
+
+
+def load_folder(data_dir: str | Path, source: str = "lme_train") -> Histories:
+    """Read longmemeval/longmemeval_oracle*.json (lme_train) or longmemeval_s*.json below data_dir.
+
+    Errors: ValueError naming file, record and field, also for an id that stands twice.
+    """
+    folder = Path(data_dir) / "longmemeval"
+    paths = files.find(folder, FILES[source], f"put the published {FILES[source][0]} there")
+    items, places = [], {}
+    digests = {path.name: files.digest(path) for path in paths}
+    turns: dict[tuple, tuple] = {}  # histories share most of their sessions: kept once
+    for path in paths:
+        for where, record in files.json_records(path):
+            item = _read(record, where, turns)
+            if places.setdefault(item.record_id, where) != where:
+                raise ValueError(
+                    f"{where}: question_id {item.record_id!r} stands already at"
+                    f" {places[item.record_id]}"
+                )
+            items.append(item)
+    return Histories(source, tuple(items), digests)
+
+
+def _read(record: Any, where: str, turns: dict) -> Item:
+    record_id = text.require(record, "question_id", str, where)
+    answer = record.get("answer")
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise ValueError(f"{where}: field 'answer' must be a text or a number, not {answer!r}")
+    names = ("haystack_session_ids", "haystack_dates", "haystack_sessions")
+    columns = [text.require(record, name, list, where) for name in names]
+    if len(set(map(len, columns))) != 1 or not columns[0]:
+        raise ValueError(f"{where}: {', '.join(names)} must be as long as each other, not empty")
+    sessions = []
+    for number, (name, date, messages) in enumerate(zip(*columns, strict=True)):
+        place = f"{where}: haystack_sessions[{number}]"
+        read = tuple(_turn(message, place) for message in messages)
+        sessions.append(Session(str(name), str(date), turns.setdefault((name, read), read)))
+    evidence = frozenset(map(str, text.require(record, "answer_session_ids", list, where)))
+    # Questions made from the same evidence belong to one split: its ids differ in a last number.
+    stem = min(name.rpartition("_")[0] for name in evidence) if evidence else record_id
+    return Item(
+        record_id,
+        text.require(record, "question_type", str, where),
+        text.require(record, "question", str, where).strip(),
+        text.require(record, "question_date", str, where),
+        str(answer).strip(),
+        evidence,
+        tuple(session for session in sessions if session.turns),
+        "test" if text.share("longmemeval question", stem) < TEST_SHARE else "train",
+    )
+
+
+def _turn(message: Any, where: str) -> tuple[str, str]:
+    role = text.require(message, "role", str, where)
+    if role not in ROLES:
+        raise ValueError(f"{where}: the role is {role!r}, not one of {', '.join(ROLES)}")
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise ValueError(f"{where}: field 'content' must be a string")
+    return role, content.strip()
+
+
+def build(
+    records: Histories,
+    count: int,
+    seed: int,
+    chunks: int,
+    chunk_tokens: int,
+    questions: int,
+    count_tokens: Callable[[str], int],
+    split: str = "train",
+) -> Iterator[Instance]:
+    """Yield at most `count` instances of `questions` questions each, none asked twice.
+
+    The sessions that answer them are all there; other sessions of their histories join until the
+    text would fill about `chunks` chunks. Sessions stand by date, are cut between turns (never
+    after a turn of the user where that can be avoided) and share a chunk where they are short.
+    Fewer than `count` instances come if the questions run out; the last may have fewer questions.
+    """
+    text.check_request(split, count, chunks, chunk_tokens, questions)
+    pool = [item for item in records.items if item.split == split]
+    if not pool:
+        raise ValueError(
+            f"{records.source}: no question of the {split!r} split in {sorted(records.files)}"
+        )
+    count_cached = lru_cache(maxsize=2**16)(count_tokens)
+    order = text.shuffled(pool, lambda item: item.record_id, "draw", seed)
+    for index in range(min(count, -(-len(order) // questions))):
+        asked = order[index * questions : (index + 1) * questions]
+        shown = _choose(asked, chunks * chunk_tokens, count_cached, (seed, index))
+        parts = [part for session in shown for part in _parts(session, chunk_tokens, count_cached)]
+        groups = cut.fill(parts, chunk_tokens, count_cached, text.SEPARATOR)
+        texts = tuple(text.SEPARATOR.join(group) for group in groups)
+        metadata = {
+            "split": split,
+            "seed": seed,
+            "files": records.files,
+            "question_ids": [item.record_id for item in asked],
+            "question_types": [item.kind for item in asked],
+            "session_ids": [session.session_id for session in shown],
+            "evidence": [sorted(item.evidence) for item in asked],
+        }
+        name = f"{records.source}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
+        asked_now = tuple(
+            Question(f"[Asked at {item.date}] {item.question}", (item.answer,)) for item in asked
+        )
+        yield validate(Instance(records.source, name, texts, asked_now, metadata))
+
+
+def _choose(
+    asked: list[Item], tokens: int, count_tokens: Callable[[str], int], seeds: tuple[int, int]
+) -> list[Session]:
+    """The sessions that are needed, and others while they fit, by date."""
+    needed: dict[str, Session] = {}
+    others: dict[str, Session] = {}
+    for item in asked:
+        for session in item.sessions:
+            kept = needed if session.session_id in item.evidence else others
+            kept.setdefault(session.session_id, session)
+    used = sum(_size(session, count_tokens) for session in needed.values())
+    chosen = dict(needed)
+    waiting = [(text.rank("fill", *seeds, name), name) for name in others if name not in needed]
+    heapq.heapify(waiting)
+    while waiting and used < tokens:
+        name = heapq.heappop(waiting)[1]
+        size = _size(others[name], count_tokens)
+        if used + size <= tokens:
+            chosen[name] = others[name]
+            used += size
+    return sorted(chosen.values(), key=lambda session: (session.date, session.session_id))
+
+
+def _size(session: Session, count_tokens: Callable[[str], int]) -> int:
+    return sum(count_tokens(f"{ROLES[role]}{content}") for role, content in session.turns)
+
+
+def _header(session: Session) -> str:
+    return f"[Dialogue at timestamp {session.date}]\n"
+
+
+def _parts(
+    session: Session, chunk_tokens: int, count_tokens: Callable[[str], int]
+) -> Iterator[str]:
+    """The session as texts of at most chunk_tokens tokens, each with the date line."""
+    header = _header(session)
+    room = chunk_tokens - count_tokens(header)
+    if room < 1:
+        raise ValueError(f"longmemeval: chunks of {chunk_tokens} tokens have no room for a date")
+    units: list[str] = []  # a turn of the user with the reply to it, cut only if it must be
+    waiting = ""
+    for role, content in session.turns:
+        line = f"{ROLES[role]}{content}"
+        waiting = f"{waiting}\n{line}" if waiting else line
+        if role == "assistant":
+            units += cut.pieces(waiting, room, count_tokens)
+            waiting = ""
+    units += cut.pieces(waiting, room, count_tokens)
+    for group in cut.fill(units, room, count_tokens, "\n"):
+        yield header + "\n".join(group)

@@ -1,0 +1,227 @@
+"""PerLTQA (English): the events of a character and the dialogues about them, one chunk an event."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from memalpha.data import cut, files, text
+from memalpha.data.instance import Instance, Question, validate
+
+SOURCE = "perltqa"
+SECTIONS = ("social_relationship", "events", "dialogues")  # of the questions; not the profile
+VALIDATION_SHARE = 0.13  # of the characters: 4 of 31 in the paper
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event with its dialogues: (timestamp, [(speaker, text)])."""
+
+    event_id: str
+    date: str
+    summary: str
+    content: str
+    dialogues: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+@dataclass(frozen=True)
+class Character:
+    """A character, its events in the order of their dates, and (id, question, answer)."""
+
+    name: str
+    events: tuple[Event, ...]
+    questions: tuple[tuple[str, str, str], ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class Characters:
+    """What `load_folder` returns."""
+
+    characters: tuple[Character, ...]
+    files: dict[str, str]
+
+
+def load_folder(data_dir: str | Path) -> Characters:
+    """Read perltqa/perltmem_en.json (memories) and perltqa/perltqa_en.json (questions).
+
+    Characters without questions or without events are left out. Errors: ValueError naming file,
+    record and field.
+    """
+    folder = Path(data_dir) / SOURCE
+    paths = [folder / "perltmem_en.json", folder / "perltqa_en.json"]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; put the published {path.name} there")
+    digests = {path.name: files.digest(path) for path in paths}
+    asked: dict[str, tuple] = {}
+    for where, record in files.json_records(paths[1]):
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: must be an object {{name: questions}}")
+        for name, sections in record.items():
+            if name in asked:
+                raise ValueError(f"{where}: the questions of {name!r} stand twice")
+            asked[name] = tuple(_read_questions(sections, f"{where}: {name}"))
+    characters: dict[str, Character] = {}
+    for where, record in files.json_records(paths[0]):
+        profile = text.require(record, "profile", dict, where)
+        name = text.require(profile, "Protagonist", str, f"{where}: profile")
+        if name in characters:
+            raise ValueError(f"{where}: the character {name!r} stands twice")
+        events = tuple(_read_events(record, name, where))
+        split = "validation" if text.share("perltqa", name) < VALIDATION_SHARE else "train"
+        characters[name] = Character(name, events, asked.get(name, ()), split)
+    usable = tuple(c for c in characters.values() if c.questions and c.events)
+    if not usable:
+        raise ValueError(f"{paths[1]}: no questions about any character of {paths[0].name}")
+    return Characters(usable, digests)
+
+
+def _read_questions(sections: Any, where: str) -> Iterator[tuple[str, str, str]]:
+    if not isinstance(sections, dict):
+        raise ValueError(f"{where}: must be an object with the sections {', '.join(SECTIONS)}")
+    for section in SECTIONS:
+        for number, (group, record) in enumerate(_flatten(sections.get(section, []))):
+            place = f"{where}: {section}[{number}]"
+            question = text.require(record, "Question", str, place).strip()
+            answer = text.require(record, "Answer", str, place).strip()
+            anchors = ";".join(dict.fromkeys(_anchors(record.get("Memory Anchors"), place)))
+            yield f"{section}:{group}:{number}", question, anchors or answer
+
+
+def _flatten(records: Any) -> Iterator[tuple[str, Any]]:
+    """(event or dialogue id, question record) of [record, ...], {id: [record, ...]} or a list of
+    the latter."""
+    for record in [records] if isinstance(records, dict) else records:
+        if isinstance(record, dict) and "Question" not in record:
+            for name, some in record.items():
+                yield from ((name, item) for item in some)
+        else:
+            yield "", record
+
+
+def _anchors(value: Any, where: str) -> Iterator[str]:
+    """The answer's key phrases: texts, or objects whose keys are the texts and values places."""
+    if value is None:
+        return
+    if isinstance(value, str):
+        value = value.split(";")
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: field 'Memory Anchors' must be a list or a text")
+    for anchor in value:
+        if not isinstance(anchor, str | dict):
+            raise ValueError(f"{where}: Memory Anchors: {anchor!r} is no text and no object")
+        for phrase in anchor if isinstance(anchor, dict) else (anchor,):
+            if phrase.strip():
+                yield phrase.strip()
+
+
+def _read_events(record: dict, name: str, where: str) -> Iterator[Event]:
+    dialogues = record.get("dialogues", {})
+    if not isinstance(dialogues, dict):
+        raise ValueError(f"{where}: field 'dialogues' must be an object")
+    events = text.require(record, "events", dict, where)
+    owners = {
+        d: max((e for e in events if d.startswith(e)), key=len, default="") for d in dialogues
+    }
+    found = []
+    for event_id, event in events.items():
+        place = f"{where}: events[{event_id!r}]"
+        turns = [
+            talk
+            for dialogue_id, owner in owners.items()
+            if owner == event_id
+            for talk in _read_dialogue(dialogues[dialogue_id], f"{where}: {dialogue_id}")
+        ]
+        found.append(
+            Event(
+                event_id,
+                text.require(event, "Creation Time", str, place).strip(),
+                text.require(event, "summary", str, place).strip(),
+                text.require(event, "content", str, place).strip(),
+                tuple(turns),
+            )
+        )
+    yield from sorted(found, key=lambda event: (event.date, event.event_id))
+
+
+def _read_dialogue(dialogue: Any, where: str) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:
+    contents = text.require(dialogue, "contents", dict, where)
+    for timestamp, messages in contents.items():
+        while isinstance(messages, list) and messages and isinstance(messages[0], list):
+            messages = [message for inner in messages for message in inner]  # one list deeper
+        if not isinstance(messages, list):
+            raise ValueError(f"{where}: contents[{timestamp!r}] must be a list of messages")
+        turns = []
+        for message in messages:
+            if not isinstance(message, str):
+                raise ValueError(f"{where}: contents[{timestamp!r}]: {message!r} is no text")
+            speaker, colon, said = message.partition(":")
+            turns.append((speaker.strip(), said.strip()) if colon else ("", message.strip()))
+        yield timestamp, tuple(turns)
+
+
+def build(
+    records: Characters,
+    count: int,
+    seed: int,
+    chunks: int,
+    chunk_tokens: int,
+    questions: int,
+    count_tokens: Callable[[str], int],
+    split: str = "train",
+) -> Iterator[Instance]:
+    """Yield at most `count` instances, one a character: its events by date, at most `chunks`.
+
+    An event that is longer than a chunk goes on in the next. Asked are questions about social
+    relations, events and dialogues in turn. Characters with more than `chunks` chunks are left out.
+    """
+    text.check_request(split, count, chunks, chunk_tokens, questions)
+    pool = [c for c in records.characters if c.split == split]
+    if not pool:
+        raise ValueError(f"perltqa: no character of the {split!r} split; PerLTQA has no test split")
+    count_cached = lru_cache(maxsize=2**16)(count_tokens)
+    made = 0
+    for character in text.shuffled(pool, lambda c: c.name, "draw", seed):
+        parts = [(e, _parts(character, e, chunk_tokens, count_cached)) for e in character.events]
+        texts = tuple(part for _, some in parts for part in some)
+        if len(texts) > chunks:
+            continue
+        if made == count:
+            return
+        queues: dict[str, list] = {section: [] for section in SECTIONS}
+        for question in character.questions:
+            queues[question[0].split(":")[0]].append(question)
+        turns = [text.shuffled(q, lambda x: x[0], "ask", seed) for q in queues.values()]
+        asked = list(islice(text.in_turn(turns), questions))
+        metadata = {
+            "split": split,
+            "seed": seed,
+            "files": records.files,
+            "character": character.name,
+            "chunk_ids": [event.event_id for event, some in parts for _ in some],
+            "question_ids": [record_id for record_id, _, _ in asked],
+        }
+        name = f"{SOURCE}-{split}-{seed}-{made}-{text.rank(*texts).hex()[:8]}"
+        made += 1
+        asked_now = tuple(Question(question, (answer,)) for _, question, answer in asked)
+        yield validate(Instance(SOURCE, name, texts, asked_now, metadata))
+
+
+def _parts(
+    character: Character, event: Event, chunk_tokens: int, count_tokens: Callable[[str], int]
+) -> list[str]:
+    header = f"An event about the user {character.name}, on {event.date}\n"
+    lines = [f"Summary: {event.summary}", f"Content: {event.content}"]
+    for timestamp, turns in event.dialogues:
+        lines.append(f"[Dialogue at timestamp {timestamp}]")
+        for speaker, said in turns:
+            known = speaker == character.name
+            lines.append(f"<{character.name if known else 'Assistant'}>{said}" if speaker else said)
+    room = chunk_tokens - count_tokens(header)
+    small = [piece for line in lines for piece in cut.pieces(line, room, count_tokens)]
+    return [header + "\n".join(group) for group in cut.fill(small, room, count_tokens, "\n")]

@@ -1,0 +1,180 @@
+"""Built instances on disk: written whole or not at all, the same bytes for the same input.
+
+A folder holds `instances.jsonl` (one instance a line) and `manifest.json` (what it was built from,
+statistics, and the byte range of every line, so that one instance is read without the others).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from memalpha.data.checks import answerable
+from memalpha.data.instance import BUILDER, Instance, Question, stamp, validate
+
+ROWS, MANIFEST = "instances.jsonl", "manifest.json"
+
+
+def write(
+    folder: str | Path,
+    instances: Iterable[Instance],
+    description: dict[str, Any],
+    count_tokens: Callable[[str], int],
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write instances one after the other, and return the manifest.
+
+    Everything is written to a folder aside, which takes its name when it is complete; a process
+    that is killed leaves at most that folder behind, and the next build clears it. The manifest
+    holds `description` (what was asked for), the hashes of the source files and of the rows,
+    statistics as `instance.statistics` gives them, and the share of answerable questions; no time,
+    no path.
+
+    Raises:
+        ValueError: no instance at all, an instance id that stands twice, or a folder that is there
+            already and `overwrite` is not set.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise ValueError(f"{folder}: is there already; remove it, or overwrite it (--overwrite)")
+    aside = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        manifest = _write_rows(aside, instances, count_tokens) | {"description": description}
+        (aside / MANIFEST).write_text(json.dumps(manifest, sort_keys=True) + "\n")
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    _take_the_name(aside, folder)
+    return manifest
+
+
+def _write_rows(
+    folder: Path, instances: Iterable[Instance], count_tokens: Callable[[str], int]
+) -> dict[str, Any]:
+    """Write the rows and return what the manifest says of them."""
+    digest, offsets, totals, sources = hashlib.sha256(), [0], _Totals(count_tokens), {}
+    names: set[str] = set()
+    with (folder / ROWS).open("wb") as file:
+        for instance in instances:
+            if instance.instance_id in names:
+                raise ValueError(f"instance_id {instance.instance_id!r} stands twice")
+            names.add(instance.instance_id)
+            text = json.dumps(to_json(stamp(instance)), ensure_ascii=False, sort_keys=True)
+            row = f"{text}\n".encode("utf-8", "surrogatepass")
+            file.write(row)
+            digest.update(row)
+            offsets.append(offsets[-1] + len(row))
+            totals.add(instance)
+            sources |= instance.metadata.get("files", {})
+        file.flush()
+        os.fsync(file.fileno())
+    if not names:
+        raise ValueError("nothing to write: no instance came out of these files and sizes")
+    return {
+        "builder": BUILDER,
+        "files": sources,
+        "sha256": digest.hexdigest(),
+        "statistics": totals.result(),
+        "offsets": offsets,
+    }
+
+
+def _take_the_name(aside: Path, folder: Path) -> None:
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+class Built:
+    """The instances of a built folder as a sequence; each is read when it is asked for."""
+
+    def __init__(self, folder: str | Path):
+        """ValueError if the folder is no finished build, or was changed since."""
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise ValueError(f"{folder}: no {MANIFEST}; not a finished build (build it again)")
+        try:
+            self.manifest = json.loads((self.folder / MANIFEST).read_text())
+            self.offsets: list[int] = self.manifest["offsets"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{self.folder / MANIFEST}: damaged ({error!r})") from error
+        self.rows = self.folder / ROWS
+        size = self.rows.stat().st_size if self.rows.is_file() else -1
+        if size != self.offsets[-1]:
+            raise ValueError(f"{self.rows}: {size} bytes where {self.offsets[-1]} were written")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Instance:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.folder}: instance {index} of {len(self)}")
+        index %= len(self)
+        with self.rows.open("rb") as file:
+            file.seek(self.offsets[index])
+            row = file.read(self.offsets[index + 1] - self.offsets[index])
+        try:
+            return from_json(json.loads(row.decode("utf-8", "surrogatepass")))
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.rows}: instance {index} is damaged ({error!r})") from error
+
+    def __iter__(self) -> Iterator[Instance]:
+        return (self[index] for index in range(len(self)))
+
+    def check(self) -> None:
+        """ValueError unless the rows have the hash they were written with."""
+        with self.rows.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest["sha256"]:
+                raise ValueError(f"{self.rows}: not the bytes that were written; build it again")
+
+
+def to_json(instance: Instance) -> dict[str, Any]:
+    """A plain object of an instance, for JSON."""
+    return asdict(instance)
+
+
+def from_json(row: dict[str, Any]) -> Instance:
+    """The instance of an object that `to_json` made, validated."""
+    questions = tuple(Question(q["question"], tuple(q["answers"])) for q in row["questions"])
+    chunks = tuple(row["chunks"])
+    return validate(Instance(row["source"], row["instance_id"], chunks, questions, row["metadata"]))
+
+
+class _Totals:
+    """Statistics of instances that pass by one at a time."""
+
+    def __init__(self, count_tokens: Callable[[str], int]):
+        self.count_tokens = count_tokens
+        self.instances = self.chunks = self.questions = self.tokens = self.longest = 0
+        self.answerable = self.checked = 0
+
+    def add(self, instance: Instance) -> None:
+        sizes = [self.count_tokens(chunk) for chunk in instance.chunks]
+        self.instances += 1
+        self.chunks += len(sizes)
+        self.tokens += sum(sizes)
+        self.longest = max(self.longest, *sizes)
+        self.questions += len(instance.questions)
+        verdicts = [v for v in answerable(instance) if v is not None]
+        self.checked += len(verdicts)
+        self.answerable += sum(verdicts)
+
+    def result(self) -> dict[str, float | None]:
+        return {
+            "instances": self.instances,
+            "chunks_per_instance": self.chunks / self.instances,
+            "tokens_per_chunk": self.tokens / self.chunks,
+            "max_chunk_tokens": self.longest,
+            "questions_per_instance": self.questions / self.instances,
+            "checked_questions": self.checked,
+            "answerable_share": self.answerable / self.checked if self.checked else None,
+        }

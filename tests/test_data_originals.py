@@ -1,0 +1,696 @@
+"""Sources in their publishers' formats, on small files: what becomes of them, what is refused."""
+
+import json
+import re
+
+import pytest
+
+from memalpha.data import (
+    SOURCES,
+    banking77,
+    booksum,
+    checks,
+    clinic150,
+    hotpotqa,
+    load_source,
+    longmemeval,
+    perltqa,
+    pubmed_rct,
+)
+from memalpha.data.notes import add_notes
+
+
+def count_words(string):
+    return len(string.split())
+
+
+def dump(path, data):
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in data))
+    else:
+        path.write_text(json.dumps(data, ensure_ascii=False))
+    return path
+
+
+def hotpot_item(number, kind="official"):
+    """Supporting: Person n and City n. The answer is in the second alone."""
+    titles = [f"Person {number}", f"City {number}", f"River {number}", "Everywhere"]
+    bodies = [
+        [f"Person {number} was born.", f" The place was City {number}."],
+        [f"City {number} is old.", f" Its colour is shade{number}."],
+        [f"River {number} is long.", " It flows."],
+        ["This paragraph stands in every question."],
+    ]
+    item = {
+        "question": f"Which colour has the birthplace of Person {number}?",
+        "answer": f"shade{number}",
+        "type": "bridge",
+        "level": "easy",
+    }
+    facts = [(titles[0], 1), (titles[1], 1)]
+    if kind == "official":
+        return item | {
+            "_id": f"id{number}",
+            "supporting_facts": [list(fact) for fact in facts],
+            "context": [list(pair) for pair in zip(titles, bodies, strict=True)],
+        }
+    return item | {
+        "supporting_facts": {"title": [f[0] for f in facts], "sent_id": [f[1] for f in facts]},
+        "context": {"title": titles, "sentences": bodies},
+    }
+
+
+def hotpot_folder(tmp_path):
+    dump(tmp_path / "hotpotqa" / "hotpot_train.json", [hotpot_item(i) for i in range(60)])
+    dev = [hotpot_item(i, "hub") for i in range(59, 80)]  # 59 is in both
+    dump(tmp_path / "hotpotqa" / "dev_hub.json", dev)
+    return tmp_path
+
+
+SIZES = dict(count=2, seed=0, chunks=4, chunk_tokens=120, questions=8, count_tokens=count_words)
+
+
+def test_hotpot_supporting_paragraphs_stand_in_different_chunks(tmp_path):
+    hotpot_folder(tmp_path)
+    for split in ("train", "test"):
+        for instance in load_source("hotpotqa", tmp_path, split=split, **SIZES):
+            assert len(instance.chunks) == 4 and len(instance.questions) == 8
+            assert max(map(count_words, instance.chunks)) <= 120
+            for question in instance.questions:
+                number = re.search(r"Person (\d+)", question.question)[1]
+                assert question.answers == (f"shade{number}",)
+                places = [
+                    [i for i, c in enumerate(instance.chunks) if sentence in c]
+                    for sentence in (f"City {number}.\n", f"Its colour is shade{number}.")
+                ]
+                assert [len(p) for p in places] == [1, 1] and places[0] != places[1]
+            assert "\n".join(instance.chunks).count("stands in every question") == 1
+            assert add_notes(instance).metadata["notes"]
+
+
+def test_hotpot_layouts_agree_and_a_test_question_is_not_trained_on(tmp_path):
+    records = hotpotqa.load_folder(hotpot_folder(tmp_path))
+    assert len(records.items) == 80
+    by_question = {item.question: item for item in records.items}
+    shared = by_question[hotpot_item(59)["question"]]
+    assert shared.split == "test" and shared.record_id == "dev_hub.json:0"
+    official = hotpotqa.load([tmp_path / "hotpotqa" / "hotpot_train.json"]).items
+    twin = next(item for item in official if item.question == shared.question)
+    assert (twin.paragraphs, twin.supporting) == (shared.paragraphs, shared.supporting)
+    assert {item.split for item in official} == {"train", "validation"}
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"_id": "id1"}, r"record 2: id 'id1' stands already at .*record 1"),
+        ({"answer": None}, r"record 2: field 'answer' must be str"),
+        ({"context": []}, r"record 2: field 'context' must be"),
+        ({"context": [["A", "b"]]}, r"record 2: context: the sentences of 'A' must be a list"),
+        (
+            {"supporting_facts": [["Nowhere", 0]]},
+            r"record 2: supporting titles \['Nowhere'\] are not in",
+        ),
+        ({"question": " "}, r"record 2: field 'question' is empty"),
+    ],
+)
+def test_hotpot_that_is_refused(tmp_path, change, named):
+    items = [hotpot_item(0), hotpot_item(1), hotpot_item(2) | change]
+    dump(tmp_path / "hotpotqa" / "train.json", items)
+    with pytest.raises(ValueError, match=rf"train\.json: {named}"):
+        hotpotqa.load_folder(tmp_path)
+
+
+def test_hotpot_says_how_much_the_questions_fill(tmp_path):
+    with pytest.raises(ValueError, match="'test' split .* has 21 questions, of which .* 99 chunks"):
+        load_source("hotpotqa", hotpot_folder(tmp_path), split="test", **SIZES | {"chunks": 99})
+
+
+# PubMed RCT
+
+
+def pubmed_text(ids, parts=pubmed_rct.LABELS):
+    blocks = [
+        f"###{i}\n" + "".join(f"{p}\t{p.lower()} of abstract {i} , number {i}.5 .\n" for p in parts)
+        for i in ids
+    ]
+    return "\n".join(blocks) + "\n"
+
+
+def test_pubmed_layouts_and_labels(tmp_path):
+    folder = tmp_path / "pubmed_rct"
+    folder.mkdir()
+    (folder / "train.txt").write_text(pubmed_text(range(40)))
+    rows = [
+        {"abstract_id": "900", "labels": i, "text": f"hub {name}", "sentence_id": i, "uid": i}
+        for i, name in enumerate(pubmed_rct.LABELS)
+    ]
+    dump(folder / "test.jsonl", rows)
+    records = pubmed_rct.load_folder(tmp_path)
+    assert records.label_names == pubmed_rct.LABELS
+    assert {s.text: s.label for s in records.sentences if s.split == "test"} == {
+        f"hub {name}": name for name in pubmed_rct.LABELS
+    }
+    owners = {}
+    for sentence in records.sentences:
+        if sentence.split != "test":
+            owners.setdefault(sentence.text.split()[3], set()).add(sentence.split)
+    assert set(map(len, owners.values())) == {1}  # an abstract is in one split
+    sizes = SIZES | {"chunk_tokens": 60}
+    (instance, _) = load_source("pubmed_rct", tmp_path, split="train", **sizes)
+    shown = re.findall(r"Sample: (\w+) of .*\nLabels: (\d)", "\n".join(instance.chunks))
+    assert {word: int(number) for word, number in shown} == {
+        name.lower(): i for i, name in enumerate(pubmed_rct.LABELS)
+    }
+    first = instance.questions[0]
+    word = re.fullmatch(
+        rf"Sentence: (\w+) of .* \.\n\n{re.escape(pubmed_rct.TAIL)}",
+        first.question,
+    )[1]
+    assert first.answers == (str(pubmed_rct.LABELS.index(word.upper())),)
+    assert "-> " in add_notes(instance).metadata["notes"][0][0]["content"]
+
+
+@pytest.mark.parametrize(
+    "name, content, named",
+    [
+        ("train.txt", "###1\nRESULT\tx .\n", r"line 2: the label 'RESULT' is none of BACKGROUND"),
+        ("train.txt", "###1\nRESULTS x .\n", r"line 2: 'RESULTS x \.' is not LABEL<tab>sentence"),
+        ("train.txt", "RESULTS\tx .\n", "line 1: a sentence without the ###ID line"),
+        ("train.txt", "\n\n", "no sentences"),
+        (
+            "train.txt",
+            "###1\nRESULTS\tx\n\n###2\nRESULTS\ty\n\n###1\nRESULTS\tz\n",
+            "abstract 1 stands already further up",
+        ),
+        (
+            "test.jsonl",
+            '{"abstract_id": "1", "labels": 5, "text": "x"}\n',
+            "line 1: field 'labels' is 5; 0 to 4 exist",
+        ),
+        ("test.jsonl", '{"abstract_id": "1", "text": "x"}\n', "line 1: field 'labels' is missing"),
+    ],
+)
+def test_pubmed_that_is_refused(tmp_path, name, content, named):
+    (tmp_path / "pubmed_rct").mkdir()
+    (tmp_path / "pubmed_rct" / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name}.*{named}"):
+        pubmed_rct.load_folder(tmp_path)
+
+
+# Banking77 and CLINC150
+
+
+def banking_file(path, classes, rows, word):
+    path.parent.mkdir(exist_ok=True)
+    lines = ["text,category"]
+    lines += [f'"{word} {i}\nabout {c}, please",{c}' for i in range(rows) for c in classes]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_banking_shows_training_rows_and_asks_test_rows(tmp_path):
+    classes = [f"topic_{i}" for i in range(77)]
+    banking_file(tmp_path / "banking77" / "train.csv", classes, 4, "trained")
+    banking_file(tmp_path / "banking77" / "test.csv", classes, 2, "tested")
+    sizes = SIZES | {"chunk_tokens": 400, "questions": 30}
+    (instance, _) = load_source("banking77", tmp_path, split="test", show="train", **sizes)
+    shown = re.findall(
+        r"Sentence: (\w+) \d about (\w+), please\nLabel: (\d+)", "".join(instance.chunks)
+    )
+    assert {word for word, _, _ in shown} == {"trained"}
+    names = instance.metadata["label_names"]
+    assert all(names[number] == topic for _, topic, number in shown)
+    assert len(instance.questions) == 30
+    for question in instance.questions:
+        topic = re.match(r"Sentence: tested \d about (\w+), please\n", question.question)[1]
+        assert names[question.answers[0]] == topic
+    (alone, _) = load_source(
+        "banking77", tmp_path, split="test", **sizes | {"chunks": 1, "chunk_tokens": 200}
+    )
+    assert "trained" not in alone.chunks[0]
+
+
+def test_a_78th_class_is_refused(tmp_path):
+    banking_file(tmp_path / "banking77" / "train.csv", [f"c{i}" for i in range(78)], 1, "x")
+    with pytest.raises(ValueError, match=r"train.csv:78: label 'c77' is none of the 77"):
+        banking77.load_folder(tmp_path)
+
+
+def test_clinc_parts_are_the_splits_and_oos_is_not_used(tmp_path):
+    data = {
+        part: [[f"{part} sentence {i} of {c}", c] for i in range(5) for c in ("a", "b", "c")]
+        for part in ("train", "val", "test")
+    }
+    data["test"].append(["Train sentence 0 of a!", "a"])  # reads like a training sentence
+    data["oos_test"] = [["nothing known", "oos"]]
+    path = dump(tmp_path / "clinc150" / "data_full.json", data)
+    records = clinic150.load_folder(tmp_path)
+    assert records.label_names == ("a", "b", "c")
+    owners = {s.text: s.split for s in records.sentences}
+    assert owners["Train sentence 0 of a!"] == "test" and "train sentence 0 of a" not in owners
+    assert {owners[t] for t in owners if t.startswith("val")} == {"validation"}
+    for pair, named in [
+        (["x"], r"val\[15\]: must be \[text, intent\]"),
+        (["x", 3], r"val\[15\]: text and intent must be strings"),
+    ]:
+        dump(path, data | {"val": [*data["val"], pair]})
+        with pytest.raises(ValueError, match=rf"data_full.json: {named}"):
+            clinic150.load_folder(tmp_path)
+    dump(path, {"train": [], "test": []})
+    with pytest.raises(ValueError, match="field 'val' is missing"):
+        clinic150.load_folder(tmp_path)
+
+
+# LongMemEval
+
+
+def memory_item(number, answer="answer", filler=2):
+    session = [
+        {
+            "role": "user",
+            "content": f"I keep fact {number}: it is value{number}.",
+            "has_answer": True,
+        },
+        {"role": "assistant", "content": "Noted. " + "More words. " * 5},
+    ]
+    other = [
+        {"role": "user", "content": "Some other talk. " * 6},
+        {"role": "assistant", "content": "Indeed. " * 6},
+    ]
+    dates = [f"2023/05/{20 + number % 8} (Sat) 02:21"]
+    dates += [f"2023/06/{1 + i:02} (Sun) 03:00" for i in range(filler)]
+    return {
+        "question_id": f"q{number}",
+        "question_type": "single-session-user",
+        "question": f"What is fact {number}?",
+        "question_date": "2023/07/01 (Sat) 10:00",
+        "answer": number if answer == "number" else f"value{number}",
+        "answer_session_ids": [f"answer_{number}_1"],
+        "haystack_session_ids": [f"answer_{number}_1", *(f"other{i}" for i in range(filler))],
+        "haystack_dates": dates,
+        "haystack_sessions": [session, *([other] * filler)],
+    }
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [("lme_train", "longmemeval_oracle.json"), ("longmemeval_s", "longmemeval_s.json")],
+)
+def test_longmemeval_holds_the_sessions_needed_by_date(tmp_path, source, name):
+    items = [memory_item(i, "number" if i % 2 else "text") for i in range(40)]
+    dump(tmp_path / "longmemeval" / name, items)
+    records = longmemeval.load_folder(tmp_path, source)
+    owned = {split: sum(i.split == split for i in records.items) for split in ("train", "test")}
+    assert sum(owned.values()) == 40 and owned["test"] > owned["train"] > 5
+    sizes = SIZES | {"questions": 3, "chunks": 5, "chunk_tokens": 60}
+    seen = []
+    for instance in load_source(source, tmp_path, split="test", **sizes):
+        read = "\n".join(instance.chunks)
+        dates = re.findall(r"\[Dialogue at timestamp (.*)\]", read)
+        assert dates == sorted(dates)
+        assert max(map(count_words, instance.chunks)) <= 60
+        for question, record_id in zip(
+            instance.questions, instance.metadata["question_ids"], strict=True
+        ):
+            number = record_id[1:]
+            assert f"I keep fact {number}: it is value{number}." in read
+            assert question.question == f"[Asked at 2023/07/01 (Sat) 10:00] What is fact {number}?"
+            assert question.answers == (number if int(number) % 2 else f"value{number}",)
+        assert all(not c.rpartition("\n")[2].startswith("<User>") for c in instance.chunks)
+        assert read.count("Some other talk") == 12  # two sessions, each once
+        seen += instance.metadata["question_ids"]
+    assert len(seen) == len(set(seen)) == 6
+
+
+def test_longmemeval_fills_up_to_the_chunks_asked_for(tmp_path):
+    dump(
+        tmp_path / "longmemeval" / "longmemeval_s.json",
+        [memory_item(i, filler=9) for i in range(20)],
+    )
+    few, many = (
+        load_source(
+            "longmemeval_s",
+            tmp_path,
+            split="test",
+            **SIZES | {"count": 1, "questions": 1, "chunks": n},
+        )[0]
+        for n in (1, 30)
+    )
+    assert len(few.metadata["session_ids"]) < len(many.metadata["session_ids"]) == 10
+    assert len(few.chunks) <= 2 < len(many.chunks)
+
+
+def test_longmemeval_questions_of_one_evidence_are_in_one_split(tmp_path):
+    items = []
+    for i in range(30):
+        one, two = memory_item(i), memory_item(i)
+        two |= {"question_id": f"q{i}_abs", "answer_session_ids": [f"answer_{i}_2"]}
+        items += [one, two]
+    dump(tmp_path / "longmemeval" / "longmemeval_oracle.json", items)
+    splits = {i.record_id: i.split for i in longmemeval.load_folder(tmp_path).items}
+    assert all(splits[f"q{i}"] == splits[f"q{i}_abs"] for i in range(30))
+    assert set(splits.values()) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"question_id": "q0"}, r"record 1: question_id 'q0' stands already at .*record 0"),
+        ({"haystack_dates": []}, "record 1: haystack_session_ids, .* must be as long"),
+        ({"answer": None}, "record 1: field 'answer' must be a text or a number"),
+        ({"haystack_sessions": [[{"role": "system", "content": "x"}]] * 3}, "role is 'system'"),
+        ({"haystack_sessions": [[{"role": "user"}]] * 3}, r"haystack_sessions\[0\]: .*'content'"),
+    ],
+)
+def test_longmemeval_that_is_refused(tmp_path, change, named):
+    items = [memory_item(0), memory_item(1) | change]
+    dump(tmp_path / "longmemeval" / "longmemeval_oracle.json", items)
+    with pytest.raises(ValueError, match=rf"oracle\.json: .*{named}"):
+        longmemeval.load_folder(tmp_path)
+
+
+# PerLTQA, in the documented format: no real file was at hand
+
+
+def perltqa_folder(tmp_path, names=("Ann", "Ben", "Cy", "Dee", "Eve", "Fay", "Gus", "Hal", "Ida")):
+    memories, questions = [], []
+    for name in names:
+        events = {
+            f"{i}_1_{i}": {
+                "content": f"{name} went to Town{i}. It rained all day.",
+                "summary": f"{name} saw Town{i}.",
+                "Creation Time": f"2020-0{9 - i}-01",
+                "Theme": "travel",
+            }
+            for i in range(1, 4)
+        }
+        talk = [f"{name}: I liked Town1.", "AI Assistant: Why: the rain?"]
+        dialogues = {"1_1_1_#0": {"contents": {"2021-01-01 10:00": [talk]}}}  # nested once more
+        memories.append(
+            {
+                "profile": {"Protagonist": name},
+                "profile_description": "-",
+                "social_relationship": {},
+                "events": events,
+                "dialogues": dialogues,
+            }
+        )
+        asked = {"Question": "Where did it rain?", "Answer": "In Town1 and Town2."}
+        anchored = asked | {"Memory Anchors": [{"Town1": [3, 8]}, {"Town2": [13, 18]}]}
+        questions.append(
+            {
+                name: {
+                    "profile": [{"Question": "Age?", "Answer": "9"}],
+                    "social_relationship": [asked | {"Question": "Who?", "Answer": "Otto"}],
+                    "events": [{"1_1_1": [anchored], "2_1_2": [asked]}],
+                    "dialogues": {"1_1_1_#0": [asked | {"Memory Anchors": ["the rain", "rain"]}]},
+                }
+            }
+        )
+    dump(tmp_path / "perltqa" / "perltmem_en.json", memories)
+    dump(tmp_path / "perltqa" / "perltqa_en.json", questions)
+    return tmp_path
+
+
+def test_perltqa_is_one_chunk_an_event_by_date(tmp_path):
+    perltqa_folder(tmp_path)
+    sizes = SIZES | {"chunk_tokens": 60, "questions": 100, "count": 7}
+    instances = load_source("perltqa", tmp_path, split="train", **sizes)
+    assert len({i.metadata["character"] for i in instances}) == 7
+    for instance in instances:
+        name = instance.metadata["character"]
+        assert instance.metadata["chunk_ids"] == ["3_1_3", "2_1_2", "1_1_1"]
+        assert instance.chunks[2] == (
+            f"An event about the user {name}, on 2020-08-01\n"
+            f"Summary: {name} saw Town1.\nContent: {name} went to Town1. It rained all day.\n"
+            f"[Dialogue at timestamp 2021-01-01 10:00]\n<{name}>I liked Town1.\n"
+            "<Assistant>Why: the rain?"
+        )
+        asked = dict(
+            zip(
+                instance.metadata["question_ids"],
+                (q.answers for q in instance.questions),
+                strict=True,
+            )
+        )
+        assert asked == {
+            "social_relationship::0": ("Otto",),
+            "events:1_1_1:0": ("Town1;Town2",),
+            "events:2_1_2:1": ("In Town1 and Town2.",),
+            "dialogues:1_1_1_#0:0": ("the rain;rain",),
+        }
+        assert sum(v is False for v in checks.answerable(instance)) == 2
+        kept = checks.drop_unanswerable(instance)
+        assert sorted(kept.metadata["question_ids"]) == ["dialogues:1_1_1_#0:0", "events:1_1_1:0"]
+        assert kept.metadata["dropped_questions"] == 2 and len(kept.questions) == 2
+
+
+def test_perltqa_long_events_go_on_and_long_lives_are_left_out(tmp_path):
+    perltqa_folder(tmp_path)
+    records = perltqa.load_folder(tmp_path)
+    made = list(perltqa.build(records, 9, 0, 20, 16, 9, count_words, "train"))
+    assert all(
+        count_words(c) <= 16 and c.startswith("An event about") for i in made for c in i.chunks
+    )
+    assert all(len(i.chunks) > 3 for i in made)
+    assert not list(perltqa.build(records, 9, 0, 3, 16, 9, count_words, "train"))
+
+
+@pytest.mark.parametrize(
+    "file, edit, named",
+    [
+        (
+            "perltmem_en.json",
+            lambda d: d[1]["profile"].pop("Protagonist"),
+            "record 1: profile: .*Prot",
+        ),
+        (
+            "perltmem_en.json",
+            lambda d: d.append(d[0]),
+            "record 9: the character 'Ann' stands twice",
+        ),
+        (
+            "perltmem_en.json",
+            lambda d: d[0]["events"]["1_1_1"].pop("summary"),
+            r"record 0: events\['1_1_1'\]: field 'summary' is missing",
+        ),
+        (
+            "perltmem_en.json",
+            lambda d: d[0]["dialogues"]["1_1_1_#0"]["contents"].update(x=[3]),
+            "record 0: 1_1_1_#0: contents.'x'.: 3 is no text",
+        ),
+        (
+            "perltqa_en.json",
+            lambda d: d.append(d[0]),
+            "record 9: the questions of 'Ann' stand twice",
+        ),
+        (
+            "perltqa_en.json",
+            lambda d: d[0]["Ann"]["social_relationship"][0].pop("Answer"),
+            r"record 0: Ann: social_relationship\[0\]: field 'Answer' is missing",
+        ),
+    ],
+)
+def test_perltqa_that_is_refused(tmp_path, file, edit, named):
+    perltqa_folder(tmp_path)
+    path = tmp_path / "perltqa" / file
+    data = json.loads(path.read_text())
+    edit(data)
+    dump(path, data)
+    with pytest.raises(ValueError, match=rf"{file}: {named}"):
+        perltqa.load_folder(tmp_path)
+
+
+# Books, in the documented format: no book was at hand
+
+
+def chapter(number, sentences=40, summaries=("Then Ann met Otto in Lund. Ann wept.",)):
+    content = "\n\n".join(
+        f"Chapter {number}, sentence {i} of a long story. It goes on." for i in range(sentences)
+    )
+    return {
+        "bid": 1,
+        "book_title": "A book",
+        "chapter_id": f"ch{number}",
+        "text": content,
+        "summary": [{"source": "s", "text": s, "analysis": None} for s in summaries],
+        "is_aggregate": False,
+    }
+
+
+def test_booksum_reads_whole_chapters_and_asks_for_keywords(tmp_path):
+    folder = tmp_path / "booksum"
+    chapters = [chapter(0), chapter(1, summaries=()), chapter(2, 200), chapter(3, 3)]
+    dump(folder / "train.jsonl", chapters)
+    dump(folder / "val.jsonl", [chapter(9)])
+    sizes = SIZES | {"count": 1, "chunks": 9, "chunk_tokens": 100}
+    (instance,) = load_source("booksum", tmp_path, split="train", **sizes)
+    assert instance.metadata["question_ids"] == ["1:ch0"]  # the others: no summary, long, short
+    assert instance.metadata["keywords"] == "offline"
+    assert instance.questions[0].answers == ("Ann", "Otto", "Lund")
+    for day, chunk in enumerate(instance.chunks, start=1):
+        assert chunk.startswith(
+            f"Event happened on 2024-01-0{day} The user is reading a book\n<User>Chapter 0, "
+        )
+        assert chunk.endswith(f"\n<System>{booksum.REPLY}")
+        assert count_words(chunk) <= 100
+    read = " ".join(
+        " ".join(c.split("<User>")[1].split("\n<System>")[0].split()) for c in instance.chunks
+    )
+    assert read == " ".join(chapters[0]["text"].split())
+    given = load_source(
+        "booksum", tmp_path, split="validation", keywords=lambda s: [["one", "two"]], **sizes
+    )
+    assert given[0].questions[0].answers == ("one", "two")
+    dump(folder / "train.jsonl", [chapters[0], chapters[0], chapters[0] | {"is_aggregate": True}])
+    ids = [book.record_id for book in booksum.load_folder(tmp_path).books]
+    assert ids == ["1:ch0", "1:ch0:aggregate", "1:ch9"]
+    dump(folder / "train.jsonl", chapters)
+    with pytest.raises(ValueError, match="gives 1 instances of these sizes, not 2"):
+        load_source("booksum", tmp_path, split="train", **sizes | {"count": 2})
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"text": ""}, "line 2: field 'text' is empty"),
+        ({"summary": None}, "line 2: field 'summary' must be list"),
+        ({"summary": ["x"]}, r"line 2: summary\[0\]: must be an object"),
+        ({"chapter_id": "ch0"}, "line 2: 1:ch0 stands already .*line 1, with another text"),
+        ({"bid": None}, "line 2: fields 'bid' and 'chapter_id' are needed"),
+    ],
+)
+def test_booksum_that_is_refused(tmp_path, change, named):
+    dump(tmp_path / "booksum" / "train.jsonl", [chapter(0), chapter(1) | change])
+    with pytest.raises(ValueError, match=rf"train\.jsonl: {named}"):
+        booksum.load_folder(tmp_path)
+
+
+def test_infinitebench_books(tmp_path):
+    text = chapter(0)["text"]
+    folder = tmp_path / "infinitebench"
+    rows = [
+        {"id": i, "context": text, "input": f"Who is {i}?", "answer": [f"A{i}", "B"], "options": []}
+        for i in range(3)
+    ]
+    dump(folder / "longbook_qa_eng.jsonl", rows)
+    sums = [
+        {"id": 0, "context": text, "input": "", "answer": ["Then Ann met Otto."], "options": []}
+    ]
+    dump(folder / "longbook_sum_eng.jsonl", sums)
+    sizes = SIZES | {"count": 1, "chunks": 9, "chunk_tokens": 100, "questions": 2}
+    (asked,) = load_source("infbench_qa", tmp_path, split="test", **sizes)
+    assert len(asked.questions) == 2
+    for question in asked.questions:
+        assert question.answers == (f"A{question.question[7]}", "B")
+    (summary,) = load_source("infbench_sum", tmp_path, split="test", **sizes)
+    assert summary.chunks == asked.chunks
+    assert summary.questions[0].answers == ("Ann", "Otto")
+    dump(folder / "longbook_qa_eng.jsonl", [rows[0], rows[0]])
+    with pytest.raises(ValueError, match="line 2: id 'longbook_qa_eng.jsonl:0' stands already"):
+        load_source("infbench_qa", tmp_path, split="test", **sizes)
+    dump(folder / "longbook_qa_eng.jsonl", [rows[0] | {"answer": []}])
+    with pytest.raises(ValueError, match="line 1: field 'answer' must be texts"):
+        load_source("infbench_qa", tmp_path, split="test", **sizes)
+    dump(folder / "longbook_qa_eng.jsonl", [rows[0] | {"id": None}])
+    with pytest.raises(ValueError, match="line 1: field 'id' must be int | str"):
+        load_source("infbench_qa", tmp_path, split="test", **sizes)
+
+
+# RULER-style padding
+
+
+def squad_folder(tmp_path):
+    def article(title, paragraphs):
+        shown = []
+        for p in range(paragraphs):
+            context = f"The key of {title} {p} is secret{title}{p}. " + "Words and more words. " * 5
+            answer = f"secret{title}{p}"
+            qas = [
+                {
+                    "id": answer,
+                    "question": f"What is the key of {title} {p}?",
+                    "answers": [{"answer_start": context.index(answer), "text": answer}],
+                }
+            ]
+            shown.append({"context": context, "qas": qas})
+        return {"title": title, "paragraphs": shown}
+
+    dump(tmp_path / "squad" / "dev.json", {"data": [article("D", 30)]})
+    dump(tmp_path / "squad" / "train.json", {"data": [article("T", 30)]})
+    return tmp_path
+
+
+@pytest.mark.parametrize("target", [400, 1000, 1700])
+def test_ruler_pads_to_the_length_asked_for(tmp_path, target):
+    squad_folder(tmp_path)
+    sizes = SIZES | {"chunk_tokens": 90, "questions": 5}
+    for instance in load_source("ruler_qa1", tmp_path, split="test", target_tokens=target, **sizes):
+        total = sum(map(count_words, instance.chunks))
+        assert 0.85 * target <= total <= target
+        assert max(map(count_words, instance.chunks)) <= 90
+        read = "\n".join(instance.chunks)
+        numbers = list(map(int, re.findall(r"Document (\d+):", read)))
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert len(instance.questions) == 5
+        for question in instance.questions:
+            assert read.count(question.answers[0] + ".") == 1
+        assert ("secretT" in read) == (target == 1700)  # other splits only where this one ends
+        places = [read.index(q.answers[0]) / len(read) for q in instance.questions]
+        assert max(places) > 0.3 and min(places) < 0.7  # not all in front, not all at the end
+
+
+def test_ruler_repeats_only_when_told(tmp_path):
+    squad_folder(tmp_path)
+    sizes = SIZES | {"chunk_tokens": 90, "questions": 5, "count": 1}
+    with pytest.raises(ValueError, match="do not reach 5,000 tokens; add files"):
+        load_source("ruler_qa1", tmp_path, split="test", target_tokens=5000, **sizes)
+    (instance,) = load_source(
+        "ruler_qa1", tmp_path, split="test", target_tokens=5000, repeat=True, **sizes
+    )
+    assert sum(map(count_words, instance.chunks)) > 4250
+    read = "\n".join(instance.chunks)
+    assert all(read.count(q.answers[0] + ".") == 1 for q in instance.questions)
+    with pytest.raises(ValueError, match="have .* tokens; the target is 50; ask fewer questions"):
+        load_source("ruler_qa1", tmp_path, split="test", target_tokens=50, **sizes)
+
+
+def test_ruler_of_two_documents_a_question(tmp_path):
+    hotpot_folder(tmp_path)
+    sizes = SIZES | {"count": 1, "questions": 4}
+    (instance,) = load_source("ruler_qa2", tmp_path, split="test", target_tokens=500, **sizes)
+    read = "\n".join(instance.chunks)
+    for question in instance.questions:
+        number = re.search(r"Person (\d+)", question.question)[1]
+        assert "Document" in read and f"City {number} is old. Its colour is shade{number}." in read
+        assert f"The place was City {number}." in read
+
+
+# All of them
+
+
+def test_every_source_says_where_its_files_go(tmp_path):
+    for name, (load, _) in SOURCES.items():
+        with pytest.raises(ValueError, match="put ") as error:
+            load(tmp_path)
+        assert str(tmp_path) in str(error.value), name
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["hotpotqa", "pubmed_rct", "banking77", "clinic150", "lme_train", "perltqa", "booksum"],
+)
+def test_a_pointer_is_no_data(tmp_path, source):
+    hotpot_folder(tmp_path)
+    perltqa_folder(tmp_path)
+    dump(tmp_path / "booksum" / "train.jsonl", [chapter(0)])
+    dump(tmp_path / "longmemeval" / "longmemeval_oracle.json", [memory_item(0)])
+    banking_file(tmp_path / "banking77" / "train.csv", ["a"], 2, "x")
+    dump(tmp_path / "clinc150" / "data_full.json", {"train": [], "val": [], "test": []})
+    (tmp_path / "pubmed_rct").mkdir()
+    (tmp_path / "pubmed_rct" / "train.txt").write_text(pubmed_text([1]))
+    for path in tmp_path.glob("*/*"):
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        SOURCES[source][0](tmp_path)
