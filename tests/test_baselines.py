@@ -155,13 +155,7 @@ def test_the_poor_writer_has_each_flaw_and_no_other():
     instance = noted(("semantic", "Fact B.", None))
     (sound,) = parse_calls(poor(instance, 0), "qwen3")
     assert sound.arguments == {"memory_type": "semantic", "content": "Fact B."} and not sound.error
-    two = noted(("semantic", "Fact B.", None), ("semantic", "Fact C.", None))
-    rests = {
-        poor(two, seed, skip=1.0) for seed in range(20)
-    }  # one is always kept, not always the same
-    assert {len(parse_calls(rest, "qwen3")) for rest in rests} == {1} and len(rests) == 2
-    (line,) = parse_calls(poor(noted(), 0), "qwen3")
-    assert line.arguments["content"] in ("Title.", "One line.")
+    assert poor(instance, 0, skip=1.0) == ""
     (wrong,) = parse_calls(poor(instance, 0, misfile=1.0), "qwen3")
     assert wrong.arguments == {"memory_type": "episodic", "content": "Fact B."}
     filler = parse_calls(poor(instance, 0, keep_filler=1.0), "qwen3")

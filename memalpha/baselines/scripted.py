@@ -19,16 +19,12 @@ from memalpha.memory import MemoryView
 @dataclass(frozen=True)
 class Flaws:
     """Chances of the poor writer: to skip a note, to file it in the wrong memory, to break a call,
-    and (once a chunk) to store a line that is worth nothing.
+    and (once a chunk) to store a line that is worth nothing."""
 
-    It is never silent: of the notes of a chunk it keeps at least one, and a line that is worth
-    nothing where there are none. Silence earns no r2, so what is learned first would be to say
-    something, and of all somethings the commonest."""
-
-    skip: float = 0.6  # half of all, after the one that is always kept
+    skip: float = 0.5
     misfile: float = 1 / 3
-    break_call: float = 0.04
-    keep_filler: float = 0.05
+    break_call: float = 0.1
+    keep_filler: float = 0.1
 
 
 def _notes(instance: Instance, chunk: int) -> list[dict]:
@@ -77,10 +73,9 @@ def poor_response(
     in_sight = {
         e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)
     }
-    notes = _notes(instance, chunk)
-    kept = [note for note in notes if rng.random() >= flaws.skip]
-    kept = kept or [notes[i] for i in rng.permutation(len(notes))[:1]]
-    for note in kept:
+    for note in _notes(instance, chunk):
+        if rng.random() < flaws.skip:
+            continue
         memory = note["memory"]
         if not flat and rng.random() < flaws.misfile:
             memory = str(rng.choice([m for m in ("semantic", "episodic") if m != memory]))
@@ -91,7 +86,7 @@ def poor_response(
             calls.append(_update(found, note["content"], entry_id))
         else:
             calls.append(_insert(memory, note["content"]))
-    if not flat and (not kept or rng.random() < flaws.keep_filler):
+    if not flat and rng.random() < flaws.keep_filler:
         calls.append(_insert("semantic", _some_line(instance.chunks[chunk], rng)))
     if core != view.core:
         calls.append(_update("core", core))
