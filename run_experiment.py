@@ -45,6 +45,8 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
     import jax
 
+    if FLAGS.distributed:
+        jax.distributed.initialize()
     from experiments import main_job
 
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")
@@ -59,6 +61,9 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+flags.DEFINE_bool(
+    "distributed", False, "One of several processes of a run (jax.distributed.initialize)."
+)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 FLAGS = flags.FLAGS
 

@@ -417,14 +417,7 @@ def _make_update(
     micro_batch: int | None,
     attach: Callable[[Params, Params], Params] | None,
 ) -> Update:
-    def scaled(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
-        parts, _ = loss_fn(attach(params, frozen) if attach else params, micro)
-        return parts["sum"]["loss"] / jnp.maximum(count, 1.0), parts
-
-    @jax.jit
-    def grad_fn(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
-        grads, parts = jax.grad(scaled, has_aux=True)(params, frozen, micro, count)
-        return constrain_tree(optax.tree.cast(grads, jnp.float32)), parts
+    grad_fn = make_gradient(loss_fn, attach)
 
     @jax.jit
     def totals(batch: Batch):
@@ -456,6 +449,25 @@ def _make_update(
             return finish(state, grads, parts, count, extra)
 
     return update
+
+
+def make_gradient(
+    loss_fn: Callable[[Params, Batch], tuple[Parts, jax.Array]],
+    attach: Callable[[Params, Params], Params] | None = None,
+):
+    """Build `gradient(params, frozen, micro, count) -> (float32 gradients, parts)`, jitted: what
+    one micro-batch adds to a batch of that count."""
+
+    def scaled(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
+        parts, _ = loss_fn(attach(params, frozen) if attach else params, micro)
+        return parts["sum"]["loss"] / jnp.maximum(count, 1.0), parts
+
+    @jax.jit
+    def gradient(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
+        grads, parts = jax.grad(scaled, has_aux=True)(params, frozen, micro, count)
+        return constrain_tree(optax.tree.cast(grads, jnp.float32)), parts
+
+    return gradient
 
 
 def accumulate(

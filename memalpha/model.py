@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from memalpha.sharding import CACHE, ROWS, constrain
+from memalpha.sharding import CACHE, LOOKUP, ROWS, constrain
 
 Array = jax.Array
 Params = Mapping[str, Any]
@@ -313,7 +313,8 @@ class Transformer(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
             name="embed",
         )
-        x = constrain(embed(tokens), ROWS)
+        table = constrain(embed.embedding.astype(c.dtype), LOOKUP)
+        x = constrain(jnp.take(table, tokens, axis=0), ROWS)
         rope = rope_tables(positions, c)
         index = jnp.int32(0) if cache is None else cache.index
         valid = mask if cache is None else lax.dynamic_update_slice(cache.valid, mask, (0, index))

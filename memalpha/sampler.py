@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from jax.sharding import NamedSharding
 
 from memalpha.model import ModelConfig, Params, Transformer, grow, inverse_temperature, logits
 from memalpha.sharding import ROWS, WHOLE, check_rows, constrain_tree, mesh_of, place, use
@@ -144,6 +145,33 @@ def generate(
             top_p,
             limits,
             stop_ids,
+            max_new_tokens,
+        )
+
+
+def lower(params: Params, config: ModelConfig, rows: int, prompt_tokens: int, max_new_tokens: int):
+    """`generate` on shapes alone, to be compiled ahead of time: `lower(...).compile()`.
+
+    params: arrays or shapes, whose shardings say where all of it would be.
+    """
+    mesh = mesh_of(params)
+
+    def shape(of: tuple[int, ...], dtype, spec=WHOLE):
+        where = None if mesh is None else NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(of, dtype, sharding=where)
+
+    keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), jnp.arange(rows)))
+    with use(mesh):
+        return _generate.lower(
+            params,
+            config,
+            shape((rows, prompt_tokens), jnp.int32, ROWS),
+            shape((rows, prompt_tokens), bool, ROWS),
+            shape((rows,), keys.dtype, ROWS),
+            shape((), jnp.float32),
+            shape((), jnp.float32),
+            shape((rows,), jnp.int32, ROWS),
+            shape((1,), jnp.int32),
             max_new_tokens,
         )
 

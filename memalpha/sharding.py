@@ -25,6 +25,7 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))  # [B, ...] and [R, ...]
 CACHE = P(("data", "fsdp"), "tensor")  # [B, K, ...] keys and values
+LOOKUP = P("tensor")  # [V, D] embedding as it is read: XLA gathers an uncut D best beforehand
 WHOLE = P()
 
 # The first that is found in the path of an array; the same for gradients and optimiser state, whose
@@ -64,6 +65,8 @@ def make_mesh(
         raise ValueError(f"mesh {text}: give sizes of at least 1, and -1 for at most one axis")
     if open_axes:
         sizes[open_axes[0]] = len(devices) // math.prod(s for s in sizes.values() if s != -1)
+    if len(devices) == 1 and open_axes and math.prod(sizes.values()) == 1:
+        return None
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(
             f"mesh {text} does not divide the {len(devices)} devices: choose"
