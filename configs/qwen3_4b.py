@@ -1,6 +1,6 @@
 """Qwen3-4B with the settings of Mem-alpha (arXiv:2509.25911), on a pod.
 
-    python run_experiment.py --distributed --config=configs/qwen3_4b.py \\
+    python run_experiment.py --distributed=auto --config=configs/qwen3_4b.py \\
         --config.data.dir=DIR --workdir=runs/qwen3_4b        (the same command on every host)
     python -m memalpha.plan --config=configs/qwen3_4b.py --devices=32      (what it needs; no pod)
 
