@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
 flags.DEFINE_string(
     "distributed",
     None,
-    "One of several processes of a run: auto, where JAX finds its cluster (Slurm, MPI, TPU, GKE), or"
+    "One of several processes of a run: auto, where JAX finds its cluster (Slurm, MPI, TPU), or"
     " HOST:PORT,COUNT,NUMBER: of the first process, how many, and which this is.",
 )
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")

@@ -103,8 +103,11 @@ def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
 
 
 def _agree(batch: Batch) -> Batch:
-    """The batch of the first process: a reader or judge on a server may answer each differently."""
-    return multihost_utils.broadcast_one_to_all(batch) if jax.process_count() > 1 else batch
+    """With the rewards of the first process: a server may answer each process differently."""
+    if jax.process_count() == 1:
+        return batch
+    rewards, valid = multihost_utils.broadcast_one_to_all((batch.rewards, batch.valid))
+    return batch.replace(rewards=rewards, valid=valid)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
