@@ -56,8 +56,9 @@ def run(config: ConfigDict, workdir: str) -> dict:
     )
     untrained = warm_start(config, folder, env, model, params)
     trained = train(config, folder, env, model, untrained)
-    folder = own_folder(folder)
     results, shown = final_table(config, env, model, untrained, trained)
+    if jax.process_index():
+        return {"results": results}  # the first process writes it up
     console.print(results_table(f"test instances, {config.title}", results))
     write_timeline(folder / "timeline.html", config.title, env, shown)
     text = "\n".join(describe_episode(name, some[0]) for name, some in shown.items())
