@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
+from experiments import setup
 from experiments.plan import build_setting, mesh_sizes
 from experiments.setup import check
 from memalpha import learner, plan, sharding
@@ -104,6 +105,16 @@ def test_pretrained_configs_pass_the_early_checks_with_a_model_at_hand(made):
     assert (ablation.reward.beta, ablation.reward.gamma, ablation.seed) == (0.2, 0.1, 3)
     with pytest.raises(ValueError, match="unknown config argument 'fast'"):
         made.get_config("fast")
+
+
+def test_rows_of_the_config_are_cut_over_the_pod(monkeypatch):
+    mesh = jax.sharding.AbstractMesh((1, 32, 1), sharding.AXES)
+    monkeypatch.setattr(setup, "make_mesh", lambda *sizes: mesh)
+    check(qwen3_4b.get_config("model.path="))
+    with pytest.raises(ValueError, match="config.rl.micro_batch: 16 rows are cut over .* = 32"):
+        check(qwen3_4b.get_config("model.path=,rl.micro_batch=16"))
+    with pytest.raises(ValueError, match="config.rl.instances x config.rl.rollouts: 8 rows"):
+        check(qwen3_4b.get_config("model.path=,rl.instances=1"))
 
 
 def test_the_paper_on_32_devices():
