@@ -34,6 +34,19 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 
 
+def join_processes(how: str) -> None:
+    """Starts `jax.distributed`; ends the program where `how` is neither auto nor three parts."""
+    import jax
+
+    address, *numbers = how.split(",")
+    if how == "auto":
+        jax.distributed.initialize()
+    elif len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+        jax.distributed.initialize(address, *map(int, numbers))
+    else:
+        sys.exit(f"--distributed={how}: give auto or HOST:PORT,COUNT,NUMBER")
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
@@ -45,6 +58,8 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
     import jax
 
+    if FLAGS.distributed:
+        join_processes(FLAGS.distributed)
     from experiments import main_job
 
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")
@@ -59,6 +74,12 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
+flags.DEFINE_string(
+    "distributed",
+    None,
+    "One of several processes of a run: auto, where JAX finds its cluster (Slurm, MPI, TPU), or"
+    " HOST:PORT,COUNT,NUMBER: of the first process, how many, and which this is.",
+)
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 FLAGS = flags.FLAGS
 

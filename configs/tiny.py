@@ -55,6 +55,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             remat="none",
             attention="blocks",
         ),
+        # Devices: data x fsdp x tensor = all there are, one of them -1: what is left; 1, 1, 1: one
+        # device. gather: sample from a copy that is not cut over fsdp.
+        mesh=dict(data=1, fsdp=1, tensor=1, gather=True),
         # rank 0: all of the model is trained; else adapters to the kernels whose path is matched.
         lora=dict(rank=0, alpha=32.0, layers="_proj"),
         prompt=dict(template="compact", dialect="qwen3", recent=2, tokens=160, response_tokens=72),
@@ -105,6 +108,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             temperature=0.7,
             top_p=1.0,
             micro_batch=8,
+            head_chunk=0,  # positions whose logits stand at once; 0: all
             # PPO only
             epochs=1,
             minibatches=1,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.setup import build_instances, prompt_buckets
+from experiments.setup import build_instances, for_sampling, prompt_buckets
 from memalpha.data.instance import Instance
 from memalpha.memory import Outcome
 from memalpha.model import ModelConfig, Params
@@ -66,7 +66,7 @@ def greedy_writer(
 ) -> Writer:
     """The policy as the tables see it: at `config.eval.temperature`, which is greedy by default."""
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    temperature = config.eval.temperature
+    temperature, params = config.eval.temperature, for_sampling(config, params)
     return policy_writer(params, model, env, prompt_buckets(config), rows, key, temperature)
 
 

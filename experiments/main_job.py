@@ -25,7 +25,7 @@ from experiments.setup import (
 from experiments.timeline import write_timeline
 from experiments.train import train
 from experiments.warm_start import warm_start
-from experiments.workdir import log_start, open_workdir, read_metrics, write_json
+from experiments.workdir import log_start, open_workdir, own_folder, read_metrics, write_json
 from memalpha.baselines import no_memory, rag_top2, store_everything
 from memalpha.data.instance import Instance
 from memalpha.model import ModelConfig, Params
@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
     began = time.monotonic()
     check(config)
     folder = open_workdir(workdir, config)
-    log_start(folder, [sys.executable, *sys.argv])
+    log_start(own_folder(folder), [sys.executable, *sys.argv])
     console.print(f"{config.title}\nworkdir {folder}")
     tokenizer = build_tokenizer(config, folder)
     env = build_environment(config, tokenizer)
@@ -57,6 +57,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
     untrained = warm_start(config, folder, env, model, params)
     trained = train(config, folder, env, model, untrained)
     results, shown = final_table(config, env, model, untrained, trained)
+    if jax.process_index():
+        return {"results": results}  # the first process writes it up
     console.print(results_table(f"test instances, {config.title}", results))
     write_timeline(folder / "timeline.html", config.title, env, shown)
     text = "\n".join(describe_episode(name, some[0]) for name, some in shown.items())

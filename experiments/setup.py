@@ -1,11 +1,13 @@
 """From a config to the objects of `memalpha`, which never sees a config itself."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +24,7 @@ from memalpha.policy import environment, find_model, model_config
 from memalpha.prompts import load_template, template_fragments
 from memalpha.retrieval import make_index
 from memalpha.rollout import Environment, Turn, Writer, scripted_writer
+from memalpha.sharding import check_heads, check_rows, gather, make_mesh, shardings, spec_of
 from memalpha.tokenizer import load_tokenizer, train_tokenizer
 from memalpha.tools import fixed_fragments, format_response
 from memalpha.weights import load_params
@@ -101,7 +104,7 @@ def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBas
     if config.tokenizer.path or config.model.path:
         return load_tokenizer(config.tokenizer.path or config.model.path)
     folder = workdir / "tokenizer"
-    if not (folder / "tokenizer.json").exists():
+    if jax.process_index() == 0 and not (folder / "tokenizer.json").exists():
         template = load_template(config.prompt.template)
         phrases = [*template_fragments(template), *fixed_fragments(config.prompt.dialect)]
         corpus = list(_corpus(config))
@@ -112,6 +115,8 @@ def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBas
         aside = workdir / "tokenizer.tmp"
         train_tokenizer(corpus, config.tokenizer.vocab_size, phrases).save_pretrained(aside)
         aside.rename(folder)  # whole or not at all
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
     return load_tokenizer(str(folder))
 
 
@@ -130,11 +135,14 @@ def build_environment(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
-    """A model from scratch, or that of `config.model.path`, which then gives the shape.
+    """A model from scratch, or that of `config.model.path`, which then gives the shape; its
+    parameters on the mesh of the config.
 
     Raises:
-        ValueError: the folder cannot be loaded, or holds fewer tokens than the tokenizer.
+        ValueError: the folder cannot be loaded, or holds fewer tokens than the tokenizer; or the
+            mesh does not divide the devices or a parameter.
     """
+    mesh = build_mesh(config)
     if config.model.path:
         folder, model = find_model(config.to_dict())
         if vocab_size > model.vocab_size:
@@ -142,9 +150,32 @@ def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Param
                 f"the tokenizer has {vocab_size} tokens, but the model in {folder} only"
                 f" {model.vocab_size}: set config.tokenizer.path to the tokenizer of that model"
             )
-        return model, load_params(folder, model)
+        _layout(model, mesh)
+        where = None if mesh is None else lambda path: NamedSharding(mesh, spec_of(path))
+        return model, load_params(folder, model, where)
     model = model_config(config.to_dict(), vocab_size)
-    return model, init_params(model, jax.random.fold_in(jax.random.key(config.seed), 0))
+    init, key = partial(init_params, model), jax.random.fold_in(jax.random.key(config.seed), 0)
+    return model, init(key) if mesh is None else jax.jit(init, out_shardings=_layout(model, mesh))(
+        key
+    )
+
+
+def build_mesh(config: ConfigDict) -> Mesh | None:
+    sizes = config.mesh
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+
+
+def for_sampling(config: ConfigDict, params: Params) -> Params:
+    """The parameters as the config wants them to be sampled from."""
+    return gather(params) if config.mesh.gather else params
+
+
+def _layout(model: ModelConfig, mesh: Mesh | None):
+    """Where the parameters go; ValueError where the mesh does not divide the model."""
+    if mesh is None:
+        return None
+    check_heads(mesh, model.num_kv_heads)
+    return shardings(jax.eval_shape(partial(init_params, model), jax.random.key(0)), mesh)
 
 
 def build_lora(config: ConfigDict) -> LoraConfig:
@@ -168,6 +199,7 @@ def build_loss(config: ConfigDict) -> LossConfig:
         lam=rl.gae_lambda,
         temperature=rl.temperature,
         dr_grpo_constant=config.prompt.response_tokens,
+        head_chunk=rl.head_chunk,
     )
 
 
@@ -175,8 +207,9 @@ def check(config: ConfigDict) -> None:
     """Raises ValueError for settings that would only fail after minutes of work."""
     rl, stage = config.rl, config.warm_start
     build_loss(config)
+    mesh = build_mesh(config)
     if config.model.path:
-        find_model(config.to_dict())
+        _layout(find_model(config.to_dict())[1], mesh)
     if build_lora(config).rank and stage.steps:
         raise ValueError(
             f"config.lora.rank={config.lora.rank} with a warm start: adapters are for a model that"
@@ -203,6 +236,7 @@ def check(config: ConfigDict) -> None:
     if not config.data.sources:
         raise ValueError("config.data.sources is empty: name at least one source")
     rows = rl.instances * rl.rollouts * config.data.chunks
+    check_rows(mesh, rl.instances * rl.rollouts, "config.rl.instances x config.rl.rollouts")
     if rl.algorithm == "ppo":
         if rows % rl.minibatches:
             raise ValueError(
@@ -218,6 +252,8 @@ def check(config: ConfigDict) -> None:
             raise ValueError(
                 f"config.{name}={size} does not divide its {whole} rows; 0: all at once"
             )
+        if name.startswith("rl") or stage.steps:
+            check_rows(mesh, size or whole, f"config.{name}")
 
 
 def is_flat(env: Environment) -> bool:

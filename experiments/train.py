@@ -7,13 +7,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments.evaluate import summarise, validate
 from experiments.progress import progress
-from experiments.setup import build_lora, build_loss, prompt_buckets, training_batches
+from experiments.setup import (
+    build_lora,
+    build_loss,
+    for_sampling,
+    prompt_buckets,
+    training_batches,
+)
 from experiments.warm_start import check_finite
-from experiments.workdir import MetricsLog
+from experiments.workdir import MetricsLog, own_folder
 from memalpha import lora, losses
 from memalpha.batch import Batch, take
 from memalpha.checkpoint import open_checkpoints, restore, save
@@ -28,6 +35,7 @@ from memalpha.learner import (
 from memalpha.model import ModelConfig, Params
 from memalpha.rewards import combine
 from memalpha.rollout import Clock, Environment, Episode, policy_writer, run_episodes, to_batch
+from memalpha.sharding import mesh_of, shard
 
 
 class ReaderFailureError(RuntimeError):
@@ -51,25 +59,26 @@ def train(
     with open_checkpoints(workdir / "checkpoints" / "rl") as checkpoints:
         if (found := restore(checkpoints, state)) is not None:
             first, state = found
-        log = MetricsLog(workdir / "metrics.jsonl", first)
-        times = MetricsLog(workdir / "timing.jsonl", first)
+        log = MetricsLog(own_folder(workdir) / "metrics.jsonl", first)
+        times = MetricsLog(own_folder(workdir) / "timing.jsonl", first)
         with progress("train", rl.steps, first) as report:
             for step in range(first, rl.steps):
                 start, clock = time.perf_counter(), Clock()
                 instances = [i for i in batches(step, rl.instances) for _ in range(rl.rollouts)]
-                policy = lora.attach(state.params, params, adapters)
+                policy = for_sampling(config, lora.attach(state.params, params, adapters))
                 writer = policy_writer(
                     policy, model, env, prompt_buckets(config), len(instances),
                     jax.random.fold_in(key, step), rl.temperature, rl.top_p,
                 )  # fmt: skip
                 episodes = run_episodes(env, instances, writer, seed=step, clock=clock)
+                del policy, writer  # a gathered copy would stand in the way of the update
                 check_answers(config, episodes, step)
                 with clock("update"):
                     batch = to_batch(
                         episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,
                         len(instances) * config.data.chunks,
                     )  # fmt: skip
-                    state, metrics = learn(state, batch, step)
+                    state, metrics = learn(state, _agree(batch), step)
                     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(metrics, step, "train")
                 metrics |= summarise(episodes)
@@ -90,7 +99,15 @@ def train(
 def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
     """The state before the first step, of a copy of the model or of adapters to it."""
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
-    return init_state(lora.init(params, build_lora(config), key), optimizer)
+    return init_state(shard(lora.init(params, build_lora(config), key), mesh_of(params)), optimizer)
+
+
+def _agree(batch: Batch) -> Batch:
+    """With the rewards of the first process: a server may answer each process differently."""
+    if jax.process_count() == 1:
+        return batch
+    rewards, valid = multihost_utils.broadcast_one_to_all((batch.rewards, batch.valid))
+    return batch.replace(rewards=rewards, valid=valid)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.progress import progress
 from experiments.setup import is_flat, poor_writer, training_batches
-from experiments.workdir import MetricsLog
+from experiments.workdir import MetricsLog, own_folder
 from memalpha.batch import Batch, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.learner import init_state, make_optimizer, make_supervised_update
@@ -51,7 +51,7 @@ def warm_start(
     with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:
         if (found := restore(checkpoints, state)) is not None:
             first, state = found
-        log = MetricsLog(workdir / "warm_start.jsonl", first)
+        log = MetricsLog(own_folder(workdir) / "warm_start.jsonl", first)
         with progress("warm start", stage.steps, first) as report:
             for step in range(first, stage.steps):
                 if step < stage.copy_steps:

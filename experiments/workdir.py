@@ -21,11 +21,15 @@ class WorkdirError(ValueError):
 def open_workdir(workdir: str, config: ConfigDict) -> Path:
     """Makes the folder and writes config.json; an earlier run must have had the same config.
 
+    Of several processes the first one does this.
+
     Raises:
         WorkdirError: the folder holds a run of another config (says which fields differ), or is
             no folder.
     """
     folder = Path(workdir).absolute()
+    if jax.process_index():
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -48,6 +52,14 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
     else:
         write_json(path, now)
     return folder
+
+
+def own_folder(folder: Path) -> Path:
+    """Where this process writes its own files: the folder of the run for the first one, and
+    process_1 and so on in it for others. Checkpoints and tokenizer are of all together."""
+    own = folder / f"process_{jax.process_index()}" if jax.process_index() else folder
+    own.mkdir(parents=True, exist_ok=True)
+    return own
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:

@@ -22,6 +22,15 @@ from memalpha import losses
 from memalpha.batch import Batch, micro_batches, row_mask, sequence, token_mask
 from memalpha.model import ModelConfig, Params, Transformer, head_logps, values
 from memalpha.precision import in_float32
+from memalpha.sharding import (
+    ROWS,
+    WHOLE,
+    constrain_tree,
+    mesh_of,
+    place,
+    shardings,
+    use,
+)
 
 Metrics = dict[str, jax.Array]
 Parts = dict[str, dict[str, jax.Array]]  # "sum", "token", "total": added; "max": the largest
@@ -141,8 +150,15 @@ def make_optimizer(
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state at step 0. `update` donates it: copy `params` first if something else needs them."""
-    return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.int32(0))
+    """A state at step 0. `update` donates it: copy `params` first if something else needs them.
+
+    On the mesh of `params`, if they are on one.
+    """
+    mesh, init = mesh_of(params), optimizer.init
+    if mesh is not None:
+        init = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, params), mesh))
+    step = place(jnp.int32(0), mesh, WHOLE)
+    return TrainState(params=params, opt_state=init(params), step=step)
 
 
 def forward(
@@ -307,11 +323,15 @@ def make_token_logps(
     @jax.jit
     def score(params: Params, batch: Batch):
         logps, _, v = forward(params, batch, model_config, config.temperature, config.head_chunk)
-        return logps, v
+        return constrain_tree((logps, v), WHOLE)  # fetched by every process
 
     def token_logps(params: Params, batch: Batch):
-        shape = batch.completion.shape
-        parts = [(i, score(params, b)) for i, b in micro_batches(_inputs(batch), micro_batch)]
+        shape, mesh = batch.completion.shape, mesh_of(params)
+        with use(mesh):
+            parts = [
+                (rows, score(params, place(micro, mesh, ROWS)))
+                for rows, micro in micro_batches(_inputs(batch), micro_batch)
+            ]
         whole = [np.zeros(shape, np.float32), np.zeros(shape, np.float32)]
         for rows, part in parts:
             for array, piece in zip(whole, jax.device_get(part), strict=True):
@@ -397,14 +417,7 @@ def _make_update(
     micro_batch: int | None,
     attach: Callable[[Params, Params], Params] | None,
 ) -> Update:
-    def scaled(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
-        parts, _ = loss_fn(attach(params, frozen) if attach else params, micro)
-        return parts["sum"]["loss"] / jnp.maximum(count, 1.0), parts
-
-    @jax.jit
-    def grad_fn(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
-        grads, parts = jax.grad(scaled, has_aux=True)(params, frozen, micro, count)
-        return optax.tree.cast(grads, jnp.float32), parts
+    grad_fn = make_gradient(loss_fn, attach)
 
     @jax.jit
     def totals(batch: Batch):
@@ -420,18 +433,41 @@ def _make_update(
         state, norms = apply_gradients(
             state, grads, optimizer, metrics["loss"], extra["tokens"] > 0
         )
-        return state, metrics | norms
+        return constrain_tree(state), metrics | norms
 
     def update(
         state: TrainState, batch: Batch, frozen: Params | None = None
     ) -> tuple[TrainState, Metrics]:
-        count, extra = totals(batch)
-        grads, parts = accumulate(
-            lambda micro: grad_fn(state.params, frozen, micro, count), batch, micro_batch
-        )
-        return finish(state, grads, parts, count, extra)
+        mesh = mesh_of(state.params)
+        count, extra = place(totals(batch), mesh, WHOLE)
+
+        def gradients(micro: Batch) -> tuple[Params, Parts]:
+            return grad_fn(state.params, frozen, place(micro, mesh, ROWS), count)
+
+        with use(mesh):
+            grads, parts = accumulate(gradients, batch, micro_batch)
+            return finish(state, grads, parts, count, extra)
 
     return update
+
+
+def make_gradient(
+    loss_fn: Callable[[Params, Batch], tuple[Parts, jax.Array]],
+    attach: Callable[[Params, Params], Params] | None = None,
+):
+    """Build `gradient(params, frozen, micro, count) -> (float32 gradients, parts)`, jitted: what
+    one micro-batch adds to a batch of that count."""
+
+    def scaled(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
+        parts, _ = loss_fn(attach(params, frozen) if attach else params, micro)
+        return parts["sum"]["loss"] / jnp.maximum(count, 1.0), parts
+
+    @jax.jit
+    def gradient(params: Params, frozen: Params | None, micro: Batch, count: jax.Array):
+        grads, parts = jax.grad(scaled, has_aux=True)(params, frozen, micro, count)
+        return constrain_tree(optax.tree.cast(grads, jnp.float32)), parts
+
+    return gradient
 
 
 def accumulate(

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from memalpha.sharding import CACHE, LOOKUP, ROWS, constrain
+
 Array = jax.Array
 Params = Mapping[str, Any]
 KV = tuple[Array, Array]
@@ -227,6 +229,7 @@ class Attention(nn.Module):
             k = lax.dynamic_update_slice(past_k, k, (0, 0, 0, index))
             v = lax.dynamic_update_slice(past_v, v, (0, 0, index, 0))
             out = cached_attention(q, k, v, valid, index + s - last)
+        k, v = constrain(k, CACHE), constrain(v, CACHE)
         out = out.swapaxes(1, 2).reshape(b, last, -1)
         return _dense(c, c.hidden_size, "o_proj", residual=True)(out), (k, v)
 
@@ -252,7 +255,7 @@ class Layer(nn.Module):
         normed = RMSNorm(c, name="attention_norm")(x)
         out, kv = Attention(c, name="attention")(normed, rope, valid, past, self.last)
         x = x[:, x.shape[1] - self.last :] + out
-        return x + MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x)), kv
+        return constrain(x + MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x)), ROWS), kv
 
 
 class Weight(nn.Module):
@@ -310,7 +313,8 @@ class Transformer(nn.Module):
             embedding_init=nn.initializers.normal(0.02),
             name="embed",
         )
-        x = embed(tokens)
+        table = constrain(embed.embedding.astype(c.dtype), LOOKUP)
+        x = constrain(jnp.take(table, tokens, axis=0), ROWS)
         rope = rope_tables(positions, c)
         index = jnp.int32(0) if cache is None else cache.index
         valid = mask if cache is None else lax.dynamic_update_slice(cache.valid, mask, (0, index))

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from jax.sharding import NamedSharding
 
 from memalpha.model import ModelConfig, Params, Transformer, grow, inverse_temperature, logits
+from memalpha.sharding import ROWS, WHOLE, check_rows, constrain_tree, mesh_of, place, use
 
 Array = jax.Array
 
@@ -103,7 +105,8 @@ def generate(
     first of these it samples (-1 never occurs); max_new_tokens: the static buffer T.
 
     `logps` are those of the whole distribution at this temperature (not of its top-p part), and of
-    the raw distribution when greedy.
+    the raw distribution when greedy. Parameters on a mesh: rows are cut over data x fsdp, of which
+    B has to be a multiple.
     """
     b = prompts.shape[0]
     if prompts.ndim != 2 or prompts.shape != prompt_mask.shape:
@@ -117,18 +120,60 @@ def generate(
         )
     if max_new_tokens < 1:
         raise ValueError(f"generate: max_new_tokens {max_new_tokens}; needs at least 1")
-    return _generate(
-        params,
-        config,
-        jnp.asarray(prompts, jnp.int32),
-        jnp.asarray(prompt_mask, bool),
-        keys,
-        jnp.asarray(temperature, jnp.float32),
-        jnp.asarray(top_p, jnp.float32),
-        limits,
-        jnp.asarray(stop_ids, jnp.int32).reshape(-1),
-        max_new_tokens,
+    mesh = mesh_of(params)
+    check_rows(mesh, b, "generate")
+    prompts, prompt_mask, keys, limits = place(
+        (jnp.asarray(prompts, jnp.int32), jnp.asarray(prompt_mask, bool), keys, limits), mesh, ROWS
     )
+    temperature, top_p, stop_ids = place(
+        (
+            jnp.asarray(temperature, jnp.float32),
+            jnp.asarray(top_p, jnp.float32),
+            jnp.asarray(stop_ids, jnp.int32).reshape(-1),
+        ),
+        mesh,
+        WHOLE,
+    )
+    with use(mesh):
+        return _generate(
+            params,
+            config,
+            prompts,
+            prompt_mask,
+            keys,
+            temperature,
+            top_p,
+            limits,
+            stop_ids,
+            max_new_tokens,
+        )
+
+
+def lower(params: Params, config: ModelConfig, rows: int, prompt_tokens: int, max_new_tokens: int):
+    """`generate` on shapes alone, to be compiled ahead of time: `lower(...).compile()`.
+
+    params: arrays or shapes, whose shardings say where all of it would be.
+    """
+    mesh = mesh_of(params)
+
+    def shape(of: tuple[int, ...], dtype, spec=WHOLE):
+        where = None if mesh is None else NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(of, dtype, sharding=where)
+
+    keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), jnp.arange(rows)))
+    with use(mesh):
+        return _generate.lower(
+            params,
+            config,
+            shape((rows, prompt_tokens), jnp.int32, ROWS),
+            shape((rows, prompt_tokens), bool, ROWS),
+            shape((rows,), keys.dtype, ROWS),
+            shape((), jnp.float32),
+            shape((), jnp.float32),
+            shape((rows,), jnp.int32, ROWS),
+            shape((1,), jnp.int32),
+            max_new_tokens,
+        )
 
 
 @partial(jax.jit, static_argnames=("config", "max_new_tokens"))
@@ -187,7 +232,7 @@ def _generate(
         end = min(begin + segment, max_new_tokens)
         state = state.replace(cache=grow(state.cache, p + end))
         state = lax.while_loop(lambda s, end=end: (s.step < end) & ~jnp.all(s.done), decode, state)
-    return state.samples
+    return constrain_tree(state.samples, WHOLE)  # small, and read by every process
 
 
 def _uniforms(keys: Array, steps: int) -> Array:

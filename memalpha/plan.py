@@ -1,0 +1,247 @@
+"""What a config needs on a pod, before there is one: memory of a device and work of a step.
+
+    python -m memalpha.plan --config=configs/qwen3_4b.py --devices=32
+
+Rollout and gradient are compiled ahead of time on abstract arrays, for as many virtual CPU devices:
+nothing is allocated and no accelerator is needed. What is stored is counted exactly from shapes and
+shardings. What is needed in passing is the compiler's figure at two depths, continued to all layers
+(they are alike, so it is a straight line but for the compiler's choices). The CPU compiler computes
+bfloat16 products in float32 and knows no flash attention, so that accelerators need less.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from memalpha import learner, lora, sharding
+from memalpha.batch import Batch
+from memalpha.lora import LoraConfig
+from memalpha.model import ModelConfig, Params, init_params
+from memalpha.sampler import lower
+
+DEPTHS = (1, 2)  # layers that are compiled; more are a straight line through them
+USABLE = 0.92  # of a device's memory: the rest is for runtime, fragments and communication
+DEVICES = {  # bytes
+    "H100 80 GB": 80e9,
+    "H200 141 GB": 141e9,
+    "TPU v5e 16 GB": 16e9,
+    "TPU v6e 32 GB": 32e9,
+    "TPU v5p 95 GB": 95e9,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a plan is made for. rows: of a rollout; step_rows: of all micro-batches of a step."""
+
+    model: ModelConfig
+    loss: learner.LossConfig
+    lora: LoraConfig
+    optimizer: optax.GradientTransformation
+    mesh: tuple[int, int, int]  # data, fsdp, tensor
+    gather: bool  # sample from parameters that are not cut over fsdp
+    prompt: int  # tokens
+    response: int  # tokens
+    rows: int
+    micro_batch: int
+    step_rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes on one device, by name, and floating point operations of a step on all of them."""
+
+    kept: dict[str, float]  # all the time
+    rollout: dict[str, float]  # on top of it, while sampling
+    update: dict[str, float]  # on top of it, in the gradient of a micro-batch
+    flops: dict[str, float]
+    row_bytes: float  # of "update", what one more row of a micro-batch on a device adds at most
+
+    @property
+    def peak(self) -> float:
+        return sum(self.kept.values()) + max(sum(self.rollout.values()), sum(self.update.values()))
+
+
+def make_plan(setting: Setting) -> Plan:
+    """Compiles, and counts. Needs mesh[0] * mesh[1] * mesh[2] devices, virtual ones do.
+
+    Raises:
+        ValueError: the mesh does not divide the devices, an array, the heads or the rows.
+    """
+    mesh = sharding.make_mesh(*setting.mesh)
+    sharding.check_rows(mesh, setting.rows, "rollout")
+    sharding.check_rows(mesh, setting.micro_batch, "micro-batch")
+    sharding.check_heads(mesh, setting.model.num_kv_heads)
+    whole, model = abstract_params(setting.model, mesh), setting.model
+    trained, opt_state = _trained(setting, whole, mesh)
+    own = {} if setting.lora.rank else {"parameters": stored(trained)}
+    kept = own | {
+        "start and reference": stored(whole),
+        "adapters": stored(trained) if setting.lora.rank else 0.0,
+        "optimiser": stored(opt_state),
+    }
+    sampled = stored(_gathered(setting, whole, mesh))
+    rollout = {
+        "gathered parameters": sampled if sampled != stored(whole) else 0.0,
+        "cache": cache_bytes(setting, mesh),
+        "prefill and decode": _at_depth(partial(_rollout_bytes, setting, mesh), model),
+    }
+    parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    gradients = sum(4 * x.size for x in jax.tree.leaves(_shards(trained)))
+    activations = _at_depth(partial(_gradient_bytes, setting, mesh, parts), model)
+    rows = setting.micro_batch // parts
+    update = {
+        "gradients, two sets": 2.0 * gradients,
+        f"activations, {rows} rows": rows * activations,
+    }
+    return Plan(kept, rollout, update, count_flops(setting), activations)
+
+
+def abstract_params(model: ModelConfig, mesh: Mesh | None) -> Params:
+    """Shapes of the parameters with their shardings."""
+    return _on(jax.eval_shape(partial(init_params, model), jax.random.key(0)), mesh)
+
+
+def stored(tree: Any) -> float:
+    """Bytes of a tree on one device."""
+    return float(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_shards(tree))))
+
+
+def cache_bytes(setting: Setting, mesh: Mesh | None) -> float:
+    """Keys and values of all rows and slots on one device; once more while the cache grows."""
+    model, slots = setting.model, setting.prompt + setting.response
+    parts = 1 if mesh is None else mesh.size
+    heads = model.num_kv_heads * model.head_dim * jnp.dtype(model.dtype).itemsize
+    layer = 2 * setting.rows * slots * heads / parts
+    return model.num_layers * layer
+
+
+def count_flops(setting: Setting) -> dict[str, float]:
+    """Of matrix products, two a multiplication, at full widths; the step as the learner takes it.
+
+    A forward pass: 2 x kernels x tokens, the head on completions alone, and 4 x heads x h for every
+    pair in causal attention. A gradient is three of them, four with remat, and a log-prob one.
+    """
+    model, p, t = setting.model, setting.prompt, setting.response
+    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    layer = 2 * model.hidden_size * (q + kv) + 3 * model.hidden_size * model.mlp_size
+    body, head = layer * model.num_layers, model.hidden_size * model.vocab_size
+    pairs = 4 * q * model.num_layers
+    tokens = p + t
+    forward = 2 * (body * tokens + head * t) + pairs * tokens**2 / 2
+    passes = (4 if model.remat == "full" else 3) + (setting.loss.kl != "none")
+    return {"rollout": setting.step_rows * forward, "update": setting.step_rows * passes * forward}
+
+
+def suggest(plan: Plan, setting: Setting, capacity: float) -> int:
+    """The largest micro-batch (a power of two times data x fsdp) that fits; 0: none does."""
+    room = USABLE * capacity - sum(plan.kept.values())
+    gradients = plan.update["gradients, two sets"]
+    rows = math.floor((room - gradients) / plan.row_bytes)
+    if room < sum(plan.rollout.values()) or rows < 1:
+        return 0
+    parts = setting.mesh[0] * setting.mesh[1]
+    size = parts * 2 ** int(math.log2(rows))
+    while size > parts and setting.step_rows % size:
+        size //= 2
+    return min(size, setting.step_rows)
+
+
+def _at_depth(measure, model: ModelConfig) -> float:
+    """`measure` at two depths, continued to that of the model."""
+    if model.num_layers <= DEPTHS[1]:
+        return measure(model)
+    low, high = (measure(replace(model, num_layers=depth)) for depth in DEPTHS)
+    return low + (high - low) * (model.num_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+
+
+def _gradient_bytes(setting: Setting, mesh: Mesh | None, parts: int, model: ModelConfig) -> float:
+    """What the gradient of one full-width row a device takes beside its arguments and results."""
+    params = abstract_params(model, mesh)
+    trained, _ = _trained(replace(setting, model=model), params, mesh)
+    loss = partial(learner.loss, model_config=model, config=setting.loss)
+    gradient = learner.make_gradient(loss, partial(lora.attach, config=setting.lora))
+    frozen = params if setting.lora.rank else None
+    count = jax.ShapeDtypeStruct((), jnp.float32)
+    with sharding.use(mesh):
+        lowered = gradient.lower(trained, frozen, _micro(setting, mesh, parts), count)
+    return _temporary(lowered)
+
+
+def _rollout_bytes(setting: Setting, mesh: Mesh | None, model: ModelConfig) -> float:
+    """What sampling takes beside its arguments and one cache of full length."""
+    params = _gathered(setting, abstract_params(model, mesh), mesh)
+    lowered = lower(params, model, setting.rows, setting.prompt, setting.response)
+    return max(0.0, _temporary(lowered) - cache_bytes(replace(setting, model=model), mesh))
+
+
+def _temporary(lowered) -> float:
+    return float(lowered.compile().memory_analysis().temp_size_in_bytes)
+
+
+def _micro(setting: Setting, mesh: Mesh | None, rows: int) -> Batch:
+    p, t = setting.prompt, setting.response
+    fields = {
+        "prompt": ((rows, p), jnp.int32),
+        "prompt_mask": ((rows, p), bool),
+        "completion": ((rows, t), jnp.int32),
+        "completion_mask": ((rows, t), bool),
+        "sample_logps": ((rows, t), jnp.float32),
+        "advantages": ((rows,), jnp.float32),
+        "valid": ((rows,), bool),
+    }
+    if setting.loss.kl != "none":
+        fields["ref_logps"] = ((rows, t), jnp.float32)
+    if setting.loss.algorithm == "ppo":
+        fields |= {
+            name: ((rows, t), jnp.float32)
+            for name in ("old_logps", "values", "returns", "advantages")
+        }
+    where = None if mesh is None else NamedSharding(mesh, sharding.ROWS)
+    made = {k: jax.ShapeDtypeStruct(*x, sharding=where) for k, x in fields.items()}
+    return Batch(**made)
+
+
+def _trained(setting: Setting, params: Params, mesh: Mesh | None) -> tuple[Params, Any]:
+    """Shapes of what is trained and of its optimiser state."""
+    trained = jax.eval_shape(lambda p: lora.init(p, setting.lora, jax.random.key(0)), params)
+    opt_state = jax.eval_shape(setting.optimizer.init, trained)
+    return _on(trained, mesh), _on(opt_state, mesh)
+
+
+def _gathered(setting: Setting, params: Params, mesh: Mesh | None) -> Params:
+    if mesh is None or not setting.gather:
+        return params
+    return _with(params, sharding.gathered(params, mesh))
+
+
+def _on(tree: Any, mesh: Mesh | None) -> Any:
+    return tree if mesh is None else _with(tree, sharding.shardings(tree, mesh))
+
+
+def _with(tree: Any, where: Any) -> Any:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
+    )
+
+
+def _shards(tree: Any) -> Any:
+    """The shapes that one device holds."""
+
+    def shard(x):
+        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    return jax.tree.map(shard, tree)
+
+
+if __name__ == "__main__":
+    from experiments.plan import run  # configs are read there
+
+    run()

@@ -1,0 +1,237 @@
+"""Where arrays stand on many devices: a mesh, and rules as data; XLA (GSPMD) does the rest.
+
+Mesh axes: `data` (whole copies), `fsdp` (parameters and optimiser state cut, gathered layer by
+layer) and `tensor` (heads, MLP columns, vocabulary cut). Rows of a batch are cut over data x fsdp.
+
+No mesh is passed around: it is that of the parameters (`mesh_of`), under which a jitted function
+is called (`use`); inside, `constrain` and `constrain_tree` say where results belong, and without a
+mesh they are nothing at all. Several processes run the same program on the same host data.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+P = PartitionSpec
+Tree = Any
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))  # [B, ...] and [R, ...]
+CACHE = P(("data", "fsdp"), "tensor")  # [B, K, ...] keys and values
+LOOKUP = P("tensor")  # [V, D] embedding as it is read: XLA gathers an uncut D best beforehand
+WHOLE = P()
+
+# The first that is found in the path of an array; the same for gradients and optimiser state, whose
+# paths end like those of the parameters. A layer that reads the residual stream is cut by columns,
+# one that writes to it by rows, so that the two together communicate once.
+RULES: Rules = (
+    (r"embed/embedding$", P("tensor", "fsdp")),
+    (r"lm_head/kernel$", P("fsdp", "tensor")),
+    (r"(q|k|v|gate|up)_proj/kernel$", P("fsdp", "tensor")),
+    (r"(o|down)_proj/kernel$", P("tensor", "fsdp")),
+    (r"(q|k|v|gate|up)_proj/lora_a$", P("fsdp", None)),
+    (r"(q|k|v|gate|up)_proj/lora_b$", P(None, "tensor")),
+    (r"(o|down)_proj/lora_a$", P("tensor", None)),
+    (r"(o|down)_proj/lora_b$", P(None, "fsdp")),
+    (r"norm/scale$", WHOLE),
+    (r"value_head/kernel$", WHOLE),
+)
+
+
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh | None:
+    """The mesh of a config; None for 1, 1, 1: one device. One axis may be -1: what is left.
+
+    devices: all of every process when None.
+
+    Raises:
+        ValueError: the axes do not multiply to the number of devices.
+    """
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    text = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if (data, fsdp, tensor) == (1, 1, 1):
+        return None
+    devices = jax.devices() if devices is None else devices
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"mesh {text}: give sizes of at least 1, and -1 for at most one axis")
+    if open_axes:
+        sizes[open_axes[0]] = len(devices) // math.prod(s for s in sizes.values() if s != -1)
+    if len(devices) == 1 and open_axes and math.prod(sizes.values()) == 1:
+        return None
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(
+            f"mesh {text} does not divide the {len(devices)} devices: choose"
+            f" data x fsdp x tensor = {len(devices)}, or -1 for one axis"
+        )
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, kinds, devices=devices)
+
+
+def spec_of(path: str, rules: Rules = RULES) -> PartitionSpec:
+    """The rule for "layers_0/mlp/up_proj/kernel". ValueError where there is none."""
+    for pattern, spec in rules:
+        if re.search(pattern, path):
+            return spec
+    raise ValueError(f"no sharding rule for {path!r}: add (expression, PartitionSpec) to RULES")
+
+
+def specs(tree: Tree, rules: Rules = RULES) -> Tree:
+    """Specs of parameters, or of what holds such trees: gradients, optimiser state, TrainState.
+
+    Arrays without axes (steps, counts) are whole everywhere.
+    """
+    return jax.tree.map_with_path(
+        lambda path, x: spec_of(_name(path), rules) if x.ndim else WHOLE, tree
+    )
+
+
+def shardings(tree: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
+    """NamedShardings of such a tree of arrays or shapes (`jax.eval_shape`).
+
+    Raises:
+        ValueError: an axis of the mesh does not divide a dimension; names every such array.
+    """
+    made = specs(tree, rules)
+    wrong = []
+
+    def check(path, x, spec):
+        for axis, names in enumerate(spec):
+            parts = _parts(mesh, names)
+            if x.shape[axis] % parts:
+                wrong.append(f"{_name(path)} {x.shape}: axis {axis} into {parts} ({names})")
+
+    jax.tree.map_with_path(check, tree, made)
+    if wrong:
+        more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise ValueError(
+            f"mesh {_text(mesh)} does not divide these arrays; choose a size of that axis that"
+            " does:\n  " + "\n  ".join(wrong[:8]) + more
+        )
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), made)
+
+
+def cache_shardings(cache: Tree, mesh: Mesh) -> Tree:
+    """NamedShardings of a `model.Cache` of arrays or shapes: rows, and heads over `tensor`."""
+    spec = {4: CACHE, 2: ROWS, 0: WHOLE}  # keys and values, valid, index
+    return jax.tree.map(lambda x: NamedSharding(mesh, spec[x.ndim]), cache)
+
+
+def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
+    """Raises ValueError where data x fsdp does not divide the rows of `what`."""
+    parts = 1 if mesh is None else _parts(mesh, ROWS[0])
+    if rows % parts:
+        raise ValueError(
+            f"{what}: {rows} rows are cut over data x fsdp = {parts} of the mesh {_text(mesh)};"
+            f" choose a multiple of {parts}, or a smaller mesh"
+        )
+
+
+def check_heads(mesh: Mesh | None, kv_heads: int) -> None:
+    """Raises ValueError where `tensor` does not divide the key-value heads of a model."""
+    if mesh is not None and kv_heads % mesh.shape["tensor"]:
+        raise ValueError(
+            f"mesh {_text(mesh)}: the cache holds {kv_heads} key-value heads, which"
+            f" tensor={mesh.shape['tensor']} does not divide; choose a tensor that does"
+        )
+
+
+def mesh_of(tree: Tree) -> Mesh | None:
+    """The mesh that the arrays of a tree (or their shapes) are laid out on; None on one device."""
+    sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+        return sharding.mesh
+    return None
+
+
+def use(mesh: Mesh | None) -> AbstractContextManager:
+    """The context in which a function is jitted and called for a mesh; empty without one."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Inside jit: x laid out as `spec` of the mesh in use; x itself without one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def constrain_tree(tree: Tree, spec: PartitionSpec | None = None) -> Tree:
+    """Inside jit: all of a tree as `spec`, or as the rules say when None."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    made = specs(tree) if spec is None else jax.tree.map(lambda x: spec, tree)
+    return jax.tree.map(constrain, tree, made)
+
+
+def place(tree: Tree, mesh: Mesh | None, spec: PartitionSpec) -> Tree:
+    """Host arrays (or keys), the same in every process, as arrays on the mesh; each device gets its
+    own part. Without a mesh the tree itself.
+
+    Raises:
+        ValueError: the mesh does not divide the rows.
+    """
+    return tree if mesh is None else jax.tree.map(lambda x: _put(x, mesh, spec), tree)
+
+
+def shard(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Parameters that stand on the host or on one device, laid out by the rules; those that stand
+    on the mesh already stay. Without a mesh the tree itself."""
+    if mesh is None:
+        return tree
+
+    def move(x, where: NamedSharding):
+        if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+            return x
+        return _put(x, mesh, where.spec)
+
+    return jax.tree.map(move, tree, shardings(tree, mesh))
+
+
+def gather(params: Tree) -> Tree:
+    """A copy for sampling, cut over `tensor` alone: parameters that are cut over fsdp would be
+    gathered anew for every token. Without a mesh, or with fsdp=1, the tree itself."""
+    mesh = mesh_of(params)
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return params
+    return jax.jit(lambda x: x, out_shardings=gathered(params, mesh))(params)
+
+
+def gathered(params: Tree, mesh: Mesh) -> Tree:
+    """The shardings that `gather` gives."""
+
+    def without_fsdp(where: NamedSharding) -> NamedSharding:
+        return NamedSharding(mesh, P(*(None if name == "fsdp" else name for name in where.spec)))
+
+    return jax.tree.map(without_fsdp, shardings(params, mesh))
+
+
+def _put(x, mesh: Mesh, spec: PartitionSpec) -> jax.Array:
+    if hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(x), mesh, spec)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    x = np.asarray(x)
+    if spec == ROWS:
+        check_rows(mesh, x.shape[0], "batch")
+    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+
+
+def _parts(mesh: Mesh, names: str | tuple[str, ...] | None) -> int:
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _text(mesh: Mesh) -> str:
+    return ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

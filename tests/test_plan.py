@@ -1,0 +1,133 @@
+"""The plan of a pod: stored bytes against real arrays, and figures worked by hand."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
+from experiments import setup
+from experiments.plan import build_setting, mesh_sizes
+from experiments.setup import check
+from memalpha import learner, plan, sharding
+from memalpha.lora import LoraConfig
+from memalpha.model import ModelConfig, init_params
+
+MODEL = ModelConfig(
+    vocab_size=40,
+    hidden_size=8,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    mlp_size=16,
+    param_dtype="bfloat16",
+)
+SETTING = plan.Setting(
+    model=MODEL,
+    loss=learner.LossConfig(kl="k3", kl_coef=0.1),
+    lora=LoraConfig(),
+    optimizer=learner.make_optimizer(1e-3),
+    mesh=(1, 1, 1),
+    gather=True,
+    prompt=7,
+    response=5,
+    rows=6,
+    micro_batch=3,
+    step_rows=12,
+)
+
+
+def test_a_plan_counts_what_is_stored_and_compiles_the_rest():
+    made = plan.make_plan(SETTING)
+    params = init_params(MODEL, jax.random.key(0))
+    state = learner.init_state(params, SETTING.optimizer)
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(t)) for t in (params, state.opt_state)]
+    assert made.kept["parameters"] == made.kept["start and reference"] == sizes[0]
+    assert made.kept["optimiser"] == sizes[1]
+    assert made.update["gradients, two sets"] == 2 * 2 * sizes[0]  # float32
+    # 2 layers, keys and values, 6 rows, 12 slots, 2 heads of 6, float32
+    assert made.rollout["cache"] == 2 * 2 * 6 * 12 * 2 * 6 * 4
+    assert made.rollout["prefill and decode"] > 0
+    # At least the logits of a row, 5 positions over 40 tokens.
+    assert made.row_bytes > 5 * 40 * 4
+    rows = {name: size for name, size in made.update.items() if name.startswith("activations")}
+    assert rows == {"activations, 3 rows": 3 * made.row_bytes}
+    kept = sum(made.kept.values())
+    assert made.peak == kept + max(sum(made.rollout.values()), sum(made.update.values()))
+
+
+def test_depth_is_continued_on_a_straight_line():
+    deep = replace(MODEL, num_layers=11)
+    assert plan._at_depth(lambda m: 5.0 + 3.0 * m.num_layers, deep) == 5 + 3 * 11
+
+
+def test_work_by_hand():
+    # A layer: q, o 8 x 24 each; k, v 8 x 12 each; three of 8 x 16. Head 8 x 40.
+    layer = 2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 16
+    forward = 2 * (2 * layer * 12 + 8 * 40 * 5) + 4 * 24 * 2 * 12**2 / 2
+    # Gradient three passes, reference one.
+    assert plan.count_flops(SETTING) == {"rollout": 12 * forward, "update": 12 * 4 * forward}
+
+
+def test_suggestion_by_hand():
+    made = plan.Plan(
+        kept={"a": 10.0},
+        rollout={"b": 20.0},
+        update={"gradients, two sets": 4.0, "activations, 1 rows": 3.0},
+        flops={},
+        row_bytes=3.0,
+    )
+    setting = replace(SETTING, mesh=(2, 1, 1), step_rows=48)
+    # 0.92 x 50 - 10 = 36 for 4 and rows of 3: ten rows, so 8 on each of two.
+    assert plan.suggest(made, setting, 50.0) == 16
+    assert plan.suggest(made, setting, 30.0) == 0  # the rollout does not fit
+    assert plan.suggest(made, replace(setting, step_rows=4), 1000.0) == 4
+
+
+def test_meshes_of_a_command():
+    config = tiny.get_config("mesh.fsdp=-1,mesh.tensor=2")
+    assert mesh_sizes(config, 32) == (1, 16, 2)
+    with pytest.raises(ValueError, match="--devices=31"):
+        mesh_sizes(config, 31)
+    assert mesh_sizes(tiny.get_config(), 0) == (1, 1, 1)
+    with pytest.raises(ValueError, match="--devices=8"):
+        mesh_sizes(tiny.get_config(), 8)
+
+
+@pytest.mark.parametrize("made", [qwen3_4b, qwen3_0_6b_single_gpu])
+def test_pretrained_configs_pass_the_early_checks_with_a_model_at_hand(made):
+    here = "tests/fixtures/qwen3_tied"
+    check(made.get_config(f"model.path={here}"))
+    check(made.get_config(f"lora,released,model.path={here}"))
+    ablation = made.get_config("beta=0.2,gamma=0.1,seed=3")
+    assert (ablation.reward.beta, ablation.reward.gamma, ablation.seed) == (0.2, 0.1, 3)
+    with pytest.raises(ValueError, match="unknown config argument 'fast'"):
+        made.get_config("fast")
+
+
+def test_rows_of_the_config_are_cut_over_the_pod(monkeypatch):
+    mesh = jax.sharding.AbstractMesh((1, 32, 1), sharding.AXES)
+    monkeypatch.setattr(setup, "make_mesh", lambda *sizes: mesh)
+    check(qwen3_4b.get_config("model.path="))
+    with pytest.raises(ValueError, match="config.rl.micro_batch: 16 rows are cut over .* = 32"):
+        check(qwen3_4b.get_config("model.path=,rl.micro_batch=16"))
+    with pytest.raises(ValueError, match="config.rl.instances x config.rl.rollouts: 8 rows"):
+        check(qwen3_4b.get_config("model.path=,rl.instances=1"))
+
+
+def test_the_paper_on_32_devices():
+    """arXiv:2509.25911, section 4: batch 32 x 8 rollouts, no KL, clip 0.2."""
+    config = qwen3_4b.get_config()
+    rl = config.rl
+    assert (rl.instances, rl.rollouts, rl.steps, rl.learning_rate) == (32, 8, 205, 1e-6)
+    assert (rl.kl, rl.clip_low, rl.clip_high, rl.aggregation) == ("none", 0.2, 0.2, "sequence")
+    assert (config.prompt.tokens, config.prompt.response_tokens) == (6144, 2048)
+    setting = build_setting(config, 32)
+    assert setting.mesh == (1, 32, 1) and setting.micro_batch % 32 == 0
+    mesh = jax.sharding.AbstractMesh(setting.mesh, sharding.AXES)
+    params = plan.abstract_params(setting.model, mesh)
+    count = sum(np.prod(x.shape) for x in jax.tree.leaves(params))
+    assert count == 4_022_468_096  # Qwen3-4B
+    assert plan.stored(params) < 1.01 * 2 * count / 32
