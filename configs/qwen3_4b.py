@@ -69,6 +69,7 @@ def base() -> config_dict.ConfigDict:
         warmup_steps=10,  # 5 %
         weight_decay=0.01,
         groups="rows",
+        divide_by_std=True,
         aggregation="sequence",
         kl="none",
         kl_coef=0.0,
