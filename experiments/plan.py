@@ -99,9 +99,9 @@ def show(config: ConfigDict, setting, plan) -> None:
     console.print(table)
     if setting.model.num_layers > DEPTHS[1]:
         console.print(
-            f"Prefill, decode and activations: compiled with {DEPTHS[0]} and {DEPTHS[1]} layers and"
-            f" continued to {setting.model.num_layers} on a straight line; by the CPU compiler,"
-            " which keeps float32 copies of bfloat16 factors. The rest is exact."
+            f"Prefill, decode and activations are estimates: compiled with {DEPTHS[0]} and"
+            f" {DEPTHS[1]} layers by the CPU compiler (float32 products, no flash attention) and"
+            f" continued to {setting.model.num_layers}. The rest is exact."
         )
     table = Table("device", "fits", "largest micro-batch", title=f"Of which {USABLE:.0%} is usable")
     for name, capacity in DEVICES.items():

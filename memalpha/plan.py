@@ -5,8 +5,9 @@
 Rollout and gradient are compiled ahead of time on abstract arrays, for as many virtual CPU devices:
 nothing is allocated and no accelerator is needed. What is stored is counted exactly from shapes and
 shardings. What is needed in passing is the compiler's figure at two depths, continued to all layers
-(they are alike, so it is a straight line but for the compiler's choices). The CPU compiler computes
-bfloat16 products in float32 and knows no flash attention, so that accelerators need less.
+on a straight line. The CPU compiler computes bfloat16 products in float32, knows no flash attention
+and undoes remat; so with remat "full" the gradient is compiled at the smaller depth alone, and a
+further layer adds what remat keeps of it, its input.
 """
 
 import math
@@ -25,7 +26,9 @@ from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.sampler import lower
 
-DEPTHS = (1, 2)  # layers that are compiled; more are a straight line through them
+DEPTHS = (2, 3)  # layers that are compiled; the last layer differs, so at least two
+# The compiler orders for little memory, as those of accelerators do, and not for idle cores.
+OPTIONS = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 USABLE = 0.92  # of a device's memory: the rest is for runtime, fragments and communication
 DEVICES = {  # bytes
     "H100 80 GB": 80e9,
@@ -94,7 +97,7 @@ def make_plan(setting: Setting) -> Plan:
     }
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     gradients = sum(4 * x.size for x in jax.tree.leaves(_shards(trained)))
-    activations = _at_depth(partial(_gradient_bytes, setting, mesh, parts), model)
+    activations = _activations(setting, mesh, parts)
     rows = setting.micro_batch // parts
     update = {
         "gradients, two sets": 2.0 * gradients,
@@ -161,6 +164,16 @@ def _at_depth(measure, model: ModelConfig) -> float:
     return low + (high - low) * (model.num_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
 
 
+def _activations(setting: Setting, mesh: Mesh | None, parts: int) -> float:
+    model, measure = setting.model, partial(_gradient_bytes, setting, mesh, parts)
+    if model.remat != "full" or model.num_layers <= DEPTHS[1]:
+        return _at_depth(measure, model)
+    tokens = setting.prompt + setting.response
+    kept = tokens * model.hidden_size * jnp.dtype(model.dtype).itemsize  # a layer's input
+    shallow = measure(replace(model, num_layers=DEPTHS[0]))
+    return shallow + (model.num_layers - DEPTHS[0]) * kept
+
+
 def _gradient_bytes(setting: Setting, mesh: Mesh | None, parts: int, model: ModelConfig) -> float:
     """What the gradient of one full-width row a device takes beside its arguments and results."""
     params = abstract_params(model, mesh)
@@ -182,7 +195,7 @@ def _rollout_bytes(setting: Setting, mesh: Mesh | None, model: ModelConfig) -> f
 
 
 def _temporary(lowered) -> float:
-    return float(lowered.compile().memory_analysis().temp_size_in_bytes)
+    return float(lowered.compile(compiler_options=OPTIONS).memory_analysis().temp_size_in_bytes)
 
 
 def _micro(setting: Setting, mesh: Mesh | None, rows: int) -> Batch:
