@@ -14,19 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.main_job import BASELINES
 from memalpha import scoring
-from memalpha.baselines import no_memory, rag_top2, store_everything
 from memalpha.data import store
 from memalpha.data.instance import Instance
 from memalpha.prompts import load_template
 from memalpha.rollout import Environment, run_baseline
 from memalpha.tokenizer import load_tokenizer, train_tokenizer
 
-SYSTEMS = {
-    "no memory": no_memory.recall,
-    "store everything": store_everything.recall,
-    "RAG-Top2": rag_top2.recall,
-}
+SYSTEMS = {name: BASELINES[name] for name in ("no memory", "store everything", "RAG-Top2")}
 
 
 def sample(folder: Path, instances: int, questions: int) -> list[Instance]:

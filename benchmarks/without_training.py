@@ -18,7 +18,7 @@ from experiments.evaluate import evaluate, evaluate_baseline
 from experiments.main_job import BASELINES
 from experiments.setup import (
     build_environment,
-    build_instances,
+    build_every,
     build_tokenizer,
     perfect_writer,
     poor_writer,
@@ -59,11 +59,7 @@ def main(argv: list[str]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     env = build_environment(config, build_tokenizer(config, workdir))
     sources = list(config.data.sources)
-    instances = [
-        instance
-        for source in sources
-        for instance in build_instances(config, source, "validation", INSTANCES.value)
-    ]
+    instances = build_every(config, "validation", INSTANCES.value)
     results = {"every note": evaluate(env, instances, perfect_writer(env))[0]}
     rng = np.random.default_rng(config.seed)
     results["poor writer"], poor = evaluate(env, instances, poor_writer(config, env, rng))

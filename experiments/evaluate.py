@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.setup import build_instances, for_sampling, prompt_buckets
+from experiments.setup import build_every, for_sampling, prompt_buckets
 from memalpha.data.instance import Instance
 from memalpha.memory import Outcome
 from memalpha.model import ModelConfig, Params
@@ -74,11 +74,7 @@ def validate(
     config: ConfigDict, env: Environment, model: ModelConfig, params: Params
 ) -> dict[str, float]:
     """Rewards on validation instances, all together and r1 of each source."""
-    instances = [
-        instance
-        for source in config.data.sources
-        for instance in build_instances(config, source, "validation", config.eval.instances)
-    ]
+    instances = build_every(config, "validation", config.eval.instances)
     rows = config.rl.instances * config.rl.rollouts
     writer = greedy_writer(config, env, model, params, rows)
     episodes = run_episodes(env, instances, writer)

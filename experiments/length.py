@@ -6,22 +6,18 @@ Reads config and checkpoint of a finished run and writes length.json and length.
 r1 of each family at each length, memory over chunk tokens, and seconds a chunk.
 """
 
-import json
-import sys
 import time
 from pathlib import Path
 
 import jax
 from absl import app, flags
-from ml_collections import ConfigDict
 
-from experiments.evaluate import greedy_writer, table_rows
+from experiments.evaluate import table_rows
 from experiments.pictures import draw_lengths
 from experiments.progress import console, progress
-from experiments.setup import build_instances
+from experiments.setup import build_every, build_instances, open_run
 from experiments.workdir import write_json
 from memalpha.data.instance import Instance
-from memalpha.policy import load_run
 from memalpha.rollout import Clock, count_tokens, run_episodes
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
@@ -37,19 +33,12 @@ def main(_) -> None:
         "jax_compilation_cache_dir", str(Path(WORKDIR.value).absolute() / "jax_cache")
     )
     folder = Path(WORKDIR.value)
-    if not (folder / "config.json").exists():
-        sys.exit(f"--workdir={folder} holds no config.json: give the folder of a finished run")
-    config = ConfigDict(json.loads((folder / "config.json").read_text()))
-    config.data.max_questions = QUESTIONS.value
-    try:
-        policy = load_run(folder)
-    except ValueError as error:
-        sys.exit(str(error))
-    env = policy.env
+    config, policy = open_run(folder)
+    config.data.max_questions, env = QUESTIONS.value, policy.env
     results = []
 
     def measure(name: str, instances: list[Instance]) -> None:
-        writer = greedy_writer(config, env, policy.model, policy.params, len(instances))
+        writer = policy.writer(len(instances), config.eval.temperature)
         clock = Clock()
         chunks, began = max(len(i.chunks) for i in instances), time.perf_counter()
         with progress(name, chunks) as report:
@@ -71,13 +60,7 @@ def main(_) -> None:
 
     for factor in map(int, FACTORS.value):
         chunks = config.data.chunks * factor
-        instances = [
-            instance
-            for source in config.data.sources
-            for instance in build_instances(
-                config, source, "test", INSTANCES.value, first=1000, chunks=chunks
-            )
-        ]
+        instances = build_every(config, "test", INSTANCES.value, first=1000, chunks=chunks)
         measure(f"{factor} x", instances)
     if TOKENS.value:
         sample = build_instances(config, SOURCE.value, "test", 1, first=2000, chunks=50)[0]

@@ -15,7 +15,7 @@ from experiments.progress import console, progress
 from experiments.report import write_report
 from experiments.setup import (
     build_environment,
-    build_instances,
+    build_every,
     build_model,
     build_tokenizer,
     check,
@@ -87,11 +87,7 @@ def final_table(
 ) -> tuple[dict, dict[str, list[Episode]]]:
     """Results of every system on the same test instances, and the first episode of each source
     before and after training, with the memory after every step."""
-    instances = [
-        instance
-        for source in config.data.sources
-        for instance in build_instances(config, source, "test", config.eval.test_instances)
-    ]
+    instances = build_every(config, "test", config.eval.test_instances)
     rows = config.rl.instances * config.rl.rollouts
     writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
     writers["after RL"] = greedy_writer(config, env, model, trained, rows)

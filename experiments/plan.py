@@ -1,5 +1,6 @@
 """The command of `memalpha.plan`: from a config to a plan, and the plan as tables."""
 
+import math
 import os
 import sys
 from dataclasses import replace
@@ -50,19 +51,16 @@ def build_setting(config: ConfigDict, devices: int):
 
 def mesh_sizes(config: ConfigDict, devices: int) -> tuple[int, int, int]:
     """data, fsdp, tensor, with a -1 filled in. ValueError where they do not make `devices`."""
-    sizes = [config.mesh.data, config.mesh.fsdp, config.mesh.tensor]
-    known = 1
-    for size in sizes:
-        known *= size if size != -1 else 1
-    devices = devices or known
-    if -1 in sizes and devices % known == 0:
-        sizes[sizes.index(-1)] = devices // known
-        known = devices
-    if known != devices or min(sizes) < 1:
+    from memalpha.sharding import complete
+
+    given = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    devices = devices or math.prod(size for size in given if size != -1)
+    sizes = complete(given, devices)
+    if math.prod(sizes) != devices or min(sizes) < 1:
         raise ValueError(
-            f"--devices={devices}, but config.mesh is {sizes}: set data x fsdp x tensor to it"
+            f"--devices={devices}, but config.mesh is {list(given)}: set data x fsdp x tensor to it"
         )
-    return tuple(sizes)
+    return sizes
 
 
 def main(_) -> None:

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from experiments import page
 from experiments.charts import Chart, chart_svg, run_charts
-from experiments.workdir import read_metrics
+from experiments.workdir import read_metrics, write_text
 
 RAW = (  # files that the report links to, where they are there
     "config.json", "summary.json", "metrics.jsonl", "timing.jsonl", "warm_start.jsonl",
@@ -53,7 +53,7 @@ def write_report(folder: Path) -> Path:
         _raw(folder),
     ]
     made = page.page(title, "\n".join(filter(None, parts)), page.read("report.css"))
-    return page.write(folder / "report.html", made)
+    return write_text(folder / "report.html", made)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

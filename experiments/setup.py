@@ -1,5 +1,7 @@
 """From a config to the objects of `memalpha`, which never sees a config itself."""
 
+import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from memalpha.learner import LossConfig, make_schedule
 from memalpha.lora import LoraConfig
 from memalpha.losses import group_ids
 from memalpha.model import ModelConfig, Params, init_params
-from memalpha.policy import environment, find_model, model_config
+from memalpha.policy import Policy, environment, find_model, load_run, model_config
 from memalpha.prompts import load_template, template_fragments
 from memalpha.retrieval import make_index
 from memalpha.rollout import Environment, Turn, Writer, scripted_writer
@@ -59,6 +61,17 @@ def build_instances(
         ]
     sizes = (chunks, data.chunk_tokens, data.max_questions)
     return _load(source, data.dir, split, first + count, config.seed, *sizes)[first:]
+
+
+def build_every(
+    config: ConfigDict, split: str, count: int, first: int = 0, chunks: int = 0
+) -> list[Instance]:
+    """`build_instances` of every source of the config, source by source."""
+    return [
+        instance
+        for source in config.data.sources
+        for instance in build_instances(config, source, split, count, first, chunks)
+    ]
 
 
 @lru_cache(maxsize=32)  # read by the tokenizer, by both stages of training and at every evaluation
@@ -155,9 +168,18 @@ def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Param
         return model, load_params(folder, model, where)
     model = model_config(config.to_dict(), vocab_size)
     init, key = partial(init_params, model), jax.random.fold_in(jax.random.key(config.seed), 0)
-    return model, init(key) if mesh is None else jax.jit(init, out_shardings=_layout(model, mesh))(
-        key
-    )
+    if mesh is not None:
+        init = jax.jit(init, out_shardings=_layout(model, mesh))
+    return model, init(key)
+
+
+def open_run(workdir: str | Path) -> tuple[ConfigDict, Policy]:
+    """The config and the trained writer of a run; ends the program where there is none."""
+    try:
+        policy = load_run(workdir)
+    except ValueError as error:
+        sys.exit(str(error))
+    return ConfigDict(json.loads((Path(workdir) / "config.json").read_text())), policy
 
 
 def build_mesh(config: ConfigDict) -> Mesh | None:

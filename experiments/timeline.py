@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from experiments import page
 from experiments.progress import console
-from experiments.setup import build_instances
+from experiments.setup import build_every, open_run
+from experiments.workdir import write_text
 from memalpha.contents import difference, texts_of
 from memalpha.memory import MemoryView
 from memalpha.policy import Policy, load_run
@@ -38,7 +39,7 @@ def write_timeline(
     body = page.fill("timeline.html", title=title)
     style, script = page.read("timeline.css"), page.read("timeline.js")
     data = {"episodes": episodes}
-    return page.write(path, page.page(title, body, style, script, data))
+    return write_text(path, page.page(title, body, style, script, data))
 
 
 def _aligned(runs: Mapping[str, Sequence[Episode]]) -> list[tuple[Episode, ...]]:
@@ -136,11 +137,7 @@ def run_policies(
     config: ConfigDict, policies: Mapping[str, Policy], per_source: int, chunks: int = 0
 ) -> dict[str, list[Episode]]:
     """Episodes of test instances of every source of `config`, by each policy, with all views."""
-    instances = [
-        instance
-        for source in config.data.sources
-        for instance in build_instances(config, source, "test", per_source, chunks=chunks)
-    ]
+    instances = build_every(config, "test", per_source, chunks=chunks)
     return {
         name: run_episodes(policy.env, instances, policy.writer(len(instances)), keep_views=True)
         for name, policy in policies.items()
@@ -150,8 +147,7 @@ def run_policies(
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
     folder = Path(WORKDIR.value)
-    trained = load_run(folder)
-    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    config, trained = open_run(folder)
     if COMPARE.value:
         other = {Path(COMPARE.value).name: load_run(COMPARE.value)}
         policies = {folder.absolute().name: trained} | other

@@ -72,11 +72,16 @@ def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, 
     return [] if before == now else [(name, before, now)]
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: Path, text: str) -> Path:
     """Writes aside and renames, so that a reader never sees half a file."""
     aside = path.with_suffix(path.suffix + ".tmp")
-    aside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def log_start(folder: Path, command: Sequence[str]) -> None:
@@ -103,9 +108,7 @@ class MetricsLog:
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] < step]
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(aside, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         line = {"step": step} | {k: metrics[k] for k in sorted(metrics)}

@@ -117,7 +117,7 @@ def stored(tree: Any) -> float:
 
 
 def cache_bytes(setting: Setting, mesh: Mesh | None) -> float:
-    """Keys and values of all rows and slots on one device; once more while the cache grows."""
+    """Keys and values of all rows and slots on one device."""
     model, slots = setting.model, setting.prompt + setting.response
     parts = 1 if mesh is None else mesh.size
     heads = model.num_kv_heads * model.head_dim * jnp.dtype(model.dtype).itemsize

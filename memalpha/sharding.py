@@ -60,20 +60,25 @@ def make_mesh(
     if (data, fsdp, tensor) == (1, 1, 1):
         return None
     devices = jax.devices() if devices is None else devices
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    if len(open_axes) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    given = tuple(sizes.values())
+    if given.count(-1) > 1 or any(size < 1 and size != -1 for size in given):
         raise ValueError(f"mesh {text}: give sizes of at least 1, and -1 for at most one axis")
-    if open_axes:
-        sizes[open_axes[0]] = len(devices) // math.prod(s for s in sizes.values() if s != -1)
-    if len(devices) == 1 and open_axes and math.prod(sizes.values()) == 1:
+    sizes = complete(given, len(devices))
+    if len(devices) == 1 and -1 in given and math.prod(sizes) == 1:
         return None
-    if math.prod(sizes.values()) != len(devices):
+    if math.prod(sizes) != len(devices):
         raise ValueError(
             f"mesh {text} does not divide the {len(devices)} devices: choose"
             f" data x fsdp x tensor = {len(devices)}, or -1 for one axis"
         )
     kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, kinds, devices=devices)
+    return jax.make_mesh(sizes, AXES, kinds, devices=devices)
+
+
+def complete(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
+    """The sizes with a -1 replaced by what the others leave of so many devices, rounded down."""
+    known = math.prod(size for size in sizes if size != -1)
+    return tuple(devices // known if size == -1 else size for size in sizes)
 
 
 def spec_of(path: str, rules: Rules = RULES) -> PartitionSpec:

@@ -8,7 +8,6 @@ security policy lets nothing but the page's own script run and nothing be loaded
 import base64
 import hashlib
 import json
-import os
 from html import escape
 from pathlib import Path
 from string import Template
@@ -54,11 +53,3 @@ def page(title: str, body: str, style: str, script: str = "", data: Any = None) 
         parts.append(f'<script type="application/json" id="data">{script_json(data)}</script>')
         parts.append(f"<script>{script}</script>")
     return "\n".join([*parts, "</body>\n</html>\n"])
-
-
-def write(path: Path, text: str) -> Path:
-    """Writes aside and renames, so that a reader never sees half a page."""
-    aside = path.with_suffix(path.suffix + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-    return path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from memalpha.data import cut, files, text
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.instance import Instance, Question
 from memalpha.data.keywords import offline_keywords
 
 SOURCE = "booksum"
@@ -125,18 +125,20 @@ def build(
         answers = next((tuple(words) for words in found if words), ())
         if not answers:
             continue
-        metadata = {
-            "split": split,
-            "seed": seed,
-            "files": records.files,
-            "title": book.title,
-            "question_ids": [book.record_id],
-            "keywords": "offline" if keywords is None else getattr(keywords, "name", "given"),
-        }
-        name = f"{records.source}-{split}-{seed}-{made}-{text.rank(*texts).hex()[:8]}"
-        made += 1
         asked = (Question(QUESTION, answers),)
-        yield validate(Instance(records.source, name, texts, asked, metadata))
+        yield text.make_instance(
+            records.source,
+            split,
+            seed,
+            made,
+            texts,
+            asked,
+            records.files,
+            title=book.title,
+            question_ids=[book.record_id],
+            keywords="offline" if keywords is None else getattr(keywords, "name", "given"),
+        )
+        made += 1
 
 
 def frame(index: int, passage: str) -> str:

@@ -38,13 +38,12 @@ def from_originals(
     """
     if source not in SOURCES:
         raise ValueError(f"unknown data source {source!r}; known: {', '.join(SOURCES)}")
-    load, build = SOURCES[source]
+    load, _ = SOURCES[source]
     sizes = sizes or default_sizes(source, split)
     records = load(raw_dir) if records is None else records
 
     def make(some: Sizes) -> Iterator[Instance]:
-        shape = (some.count, seed, some.chunks, some.chunk_tokens, some.questions)
-        return build(records, *shape, count_tokens, split, **some.options)
+        return make_instances(source, records, split, some, seed, count_tokens)
 
     if shrink:
         sizes = _shrink(make, sizes)
@@ -59,6 +58,20 @@ def from_originals(
         count_tokens,
         overwrite,
     )
+
+
+def make_instances(
+    source: str,
+    records: Any,
+    split: str,
+    sizes: Sizes,
+    seed: int,
+    count_tokens: Callable[[str], int],
+) -> Iterator[Instance]:
+    """The instances of a source from what its loader gave, in these sizes."""
+    _, build = SOURCES[source]
+    shape = (sizes.count, seed, sizes.chunks, sizes.chunk_tokens, sizes.questions)
+    return build(records, *shape, count_tokens, split, **sizes.options)
 
 
 def _dropped(instances: Iterator[Instance]) -> Iterator[Instance]:

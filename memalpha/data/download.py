@@ -5,7 +5,6 @@ first fetch: `downloads.json` beside them records the commit (of the hub) and th
 the same commit is taken and other bytes are refused.
 """
 
-import hashlib
 import json
 import os
 import urllib.error
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
+
+from memalpha.data.files import sha256
 
 BLOCK = 1 << 20
 LOCK = "downloads.json"
@@ -129,8 +130,8 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
     pin = pins.get(target.name, {})
     expected = remote.sha256 or pin.get("sha256", "")
     if target.exists():
-        _check(target, expected)
-        _pin(target, pins, pin.get("origin", remote.url if not remote.repository else ""))
+        found = _check(target, expected)
+        _pin(target, found, pins, pin.get("origin", remote.url if not remote.repository else ""))
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -148,12 +149,12 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
             f" {target}; run again to go on where this stopped"
         ) from error
     try:
-        _check(part, expected)
+        found = _check(part, expected)
     except ValueError:
         part.unlink()  # of no use, and in the way of the next try
         raise
     os.replace(part, target)
-    _pin(target, pins, origin)
+    _pin(target, found, pins, origin)
     return target
 
 
@@ -193,18 +194,15 @@ def _append(url: str, part: Path, timeout: float) -> None:
             raise OSError(f"broke off after {file.tell():,} bytes")
 
 
-def _check(path: Path, expected: str) -> None:
-    found = _digest(path)
+def _check(path: Path, expected: str) -> str:
+    """The SHA-256 of a file, which is the expected one where that is known."""
+    found = sha256(path)
     if expected and found != expected:
         raise ValueError(
             f"{path}: SHA-256 {found} where {expected} is expected; remove the file and fetch it"
             " again, or put the published one there"
         )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _read_pins(folder: Path) -> dict[str, dict[str, str]]:
@@ -212,8 +210,8 @@ def _read_pins(folder: Path) -> dict[str, dict[str, str]]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _pin(path: Path, pins: dict[str, dict[str, str]], origin: str) -> None:
-    pins[path.name] = {"origin": origin, "sha256": _digest(path)}
+def _pin(path: Path, digest: str, pins: dict[str, dict[str, str]], origin: str) -> None:
+    pins[path.name] = {"origin": origin, "sha256": digest}
     aside = path.parent / f"{LOCK}.tmp"
     aside.write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n")
     os.replace(aside, path.parent / LOCK)

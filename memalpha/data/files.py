@@ -13,7 +13,7 @@ from typing import Any
 
 import ijson
 
-from memalpha.data.text import LFS_PREFIX
+from memalpha.data.text import LFS_PREFIX, refuse_pointer
 
 MAX_LINE = 1 << 26  # bytes of a line; the longest book of InfiniteBench has a few million
 
@@ -25,14 +25,15 @@ def digest(path: str | Path) -> str:
         raise ValueError(f"{path}: no such file")
     with path.open("rb") as file:
         head = file.read(len(LFS_PREFIX))
-        if head == LFS_PREFIX:
-            raise ValueError(
-                f"{path}: this is a Git-LFS pointer, not the data; fetch the file with"
-                " `git lfs pull`"
-            )
-        if not head:
-            raise ValueError(f"{path}: the file is empty")
-        file.seek(0)
+    refuse_pointer(path, head)
+    if not head:
+        raise ValueError(f"{path}: the file is empty")
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of any file that is there."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

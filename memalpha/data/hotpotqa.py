@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memalpha.data import files, text
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.instance import Instance, Question
 from memalpha.data.squad import ACKNOWLEDGEMENT, LEAD_IN
 
 SOURCE = "hotpotqa"
@@ -78,8 +78,8 @@ def _read(path: Path, published: str) -> Iterator[Item]:
         named = record.get("_id", record.get("id"))
         if named is not None and not isinstance(named, str):
             raise ValueError(f"{where}: the id must be a string, not {named!r}")
-        if named and seen.setdefault(named, where) != where:
-            raise ValueError(f"{where}: id {named!r} stands already at {seen[named]}")
+        if named:
+            text.claim(seen, named, where)
         paragraphs = _pairs(record, "context", ("title", "sentences"), where)
         shown = tuple((title, "".join(map(str, parts)).strip()) for title, parts in paragraphs)
         facts = _pairs(record, "supporting_facts", ("title", "sent_id"), where)
@@ -162,16 +162,18 @@ def build(
             )
         asked = text.shuffled(asked, lambda item: item.record_id, "ask", seed, index)
         texts = tuple(frame(i, content) for i, content in enumerate(bins.texts()))
-        metadata = {
-            "split": split,
-            "seed": seed,
-            "files": records.files,
-            "question_ids": [item.record_id for item in asked],
-            "supporting": [list(item.supporting) for item in asked],
-        }
-        name = f"{SOURCE}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
         asked_now = tuple(Question(item.question, (item.answer,)) for item in asked)
-        yield validate(Instance(SOURCE, name, texts, asked_now, metadata))
+        yield text.make_instance(
+            SOURCE,
+            split,
+            seed,
+            index,
+            texts,
+            asked_now,
+            records.files,
+            question_ids=[item.record_id for item in asked],
+            supporting=[list(item.supporting) for item in asked],
+        )
 
 
 def _render(paragraph: tuple[str, str]) -> str:

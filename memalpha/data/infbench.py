@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memalpha.data import booksum, files, text
 from memalpha.data.booksum import Book, Books
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.instance import Instance, Question
 
 FILES = {"infbench_sum": "longbook_sum_eng*.jsonl", "infbench_qa": "longbook_qa_eng*.jsonl"}
 
@@ -28,8 +28,7 @@ def load_folder(data_dir: str | Path, source: str = "infbench_sum") -> Books:
     for path in paths:
         for where, record in files.jsonl_records(path):
             name = f"{path.name}:{text.require(record, 'id', int | str, where)}"
-            if places.setdefault(name, where) != where:
-                raise ValueError(f"{where}: id {name!r} stands already at {places[name]}")
+            text.claim(places, name, where)
             context = text.require(record, "context", str, where)
             asked = record.get("input", "")
             answers = text.require(record, "answer", list, where)
@@ -79,13 +78,15 @@ def build(
         if len(texts) > chunks:
             continue
         asked = text.shuffled(rows[content], lambda row: row.record_id, "ask", seed)[:questions]
-        metadata = {
-            "split": split,
-            "seed": seed,
-            "files": records.files,
-            "question_ids": [row.record_id for row in asked],
-        }
-        name = f"{records.source}-{split}-{seed}-{made}-{text.rank(*texts).hex()[:8]}"
-        made += 1
         asked_now = tuple(Question(row.title, row.summaries) for row in asked)
-        yield validate(Instance(records.source, name, texts, asked_now, metadata))
+        yield text.make_instance(
+            records.source,
+            split,
+            seed,
+            made,
+            texts,
+            asked_now,
+            records.files,
+            question_ids=[row.record_id for row in asked],
+        )
+        made += 1

@@ -72,20 +72,35 @@ def statistics(
 
     `tokens_per_chunk` is a mean over all chunks of the source, `max_chunk_tokens` the longest.
     """
-    groups: dict[str, list[Instance]] = {}
+    totals: dict[str, Totals] = {}
     for instance in instances:
-        groups.setdefault(instance.source, []).append(instance)
-    result = {}
-    for source, group in groups.items():
-        tokens = [count_tokens(chunk) for instance in group for chunk in instance.chunks]
-        result[source] = {
-            "instances": len(group),
-            "chunks_per_instance": len(tokens) / len(group),
-            "tokens_per_chunk": sum(tokens) / len(tokens),
-            "max_chunk_tokens": max(tokens),
-            "questions_per_instance": sum(len(i.questions) for i in group) / len(group),
+        totals.setdefault(instance.source, Totals(count_tokens)).add(instance)
+    return {source: of_source.result() for source, of_source in totals.items()}
+
+
+class Totals:
+    """Sizes of instances that pass by one at a time."""
+
+    def __init__(self, count_tokens: Callable[[str], int]):
+        self.count_tokens = count_tokens
+        self.instances = self.chunks = self.questions = self.tokens = self.longest = 0
+
+    def add(self, instance: Instance) -> None:
+        sizes = [self.count_tokens(chunk) for chunk in instance.chunks]
+        self.instances += 1
+        self.chunks += len(sizes)
+        self.tokens += sum(sizes)
+        self.longest = max(self.longest, *sizes)
+        self.questions += len(instance.questions)
+
+    def result(self) -> dict[str, float]:
+        return {
+            "instances": self.instances,
+            "chunks_per_instance": self.chunks / self.instances,
+            "tokens_per_chunk": self.tokens / self.chunks,
+            "max_chunk_tokens": self.longest,
+            "questions_per_instance": self.questions / self.instances,
         }
-    return result
 
 
 def _check_text(instance: Instance, where: str, text: object) -> None:

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from itertools import islice
 
 from memalpha.data import text
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.instance import Instance, Question
 
 LEAD_IN = "These sentences come with their labels:"
 ACKNOWLEDGEMENT = "I will remember them."
@@ -149,19 +149,21 @@ def build(
                 f"{sum(map(len, queues))} sentences in {len(queues)} classes are too few"
             )
         texts = tuple(chunk for chunk, _ in packed)
-        metadata = {
-            "split": split,
-            "seed": seed,
-            "files": records.files,
-            "label_names": {number: name for name, number in numbers.items()},
-            "chunk_ids": [[s.record_id for s in chunk] for chunk in shown],
-            "question_ids": [s.record_id for s in asked],
-        }
-        name = f"{records.source}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
         asked_now = tuple(
             Question(f"Sentence: {s.text}\n\n{records.tail}", (numbers[s.label],)) for s in asked
         )
-        yield validate(Instance(records.source, name, texts, asked_now, metadata))
+        yield text.make_instance(
+            records.source,
+            split,
+            seed,
+            index,
+            texts,
+            asked_now,
+            records.files,
+            label_names={number: name for name, number in numbers.items()},
+            chunk_ids=[[s.record_id for s in chunk] for chunk in shown],
+            question_ids=[s.record_id for s in asked],
+        )
 
 
 def _by_class(records: Labelled, split: str) -> dict[str, list[Sentence]]:

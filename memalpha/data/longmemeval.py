@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memalpha.data import cut, files, text
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.instance import Instance, Question
 
 FILES = {"lme_train": ["longmemeval_oracle*.json"], "longmemeval_s": ["longmemeval_s*.json"]}
 TEST_SHARE = 0.6  # of the 500 questions: the paper trains on about 200 and tests on 300
@@ -65,11 +65,7 @@ def load_folder(data_dir: str | Path, source: str = "lme_train") -> Histories:
     for path in paths:
         for where, record in files.json_records(path):
             item = _read(record, where, turns)
-            if places.setdefault(item.record_id, where) != where:
-                raise ValueError(
-                    f"{where}: question_id {item.record_id!r} stands already at"
-                    f" {places[item.record_id]}"
-                )
+            text.claim(places, item.record_id, where, "question_id")
             items.append(item)
     return Histories(source, tuple(items), digests)
 
@@ -144,20 +140,22 @@ def build(
         parts = [part for session in shown for part in _parts(session, chunk_tokens, count_cached)]
         groups = cut.fill(parts, chunk_tokens, count_cached, text.SEPARATOR)
         texts = tuple(text.SEPARATOR.join(group) for group in groups)
-        metadata = {
-            "split": split,
-            "seed": seed,
-            "files": records.files,
-            "question_ids": [item.record_id for item in asked],
-            "question_types": [item.kind for item in asked],
-            "session_ids": [session.session_id for session in shown],
-            "evidence": [sorted(item.evidence) for item in asked],
-        }
-        name = f"{records.source}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
         asked_now = tuple(
             Question(f"[Asked at {item.date}] {item.question}", (item.answer,)) for item in asked
         )
-        yield validate(Instance(records.source, name, texts, asked_now, metadata))
+        yield text.make_instance(
+            records.source,
+            split,
+            seed,
+            index,
+            texts,
+            asked_now,
+            records.files,
+            question_ids=[item.record_id for item in asked],
+            question_types=[item.kind for item in asked],
+            session_ids=[session.session_id for session in shown],
+            evidence=[sorted(item.evidence) for item in asked],
+        )
 
 
 def _choose(

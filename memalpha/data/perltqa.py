@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memalpha.data import cut, files, text
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.instance import Instance, Question
 
 SOURCE = "perltqa"
 SECTIONS = ("social_relationship", "events", "dialogues")  # of the questions; not the profile
@@ -198,18 +198,20 @@ def build(
             queues[question[0].split(":")[0]].append(question)
         turns = [text.shuffled(q, lambda x: x[0], "ask", seed) for q in queues.values()]
         asked = list(islice(text.in_turn(turns), questions))
-        metadata = {
-            "split": split,
-            "seed": seed,
-            "files": records.files,
-            "character": character.name,
-            "chunk_ids": [event.event_id for event, some in parts for _ in some],
-            "question_ids": [record_id for record_id, _, _ in asked],
-        }
-        name = f"{SOURCE}-{split}-{seed}-{made}-{text.rank(*texts).hex()[:8]}"
-        made += 1
         asked_now = tuple(Question(question, (answer,)) for _, question, answer in asked)
-        yield validate(Instance(SOURCE, name, texts, asked_now, metadata))
+        yield text.make_instance(
+            SOURCE,
+            split,
+            seed,
+            made,
+            texts,
+            asked_now,
+            records.files,
+            character=character.name,
+            chunk_ids=[event.event_id for event, some in parts for _ in some],
+            question_ids=[record_id for record_id, _, _ in asked],
+        )
+        made += 1
 
 
 def _parts(

@@ -10,7 +10,7 @@ from itertools import count as numbers
 from pathlib import Path
 
 from memalpha.data import hotpotqa, squad, text
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.instance import Instance, Question
 
 LEAD_IN = "Please remember these documents:"
 ACKNOWLEDGEMENT = "I will remember them."
@@ -148,17 +148,19 @@ def build(
                 )
             while excess > 0 and fillers:  # chunks are less full than was reckoned with
                 excess -= size(fillers.pop())
-        metadata = {
-            "split": split,
-            "seed": seed,
-            "files": records.files,
-            "question_ids": [case.record_id for case in asked],
-            "target_tokens": target,
-            "documents": len(needed) + len(fillers),
-        }
-        name = f"{records.source}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
         asked_now = tuple(Question(case.question, case.answers) for case in asked)
-        yield validate(Instance(records.source, name, texts, asked_now, metadata))
+        yield text.make_instance(
+            records.source,
+            split,
+            seed,
+            index,
+            texts,
+            asked_now,
+            records.files,
+            question_ids=[case.record_id for case in asked],
+            target_tokens=target,
+            documents=len(needed) + len(fillers),
+        )
 
 
 def _number(number: int, document: str) -> str:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from memalpha.data import text
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.instance import Instance, Question
 
 SOURCE = "squad"
 LEAD_IN = "Please remember these passages:"
@@ -93,11 +93,7 @@ def _read_paragraphs(data: object, path: str, places: dict[str, str]) -> Iterato
             questions = []
             for order, record in enumerate(text.require(paragraph, "qas", list, place)):
                 question = _read_question(record, f"{place}.qas[{order}]")
-                first = places.setdefault(question.record_id, f"{place}.qas[{order}]")
-                if first != f"{place}.qas[{order}]":
-                    raise ValueError(
-                        f"{place}.qas[{order}]: id {question.record_id!r} stands already at {first}"
-                    )
+                text.claim(places, question.record_id, f"{place}.qas[{order}]")
                 questions.append(question)
             yield Paragraph(title, context, tuple(questions))
 
@@ -164,17 +160,19 @@ def build(
         shown = [[order[item] for item in items] for _, items in packed]
         asked, unanswerable = _choose_questions(shown, keep, questions, (seed, index))
         texts = tuple(chunk for chunk, _ in packed)
-        name = f"{SOURCE}-{split}-{seed}-{index}-{text.rank(*texts).hex()[:8]}"
-        metadata = {
-            "split": split,
-            "seed": seed,
-            "files": records.files,
-            "titles": [[p.title for p in chunk] for chunk in shown],
-            "question_ids": [question.record_id for question in asked],
-            "unanswerable_share": unanswerable,
-        }
         asked_now = tuple(Question(q.question, tuple(a for _, a in q.answers)) for q in asked)
-        yield validate(Instance(SOURCE, name, texts, asked_now, metadata))
+        yield text.make_instance(
+            SOURCE,
+            split,
+            seed,
+            index,
+            texts,
+            asked_now,
+            records.files,
+            titles=[[p.title for p in chunk] for chunk in shown],
+            question_ids=[question.record_id for question in asked],
+            unanswerable_share=unanswerable,
+        )
 
 
 def _paragraph_key(paragraph: Paragraph) -> str:

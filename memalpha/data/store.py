@@ -8,13 +8,15 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from memalpha.data.checks import answerable
-from memalpha.data.instance import BUILDER, Instance, Question, stamp, validate
+from memalpha.data.files import sha256
+from memalpha.data.instance import BUILDER, Instance, Question, Totals, stamp, validate
 
 ROWS, MANIFEST = "instances.jsonl", "manifest.json"
 
@@ -58,7 +60,8 @@ def _write_rows(
     folder: Path, instances: Iterable[Instance], count_tokens: Callable[[str], int]
 ) -> dict[str, Any]:
     """Write the rows and return what the manifest says of them."""
-    digest, offsets, totals, sources = hashlib.sha256(), [0], _Totals(count_tokens), {}
+    digest, offsets, totals, sources = hashlib.sha256(), [0], Totals(count_tokens), {}
+    verdicts: Counter[bool | None] = Counter()
     names: set[str] = set()
     with (folder / ROWS).open("wb") as file:
         for instance in instances:
@@ -71,6 +74,7 @@ def _write_rows(
             digest.update(row)
             offsets.append(offsets[-1] + len(row))
             totals.add(instance)
+            verdicts.update(answerable(instance))
             sources |= instance.metadata.get("files", {})
         file.flush()
         os.fsync(file.fileno())
@@ -80,9 +84,16 @@ def _write_rows(
         "builder": BUILDER,
         "files": sources,
         "sha256": digest.hexdigest(),
-        "statistics": totals.result(),
+        "statistics": totals.result() | _answered(verdicts),
         "offsets": offsets,
     }
+
+
+def _answered(verdicts: Counter[bool | None]) -> dict[str, float | None]:
+    """How many questions could be checked, and the share of them that the chunks answer."""
+    checked = verdicts[True] + verdicts[False]
+    share = verdicts[True] / checked if checked else None
+    return {"checked_questions": checked, "answerable_share": share}
 
 
 def _take_the_name(aside: Path, folder: Path) -> None:
@@ -132,9 +143,8 @@ class Built:
 
     def check(self) -> None:
         """ValueError unless the rows have the hash they were written with."""
-        with self.rows.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest["sha256"]:
-                raise ValueError(f"{self.rows}: not the bytes that were written; build it again")
+        if sha256(self.rows) != self.manifest["sha256"]:
+            raise ValueError(f"{self.rows}: not the bytes that were written; build it again")
 
 
 def to_json(instance: Instance) -> dict[str, Any]:
@@ -147,34 +157,3 @@ def from_json(row: dict[str, Any]) -> Instance:
     questions = tuple(Question(q["question"], tuple(q["answers"])) for q in row["questions"])
     chunks = tuple(row["chunks"])
     return validate(Instance(row["source"], row["instance_id"], chunks, questions, row["metadata"]))
-
-
-class _Totals:
-    """Statistics of instances that pass by one at a time."""
-
-    def __init__(self, count_tokens: Callable[[str], int]):
-        self.count_tokens = count_tokens
-        self.instances = self.chunks = self.questions = self.tokens = self.longest = 0
-        self.answerable = self.checked = 0
-
-    def add(self, instance: Instance) -> None:
-        sizes = [self.count_tokens(chunk) for chunk in instance.chunks]
-        self.instances += 1
-        self.chunks += len(sizes)
-        self.tokens += sum(sizes)
-        self.longest = max(self.longest, *sizes)
-        self.questions += len(instance.questions)
-        verdicts = [v for v in answerable(instance) if v is not None]
-        self.checked += len(verdicts)
-        self.answerable += sum(verdicts)
-
-    def result(self) -> dict[str, float | None]:
-        return {
-            "instances": self.instances,
-            "chunks_per_instance": self.chunks / self.instances,
-            "tokens_per_chunk": self.tokens / self.chunks,
-            "max_chunk_tokens": self.longest,
-            "questions_per_instance": self.questions / self.instances,
-            "checked_questions": self.checked,
-            "answerable_share": self.answerable / self.checked if self.checked else None,
-        }

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
 
+from memalpha.data.instance import Instance, Question, validate
+
 T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test")
@@ -31,13 +33,18 @@ def read_bytes(path: str | Path) -> tuple[bytes, str]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     data = path.read_bytes()
-    if data.startswith(LFS_PREFIX):
-        raise ValueError(
-            f"{path}: this is a Git-LFS pointer, not the data; fetch the file with `git lfs pull`"
-        )
+    refuse_pointer(path, data)
     if not data.strip():
         raise ValueError(f"{path}: the file is empty")
     return data, hashlib.sha256(data).hexdigest()
+
+
+def refuse_pointer(path: Path, head: bytes) -> None:
+    """ValueError if a file that begins with `head` is a Git-LFS pointer."""
+    if head.startswith(LFS_PREFIX):
+        raise ValueError(
+            f"{path}: this is a Git-LFS pointer, not the data; fetch the file with `git lfs pull`"
+        )
 
 
 def read_text(path: str | Path, fallback: str | None = None) -> tuple[str, str]:
@@ -77,6 +84,13 @@ def require(record: Any, field: str, kind: type | UnionType, where: str) -> Any:
     return value
 
 
+def claim(places: dict[str, str], name: str, where: str, what: str = "id") -> None:
+    """Note that `name` stands at `where`; ValueError if it stands somewhere else already."""
+    first = places.setdefault(name, where)
+    if first != where:
+        raise ValueError(f"{where}: {what} {name!r} stands already at {first}")
+
+
 # Scripts without spaces: a token a character. Others: a token a word, digit, mark and line end.
 _TOKEN = re.compile(
     r"[\u2e80-\u9fff\uac00-\ud7af]|[^\W\d_\u2e80-\u9fff\uac00-\ud7af]+|\d|[^\w\s]|_|\n"
@@ -102,6 +116,25 @@ def check_request(split: str, count: int, chunks: int, chunk_tokens: int, questi
             raise ValueError(f"{name} must be at least 1, not {value}")
     if count < 0:
         raise ValueError(f"count must not be negative, not {count}")
+
+
+def make_instance(
+    source: str,
+    split: str,
+    seed: int,
+    index: int,
+    chunks: tuple[str, ...],
+    questions: tuple[Question, ...],
+    files: dict[str, str],
+    **facts: Any,
+) -> Instance:
+    """A validated instance, named by where it comes from and a hash of its chunks.
+
+    files: the SHA-256 of each file by its name. facts: what else its metadata hold.
+    """
+    name = f"{source}-{split}-{seed}-{index}-{rank(*chunks).hex()[:8]}"
+    metadata = {"split": split, "seed": seed, "files": files} | facts
+    return validate(Instance(source, name, chunks, questions, metadata))
 
 
 def rank(*parts: object) -> bytes:

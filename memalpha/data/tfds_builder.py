@@ -19,6 +19,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from memalpha.data import SOURCES, store, text
+from memalpha.data.build import make_instances
 from memalpha.data.instance import Instance, stamp
 from memalpha.data.sizes import Sizes, default_sizes
 
@@ -77,10 +78,8 @@ class Memalpha(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, records: Any, split: str) -> Iterator[tuple[int, dict]]:
         config = self.builder_config
         source = config.source or config.name
-        some = config.sizes.get(split) or default_sizes(source, split)
-        shape = (some.count, config.seed, some.chunks, some.chunk_tokens, some.questions)
-        build = SOURCES[source][1]
-        made = build(records, *shape, text.approximate_tokens, split, **some.options)
+        sizes = config.sizes.get(split) or default_sizes(source, split)
+        made = make_instances(source, records, split, sizes, config.seed, text.approximate_tokens)
         for index, instance in enumerate(made):
             yield index, to_row(instance)
 
