@@ -18,7 +18,8 @@ from absl import app, flags
 
 from experiments import page
 from experiments.charts import Chart, chart_svg, run_charts
-from experiments.workdir import read_metrics, write_text
+from experiments.workdir import read_metrics
+from memalpha.data.files import write_text
 
 RAW = (  # files that the report links to, where they are there
     "config.json", "summary.json", "metrics.jsonl", "timing.jsonl", "warm_start.jsonl",

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from experiments import page
 from experiments.progress import console
 from experiments.setup import build_every, open_run
-from experiments.workdir import write_text
 from memalpha.contents import difference, texts_of
+from memalpha.data.files import write_text
 from memalpha.memory import MemoryView
 from memalpha.policy import Policy, load_run
 from memalpha.rollout import Environment, Episode, Step, run_episodes

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from memalpha.data.files import write_text
+
 
 class WorkdirError(ValueError):
     """A workdir that does not belong to this config, or that cannot be used."""
@@ -70,14 +72,6 @@ def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, 
             found += _differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
         return found
     return [] if before == now else [(name, before, now)]
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes aside and renames, so that a reader never sees half a file."""
-    aside = path.with_suffix(path.suffix + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-    return path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from memalpha.data.files import sha256
+from memalpha.data.files import sha256, write_text
 
 BLOCK = 1 << 20
 LOCK = "downloads.json"
@@ -212,6 +212,4 @@ def _read_pins(folder: Path) -> dict[str, dict[str, str]]:
 
 def _pin(path: Path, digest: str, pins: dict[str, dict[str, str]], origin: str) -> None:
     pins[path.name] = {"origin": origin, "sha256": digest}
-    aside = path.parent / f"{LOCK}.tmp"
-    aside.write_text(json.dumps(pins, indent=1, sort_keys=True) + "\n")
-    os.replace(aside, path.parent / LOCK)
+    write_text(path.parent / LOCK, json.dumps(pins, indent=1, sort_keys=True) + "\n")

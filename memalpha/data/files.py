@@ -1,4 +1,4 @@
-"""Published files, one record at a time: nothing here holds more than a record in memory.
+"""Published files, one record at a time: no reader here holds more than a record in memory.
 
 Every record comes with its place (file and line or record number), which the loaders put into their
 messages. What `text.read_bytes` refuses (absent, empty, Git-LFS pointer) is refused here too.
@@ -7,6 +7,7 @@ messages. What `text.read_bytes` refuses (absent, empty, Git-LFS pointer) is ref
 import csv
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ def sha256(path: Path) -> str:
     """SHA-256 (hex) of any file that is there."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes aside and renames, so that a reader never sees half a file."""
+    aside = path.with_suffix(path.suffix + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+    return path
 
 
 def find(folder: Path, patterns: Iterable[str], advice: str) -> list[Path]:

@@ -8,11 +8,12 @@ for it where there is no model: its figures are not comparable with published on
 import hashlib
 import json
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from memalpha.data.files import write_text
 
 Generate = Callable[[list[str]], list[str | None]]
 
@@ -156,7 +157,5 @@ def _read_cache(path: Path) -> dict[str, dict]:
 
 
 def _write_cache(path: Path, known: dict[str, dict]) -> None:
-    aside = path.with_name(path.name + ".tmp")
     rows = (json.dumps(known[key], ensure_ascii=False, sort_keys=True) for key in sorted(known))
-    aside.write_text("".join(f"{row}\n" for row in rows), "utf-8")
-    os.replace(aside, path)
+    write_text(path, "".join(f"{row}\n" for row in rows))
