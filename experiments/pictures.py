@@ -49,7 +49,7 @@ def draw_curves(workdir: Path, title: str) -> Path:
     for ax in axes:
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
-        ax.legend(loc="upper left" if ax is axes[1] else "best", frameon=False)
+        ax.legend(loc="lower left" if ax is axes[1] else "best", frameon=False)
     figure.suptitle(title)
     path = workdir / "curves.png"
     figure.savefig(path, dpi=110)
