@@ -74,11 +74,11 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             beta=0.05, gamma=0.1, retriever="scann", dimensions=512, top_k=20, normalise_each=False
         ),
         warm_start=dict(
-            steps=950,
+            steps=1350,
             copy_steps=350,  # of these: copying random tokens
             quote_steps=200,  # and then: calls that store pieces of a chunk's lines
             copy_rows=96,
-            rows=64,
+            rows=32,
             micro_batch=8,  # small ones are padded least; 0: all rows at once
             learning_rate=4e-3,
             skip=0.5,
@@ -88,7 +88,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         ),
         rl=dict(
             algorithm="grpo",
-            steps=500,
+            steps=400,
             instances=5,
             rollouts=8,
             learning_rate=3e-4,

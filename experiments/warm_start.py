@@ -24,6 +24,7 @@ from memalpha.tools import INSERT, UPDATE, Call, format_response
 
 COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens: short contexts, where copying is learned soonest
 QUOTE_SHARE, QUOTE_CUT = 0.6, 3  # of the lines; the most tokens one loses at either end
+QUOTE_CORE = 0.2  # of the responses rewrite the core: all the pieces in one content
 TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
 
 
@@ -86,21 +87,23 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
     drawn at random, in reading order: how to quote from any place and go on from there, and nothing
     about what is worth quoting."""
     rng = np.random.default_rng([config.seed, step, 19])
-    kinds = ["core"] if is_flat(env) else MEMORY_NAMES[1:]
+    lists = MEMORY_NAMES[1:]
+    core_share = 1.0 if is_flat(env) else QUOTE_CORE if env.enabled[0] else 0.0
+    room = config.prompt.response_tokens - 1  # for the end of the response
 
     def quote(turn: Turn) -> str:
         lines = [line for line in turn.instance.chunks[turn.chunk].split("\n") if line.strip()]
         some = [line for line in lines if rng.random() < QUOTE_SHARE] or lines[:1]
-        pieces = [_piece(rng, encode(env.tokenizer, line)) for line in some]
-        calls = [
-            _store(str(rng.choice(kinds)), content)
-            for content in (decode(env.tokenizer, piece).strip() for piece in pieces)
-            if content
-        ]
-        texts = [format_response(calls[:n], env.dialect) for n in range(1, len(calls) + 1)]
-        room = config.prompt.response_tokens - 1  # for the end of the response
-        fitting = [text for text in texts if len(encode(env.tokenizer, text)) <= room]
-        return fitting[-1] if fitting else ""
+        pieces = [decode(env.tokenizer, _piece(rng, encode(env.tokenizer, s))) for s in some]
+        pieces = [piece.strip() for piece in pieces if piece.strip()]
+        if rng.random() < core_share:
+            joined = (" ".join(pieces[:n]) for n in range(1, len(pieces) + 1))
+            tries = [[_store("core", text)] for text in joined]
+        else:
+            calls = [_store(str(rng.choice(lists)), piece) for piece in pieces]
+            tries = [calls[:n] for n in range(1, len(calls) + 1)]
+        texts = [format_response(calls, env.dialect) for calls in tries]
+        return max((t for t in texts if len(encode(env.tokenizer, t)) <= room), key=len, default="")
 
     return _batch(config, env, batches, step, scripted_writer(env, quote))
 

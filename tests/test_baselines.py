@@ -165,6 +165,15 @@ def test_the_poor_writer_has_each_flaw_and_no_other():
     assert len(broken) == 3 and poor(instance, 0) not in broken
 
 
+def test_the_poor_writer_skips_its_share_of_all_notes_but_not_evenly():
+    instance = noted(*(("semantic", f"Fact {letter}.", None) for letter in "ABC"))
+    kept = [len(parse_calls(poor(instance, seed, skip=0.6), "qwen3")) for seed in range(2000)]
+    assert np.mean(kept) / 3 == pytest.approx(0.4, abs=0.02)
+    # E[a ** 3] of a Beta(0.2, 0.3), where notes skipped one by one would all be kept in 0.4 ** 3.
+    everything = (0.2 * 1.2 * 2.2) / (0.5 * 1.5 * 2.5)
+    assert np.mean(np.array(kept) == 3) == pytest.approx(everything, abs=0.03)
+
+
 def test_scripted_writers_need_notes():
     bare = replace(noted(), metadata={})
     with pytest.raises(ValueError, match="synthetic_facts/noted has no metadata"):

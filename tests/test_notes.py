@@ -49,7 +49,7 @@ def test_an_example_is_noted_with_its_label():
     noted = add_notes(
         examples("Sentence: wake me. Now!\nLabel: 3\n\nSentence: play jazz\nLabel: 41")
     )
-    assert contents_of(noted) == [["wake me. Now! -> 3", "play jazz -> 41"]]
+    assert contents_of(noted) == [["wake me. Now! Label: 3", "play jazz Label: 41"]]
 
 
 def test_the_rest_of_the_instance_is_kept_and_the_argument_unchanged():

@@ -97,7 +97,7 @@ def test_gold_answers_and_notes_stand_in_the_chunks(family):
         for note in notes:
             content = note["content"]
             content = re.sub(r"^\d{4}/\d\d/\d\d: ", "", content)
-            content = re.sub(r"^(.*) -> (\d+)$", r"Sentence: \1\nLabel: \2", content)
+            content = re.sub(r"^(.*) (Label: \d+)$", r"Sentence: \1\n\2", content)
             assert content in chunk
 
 

@@ -1,9 +1,9 @@
 """Two scripted writers for the synthetic sources, which say what a good memory would hold.
 
 `perfect` stores every note as it comes and updates what it supersedes where that is in sight: the
-upper mark of the tables. `poor` is the teacher of the warm start: it skips about half of what
-matters, files a third of the rest wrongly and breaks some calls, so that whatever the trained
-writer does better is learned from the reward.
+upper mark of the tables. `poor` is the teacher of the warm start: its attention wanders, so that it
+skips about half of what matters; it files a third of the rest wrongly and breaks some calls.
+Whatever the trained writer does better is learned from the reward.
 """
 
 import json
@@ -19,7 +19,11 @@ from memalpha.memory import MemoryView
 @dataclass(frozen=True)
 class Flaws:
     """Chances of the poor writer: to skip a note, to file it in the wrong memory, to break a call,
-    and (once a chunk) to store a line that is worth nothing."""
+    and (once a chunk) to store a line that is worth nothing.
+
+    `skip` is a mean over chunks: of some the writer misses everything, of others nothing. One that
+    skipped each note by itself would seldom show how several calls follow one another.
+    """
 
     skip: float = 0.5
     misfile: float = 1 / 3
@@ -73,8 +77,9 @@ def poor_response(
     in_sight = {
         e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)
     }
+    attention = _attention(flaws.skip, rng)
     for note in _notes(instance, chunk):
-        if rng.random() < flaws.skip:
+        if rng.random() >= attention:
             continue
         memory = note["memory"]
         if not flat and rng.random() < flaws.misfile:
@@ -94,6 +99,14 @@ def poor_response(
     return "\n".join(
         c if isinstance(c, str) else tools.format_call(c.name, c.arguments, dialect) for c in broken
     )
+
+
+def _attention(skip: float, rng: np.random.Generator) -> float:
+    """The share of its notes that a chunk gets written: `1 - skip` on average, mostly near 0 or 1.
+
+    A beta distribution, 0.5 being the sum of its two parameters.
+    """
+    return float(rng.beta((1 - skip) / 2, skip / 2)) if 0 < skip < 1 else 1.0 - skip
 
 
 def _insert(memory: str, content: str) -> tools.Call:

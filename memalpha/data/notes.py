@@ -45,7 +45,7 @@ def _examples(content: str) -> list[str]:
         match = _EXAMPLE.fullmatch(example)
         if match is None:
             raise ValueError(f"{example[:60]!r} is no labelled example (Sentence: ... Label: 3)")
-        notes.append(f"{match['sentence']} -> {match['label']}")
+        notes.append(f"{match['sentence']} Label: {match['label']}")
     return notes
 
 

@@ -195,7 +195,7 @@ def labels(rng: np.random.Generator, split: str, sizes: Sequence[int]) -> Tale:
         which = i % 3
         sentence = str(pools[which].pop())
         text = f"Sentence: {sentence}\nLabel: {numbers[which]}"
-        beats.append(Beat(text, f"{sentence} -> {numbers[which]}", "semantic"))
+        beats.append(Beat(text, f"{sentence} Label: {numbers[which]}", "semantic"))
     beats = [beats[i] for i in rng.permutation(len(beats))]
     questions = tuple(
         Question(str(pools[i % 3].pop()) + LABEL_TAIL, (str(numbers[i % 3]),)) for i in range(asked)
