@@ -103,11 +103,11 @@ def final_table(
     with progress("test", len(writers) + len(BASELINES)) as report:
         for name, writer in writers.items():
             results[name], episodes = evaluate(env, instances, writer)
-            check_answers(config, env, episodes, f"test, {name}")
+            check_answers(config, episodes, f"test, {name}")
             report(len(results), name)
         for name, recall in BASELINES.items():
             episodes = run_baseline(env, instances, recall)
-            check_answers(config, env, episodes, f"test, {name}")
+            check_answers(config, episodes, f"test, {name}")
             results[name] = table_rows(episodes)
             report(len(results), name)
     of_source = {instance.source: instance for instance in reversed(instances)}

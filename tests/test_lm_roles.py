@@ -23,6 +23,7 @@ from memalpha.lm_roles import (
     render_verdict,
 )
 from memalpha.memory import Entry
+from memalpha.prompts import load_template
 from memalpha.reader import Evidence, Request
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.scoring import Claim
@@ -68,6 +69,8 @@ def test_the_reader_sees_the_evidence_and_answers_without_its_thinking():
     assert "\\boxed{" in label and "\\boxed{" not in who
     assert "</s>" not in label and "‹/s>" in label
     assert engine.settings == [(2048, 0.0, 0)] and not said
+    name = "scripted, at most 9 tokens, temperature 0.5, template compact"
+    assert lm_reader(engine, load_template("compact"), 9, 0.5).name == name
 
 
 def test_a_reader_that_fails_says_none_and_why():
@@ -182,6 +185,7 @@ def test_reader_and_judges_from_end_to_end(micro):
     episodes = run_episodes(env, instances, writer)
     np.testing.assert_equal([e.scores for e in episodes], [[1.0], [np.nan], [np.nan], [0.0]])
     assert [e.valid for e in episodes] == [True, False, False, True]
+    assert [bool(e.failure) for e in episodes] == [False, True, True, False]
     np.testing.assert_equal([e.steps[0].r4 for e in episodes], [1.0, np.nan, 1.0, 1.0])
     verdicts = [text_of(chat) for chat in judge.chats if "VALID" not in text_of(chat)]
     assert len(verdicts) == 3  # one judge call, without what the reader did not answer

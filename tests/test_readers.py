@@ -149,12 +149,12 @@ def test_too_many_failures_stop_with_the_words_of_the_server(half_answered):
     asked = len(instance.questions)
     assert share == pytest.approx((asked // 2) / asked) and asked > 2
     with pytest.raises(ReaderFailureError) as caught:
-        check_answers(made, env, episodes, "step 3")
+        check_answers(made, episodes, "step 3")
     text = str(caught.value)
     assert text.startswith("step 3: reader, judge or writer left ")
     assert "max_failed_share=10%" in text and "400: the context is full" in text
     made.max_failed_share = 1.0
-    check_answers(made, env, episodes, "step 3")
+    check_answers(made, episodes, "step 3")
 
 
 def test_validation_and_the_final_table_stop_as_well(half_answered, monkeypatch):
@@ -176,4 +176,4 @@ def test_a_judge_that_gives_no_verdicts_stops_the_run(chat_server, micro):
     instance = synthetic.generate("facts", "test", 0)
     episodes = run_episodes(env, [instance], scripted_writer(env, lambda turn: call))
     with pytest.raises(ReaderFailureError, match="100% of the steps.*I would rather not say"):
-        check_answers(made, env, episodes, "step 0")
+        check_answers(made, episodes, "step 0")
