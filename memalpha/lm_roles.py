@@ -173,7 +173,7 @@ def read_verdict(reply: str | None) -> Verdict:
     valid = {"true": True, "false": False}.get(str(valid).lower())
     if valid is None:
         return Verdict(False, ("the judge gave no verdict",), failed=True)
-    issues = found.get("ISSUES") or ()
+    issues = found.get("ISSUES") or []
     issues = tuple(map(str, issues)) if isinstance(issues, list) else (str(issues),)
     return Verdict(valid, () if valid else issues)
 

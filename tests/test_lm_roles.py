@@ -235,13 +235,13 @@ def test_a_prompted_writer_writes_in_the_environment_it_is_given(micro):
 
 
 def test_a_prompted_writer_shows_as_many_entries_as_fit():
-    env = replace(prompted_environment(), prompt_tokens=5_400, recent=4)
+    env = replace(prompted_environment(), prompt_tokens=4_200, recent=4)
     engine = Scripted(lambda text: "\n".join(insert(f"{n} " + "x" * 200) for n in range(5)))
     run_episodes(env, [replace(lme(1, "x"), chunks=("One.", "Two."), source="squad")],
                  lm_writer(env, engine))  # fmt: skip
     shown = [text_of(chat).count("x" * 200) for chat in engine.chats]
     assert shown == [0, 2]
-    assert len(text_of(engine.chats[1])) <= 5_400
+    assert len(text_of(engine.chats[1])) <= 4_200
 
 
 def test_a_writer_that_fails_leaves_its_episode_without_a_score(micro):

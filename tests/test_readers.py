@@ -1,7 +1,6 @@
 """Readers and judges from a config: what is refused early, and what stops a run."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,9 +133,9 @@ def half_answered(chat_server, micro):
         return fails(400, "the context is full") if number % 2 else "no answer"
 
     chat_server.behave = behave
-    made = config(*server(chat_server.url, concurrency=1), "data.sources=('synthetic_facts',)")
+    made = config(*server(chat_server.url, concurrency=1))
+    made.data.sources = ("synthetic_facts",)
     env = with_readers(micro.env, made, build_engines(made))
-    env = replace(env, failures=env.failures)
     call = format_call("new_memory_insert", {"memory_type": "core", "content": "x"}, "qwen3")
     return made, env, scripted_writer(env, lambda turn: call)
 
