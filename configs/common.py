@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -28,6 +29,29 @@ def finish(
                 f"unknown config argument {argument!r}: give {', '.join(presets)} or field=value"
             )
     return config
+
+
+def language_model(**changes: Any) -> dict[str, Any]:
+    """The fields of `config.reader` and `config.judge`; docs/evaluation.md says what they do."""
+    return dict(
+        engine="offline",  # or flax, server
+        model="",  # flax: folder or hub id (with @revision); server: its name there
+        template="full",  # the built-in one for pretrained models, or a folder
+        max_new_tokens=2048,
+        temperature=0.0,
+        # flax
+        dtype="bfloat16",
+        context=0,  # tokens of prompt and reply; 0: as the model states
+        tokens_at_once=65_536,  # of all rows of a batch
+        # server
+        url="",  # such as http://127.0.0.1:8000/v1
+        key_variable="OPENAI_API_KEY",  # environment variable with the key; unset: none
+        concurrency=16,
+        timeout=120.0,  # seconds
+        retries=6,  # after waits of 1, 2, 4 ... s: about a minute in all
+        cache="~/.cache/memalpha/lm.sqlite",  # empty: none
+        extra="",  # JSON: further fields of a request
+    ) | changes  # fmt: skip
 
 
 def smoke(config: config_dict.ConfigDict) -> None:

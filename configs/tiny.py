@@ -13,7 +13,7 @@ Arguments, after a colon and separated by commas:
 
 from ml_collections import config_dict
 
-from configs.common import finish, ppo, smoke
+from configs.common import finish, language_model, ppo, smoke
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
@@ -73,6 +73,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         reward=dict(
             beta=0.05, gamma=0.1, retriever="scann", dimensions=512, top_k=20, normalise_each=False
         ),
+        reader=language_model(),
+        judge=language_model(max_new_tokens=512),
         warm_start=dict(
             steps=1350,
             copy_steps=350,  # of these: copying random tokens

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.failures import check_answers
 from experiments.setup import build_every, for_sampling, prompt_buckets
 from memalpha.data.instance import Instance
 from memalpha.memory import Outcome
@@ -24,16 +25,19 @@ from memalpha.rollout import (
 def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
     """Means of the rewards and sizes; those of calls over steps, the rest over episodes.
 
-    Episodes without a judged question are left out of r1 and counted in `failed`. A system that
-    writes nothing has no row for what is said of steps.
+    Episodes without a judged question are left out of r1 and counted in `failed`; `unanswered` is
+    the share of questions without a score. A system that writes nothing has no row for what is said
+    of steps.
     """
     steps = [step for episode in episodes for step in episode.steps]
     judged = [episode.r1 for episode in episodes if episode.valid]
+    scores = np.concatenate([episode.scores for episode in episodes])
     read = [answer.tokens for episode in episodes for answer in episode.answers]
     result = {
         "r1": float(np.mean(judged)) if judged else float("nan"),
         "r3": float(np.mean([episode.r3 for episode in episodes])),
         "failed": float(len(episodes) - len(judged)),
+        "unanswered": float(np.isnan(scores).mean()) if scores.size else float("nan"),
         "memory_tokens": float(np.mean([episode.memory_tokens for episode in episodes])),
         "chunk_tokens": float(np.mean([episode.chunk_tokens for episode in episodes])),
         "reader_tokens": float(np.mean(read)),
@@ -43,9 +47,10 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
 
 def _of_steps(steps: Sequence[Step]) -> dict[str, float]:
     outcomes = [outcome for step in steps for outcome in step.outcomes]
+    fit = [step.r4 for step in steps if not np.isnan(step.r4)]
     return {
         "r2": float(np.mean([step.r2 for step in steps])),
-        "r4": float(np.mean([step.r4 for step in steps])),
+        "r4": float(np.mean(fit)) if fit else float("nan"),
         "calls": len(outcomes) / len(steps),
         "ok_calls": outcomes.count(Outcome.OK) / len(steps),
         "response_tokens": float(np.mean([len(step.response.tokens) for step in steps])),
@@ -78,13 +83,14 @@ def validate(
     rows = config.rl.instances * config.rl.rollouts
     writer = greedy_writer(config, env, model, params, rows)
     episodes = run_episodes(env, instances, writer)
+    check_answers(config, episodes, "validation")
     result = {f"validation_{k}": v for k, v in summarise(episodes).items() if k in _SHOWN}
     for source, some in by_source(episodes).items():
         result[f"validation_r1_{source}"] = summarise(some)["r1"]
     return result
 
 
-_SHOWN = ("r1", "r2", "r3", "r4", "failed")
+_SHOWN = ("r1", "r2", "r3", "r4", "failed", "unanswered")
 
 
 def evaluate(

@@ -3,19 +3,23 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.evaluate import evaluate, evaluate_baseline, greedy_writer
+from experiments.evaluate import evaluate, greedy_writer, table_rows
+from experiments.failures import check_answers
 from experiments.pictures import describe_episode, draw_curves, results_table
 from experiments.progress import console, progress
+from experiments.readers import build_engines, probe
 from experiments.report import write_report
 from experiments.setup import (
     build_environment,
     build_every,
+    build_mesh,
     build_model,
     build_tokenizer,
     check,
@@ -29,7 +33,7 @@ from experiments.workdir import log_start, open_workdir, own_folder, read_metric
 from memalpha.baselines import no_memory, rag_top2, store_everything
 from memalpha.data.instance import Instance
 from memalpha.model import ModelConfig, Params
-from memalpha.rollout import Environment, Episode, run_episodes
+from memalpha.rollout import Environment, Episode, run_baseline, run_episodes
 
 BASELINES = {
     "store everything": store_everything.recall,
@@ -46,7 +50,9 @@ def run(config: ConfigDict, workdir: str) -> dict:
     log_start(own_folder(folder), [sys.executable, *sys.argv])
     console.print(f"{config.title}\nworkdir {folder}")
     tokenizer = build_tokenizer(config, folder)
-    env = build_environment(config, tokenizer)
+    engines = build_engines(config, build_mesh(config))
+    probe(engines)
+    env = build_environment(config, tokenizer, engines)
     model, params = build_model(config, len(tokenizer))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0]
@@ -70,6 +76,7 @@ def run(config: ConfigDict, workdir: str) -> dict:
         "parameters": count,
         "results": results,
         "host_share": host_share(folder),
+        "language_models": {role: asdict(engine.usage) for role, engine in engines.items()},
         "seconds": round(time.monotonic() - began, 1),
         "device": device.device_kind,
         "jax": jax.__version__,
@@ -95,10 +102,13 @@ def final_table(
     results = {}
     with progress("test", len(writers) + len(BASELINES)) as report:
         for name, writer in writers.items():
-            results[name], _ = evaluate(env, instances, writer)
+            results[name], episodes = evaluate(env, instances, writer)
+            check_answers(config, episodes, f"test, {name}")
             report(len(results), name)
         for name, recall in BASELINES.items():
-            results[name] = evaluate_baseline(env, instances, recall)
+            episodes = run_baseline(env, instances, recall)
+            check_answers(config, episodes, f"test, {name}")
+            results[name] = table_rows(episodes)
             report(len(results), name)
     of_source = {instance.source: instance for instance in reversed(instances)}
     first = [of_source[source] for source in config.data.sources]
@@ -114,11 +124,14 @@ def _scripted(instances: Sequence[Instance]) -> bool:
     return all(is_synthetic(instance.source) for instance in instances)
 
 
+HOST_STAGES = ("render", "parse", "judge", "retrieve", "read")
+
+
 def host_share(folder: Path) -> float:
-    """Share of a training step spent on host work (render, parse, retrieve, read): the median."""
+    """Share of a training step spent on host work (HOST_STAGES): the median."""
     shares = []
     for line in read_metrics(folder / "timing.jsonl"):
-        host = sum(line.get(stage, 0.0) for stage in ("render", "parse", "retrieve", "read"))
+        host = sum(line.get(stage, 0.0) for stage in HOST_STAGES)
         shares.append(host / (line["step_seconds"] - line.get("validate", 0.0)))
     return float(np.median(shares)) if shares else float("nan")
 

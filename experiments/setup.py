@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
+from experiments.readers import build_engines, check_readers, with_readers
 from memalpha.baselines.scripted import Flaws, perfect, poor_response
 from memalpha.data import PHRASES, load_source, synthetic
 from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
 from memalpha.data.notes import add_notes
 from memalpha.learner import LossConfig, make_schedule
+from memalpha.lm import Counted
 from memalpha.lora import LoraConfig
 from memalpha.losses import group_ids
 from memalpha.model import ModelConfig, Params, init_params
@@ -143,8 +146,14 @@ def _corpus(config: ConfigDict) -> Iterator[str]:
                 yield from (note["content"] for note in notes)
 
 
-def build_environment(config: ConfigDict, tokenizer: PreTrainedTokenizerBase) -> Environment:
-    return environment(config.to_dict(), tokenizer)
+def build_environment(
+    config: ConfigDict,
+    tokenizer: PreTrainedTokenizerBase,
+    engines: Mapping[str, Counted] | None = None,
+) -> Environment:
+    """The environment of a config; `engines` None: those of its reader and judge are built."""
+    engines = build_engines(config, build_mesh(config)) if engines is None else engines
+    return with_readers(environment(config.to_dict(), tokenizer), config, engines)
 
 
 def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
@@ -174,12 +183,15 @@ def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Param
 
 
 def open_run(workdir: str | Path) -> tuple[ConfigDict, Policy]:
-    """The config and the trained writer of a run; ends the program where there is none."""
+    """The config and the trained writer of a run, with reader and judge as configured there; ends
+    the program where there is none."""
     try:
         policy = load_run(workdir)
+        config = ConfigDict(json.loads((Path(workdir) / "config.json").read_text()))
+        env = with_readers(policy.env, config, build_engines(config, build_mesh(config)))
     except ValueError as error:
         sys.exit(str(error))
-    return ConfigDict(json.loads((Path(workdir) / "config.json").read_text())), policy
+    return config, replace(policy, env=env)
 
 
 def build_mesh(config: ConfigDict) -> Mesh | None:
@@ -255,6 +267,7 @@ def check(config: ConfigDict) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"config.{name}={value}: give at least 1")
+    check_readers(config)
     if not config.data.sources:
         raise ValueError("config.data.sources is empty: name at least one source")
     rows = rl.instances * rl.rollouts * config.data.chunks

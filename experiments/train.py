@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments.evaluate import summarise, validate
+from experiments.failures import check_answers
 from experiments.progress import progress
 from experiments.setup import (
     build_lora,
@@ -34,12 +35,8 @@ from memalpha.learner import (
 )
 from memalpha.model import ModelConfig, Params
 from memalpha.rewards import combine
-from memalpha.rollout import Clock, Environment, Episode, policy_writer, run_episodes, to_batch
+from memalpha.rollout import Clock, Environment, policy_writer, run_episodes, to_batch
 from memalpha.sharding import mesh_of, shard
-
-
-class ReaderFailureError(RuntimeError):
-    """Too many questions went unanswered for the reward to mean anything."""
 
 
 def train(
@@ -72,7 +69,7 @@ def train(
                 )  # fmt: skip
                 episodes = run_episodes(env, instances, writer, seed=step, clock=clock)
                 del policy, writer  # a gathered copy would stand in the way of the update
-                check_answers(config, episodes, step)
+                check_answers(config, episodes, f"step {step}")
                 with clock("update"):
                     batch = to_batch(
                         episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,
@@ -121,17 +118,6 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         rl.weight_decay,
         rl.max_grad_norm or None,
     )
-
-
-def check_answers(config: ConfigDict, episodes: list[Episode], step: int) -> None:
-    """Raises ReaderFailureError where more questions than `max_failed_share` have no answer."""
-    scores = np.concatenate([episode.scores for episode in episodes])
-    failed = float(np.isnan(scores).mean())
-    if failed > config.max_failed_share:
-        raise ReaderFailureError(
-            f"step {step}: the reader or judge left {failed:.0%} of the questions unanswered, more"
-            f" than max_failed_share={config.max_failed_share:.0%}; the last checkpoint is kept"
-        )
 
 
 def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: Params):

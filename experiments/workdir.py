@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from experiments.readers import comparable
 from memalpha.data.files import write_text
 
 
@@ -21,7 +22,8 @@ class WorkdirError(ValueError):
 
 
 def open_workdir(workdir: str, config: ConfigDict) -> Path:
-    """Makes the folder and writes config.json; an earlier run must have had the same config.
+    """Makes the folder and writes config.json; an earlier run must have had the same config, but
+    for where its language models are and how they are asked (`readers.OPERATION`).
 
     Of several processes the first one does this.
 
@@ -44,15 +46,14 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
             before = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise WorkdirError(f"{path} is no JSON ({error}): choose another workdir") from None
-        differ = sorted(_differences(before, now))
+        differ = sorted(_differences(comparable(before), comparable(now)))
         if differ:
             lines = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in differ)
             raise WorkdirError(
                 f"--workdir={workdir} belongs to a run of another config:\n{lines}\n"
                 "Choose another workdir, or the config of that run."
             )
-    else:
-        write_json(path, now)
+    write_json(path, now)
     return folder
 
 

@@ -133,6 +133,8 @@ class MemoryAgent:
         instance = Instance("agent", self.namespace, (chunk,), ())
         turn = make_turn(self.env, state, 0, before.events, instance, chunk)
         _, host, (step,) = memorise(self.env, state, [turn], self.writer)
+        if step.response.error:
+            raise RuntimeError(f"the writer failed, nothing was stored: {step.response.error}")
         after = difference(shown, whole_view(self.env, host, 0))
         event = Event("observe", self.author, chunk, step.text, calls_made(step))
         return event, after, int(host.next_id[0])
@@ -154,7 +156,8 @@ class MemoryAgent:
         (request,) = find_evidence(self.env, asked, shown)
         (answer,) = reader.read([request], self.env.answerer)
         if answer.text is None:
-            raise RuntimeError("the reader gave no answer; its own log says why")
+            why = self.env.failures[-1] if self.env.failures else "its own log says why"
+            raise RuntimeError(f"the reader gave no answer: {why}")
         return Reply(answer.text, request.evidence)
 
     def chat(self, message: str, timestamp: str | datetime | None = None) -> Reply:

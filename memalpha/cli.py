@@ -5,21 +5,31 @@ python -m memalpha.agent ask --checkpoint=runs/tiny --store=me.db "Whose dog is 
 python -m memalpha.agent chat --checkpoint=runs/tiny --store=me.db
 python -m memalpha.agent show --store=me.db
 python -m memalpha.agent serve --checkpoint=runs/tiny --store=me.db
+
+A chat model on an OpenAI-compatible server can take the place of the trained writer, and answers as
+well; its key is read from the environment variable OPENAI_API_KEY, if it needs one:
+
+python -m memalpha.agent chat --writer-url=http://127.0.0.1:8000/v1 --writer-model=NAME --store=m.db
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from absl import logging
 
 from memalpha.agent import MemoryAgent
 from memalpha.events import Event, StoreError
+from memalpha.lm_roles import lm_reader, lm_writer, prompted_environment
+from memalpha.lm_server import ServerModel
 from memalpha.memory import MEMORY_NAMES, Entry
 from memalpha.prompts import escape
+from memalpha.reader import extractive_answers
 from memalpha.store import Store
+from memalpha.tokenizer import load_tokenizer
 
 HELP = "lines starting with / are commands: /memory /history /undo /quit"
 
@@ -50,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument("--store", required=True, help="file of the memories")
         if name != "show":
-            command.add_argument("--checkpoint", required=True, help="workdir of a finished run")
+            _add_models(command)
         if name != "serve":
             command.add_argument("--namespace", default="default", help="whose memory")
         if name == "observe":
@@ -66,13 +76,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_models(command: argparse.ArgumentParser) -> None:
+    writer = command.add_mutually_exclusive_group(required=True)
+    writer.add_argument("--checkpoint", help="workdir of a finished run, or a Qwen3 folder")
+    writer.add_argument("--writer-model", help="prompted model on a server, in its place")
+    command.add_argument("--writer-url", help="of that server, such as http://127.0.0.1:8000/v1")
+    command.add_argument(
+        "--reader-model",
+        help="model on a server that answers; default: the writer model, else none",
+    )
+    command.add_argument("--reader-url", help="of that server; default: that of the writer")
+    command.add_argument(
+        "--tokenizer", help="folder or hub id of the writer model's; default: bytes are counted"
+    )
+
+
 def printable(text: str) -> str:
     """Text that cannot drive a terminal: control characters are shown, not sent."""
     return escape(text)
 
 
 def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAgent:
-    return MemoryAgent.from_checkpoint(options.checkpoint, store=options.store, namespace=namespace)
+    writer = _server(options.writer_model, options.writer_url, "--writer")
+    answers = _server(options.reader_model, options.reader_url or options.writer_url, "--reader")
+    if writer is None:
+        given = extractive_answers if answers is None else lm_reader(answers)
+        return MemoryAgent.from_checkpoint(options.checkpoint, given, options.store, namespace)
+    env = prompted_environment(options.tokenizer and load_tokenizer(options.tokenizer))
+    env = replace(env, answerer=lm_reader(answers or writer, on_failure=env.failures.append))
+    return MemoryAgent(env, lm_writer(env, writer), Store(options.store), namespace, writer.name)
+
+
+def _server(model: str | None, url: str | None, flag: str) -> ServerModel | None:
+    if model and not url:
+        raise ValueError(f"{flag}-model={model}: name its server with {flag}-url")
+    return ServerModel(url, model) if model else None
 
 
 def _existing(path: str) -> Store:

@@ -17,10 +17,11 @@ from memalpha.tools import CONTENT_KEY, DELETE, Call, memory_type_index
 
 @dataclass(frozen=True)
 class Verdict:
-    """`valid`, and the reasons where it is not."""
+    """`valid`, and the reasons where it is not; `failed`: the judge failed, there is no verdict."""
 
     valid: bool
     issues: tuple[str, ...] = ()
+    failed: bool = False
 
 
 _MONTH = (
@@ -105,10 +106,14 @@ def judge(calls: Sequence[Call]) -> list[Verdict]:
     A malformed call or one without known memory type and text is invalid. A delete has no content
     and passes here: whether its target existed decides (`rewards.content_share`).
     """
-    return [_judge_call(call) for call in calls]
+    return [
+        judge_content(*found) if isinstance(found := to_judge(call), tuple) else found
+        for call in calls
+    ]
 
 
-def _judge_call(call: Call) -> Verdict:
+def to_judge(call: Call) -> Verdict | tuple[int, str]:
+    """(memory type, content) of a call, or the verdict where there is nothing to judge."""
     if call.error:
         return Verdict(False, (f"malformed call: {call.error}",))
     if call.name == DELETE:
@@ -117,7 +122,7 @@ def _judge_call(call: Call) -> Verdict:
     content = call.arguments.get(CONTENT_KEY.get(call.name, ""))
     if memory_type < 0 or not isinstance(content, str):
         return Verdict(False, ("no memory type or no content to judge",))
-    return judge_content(memory_type, content)
+    return memory_type, content
 
 
 def _semantic_issues(content: str) -> tuple[str, ...]:

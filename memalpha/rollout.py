@@ -6,7 +6,7 @@ Training, evaluation and use share this code; they differ in the writer alone.
 """
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,7 +53,9 @@ class Environment:
     top_k: int = 20
     answerer: Answerer = extractive_answers
     judge: Callable[[Sequence[tools.Call]], list[Verdict]] = judge
-    score_judge: Callable | None = None  # for sources whose metric asks a judge
+    score_judge: scoring.Judge | None = None  # for sources whose metric asks a judge
+    # The latest accounts of why reader, judge or writer gave nothing, where they keep any.
+    failures: deque[str] = field(default_factory=lambda: deque(maxlen=8), compare=False)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Response:
     tokens: list[int]
     logps: np.ndarray | None = None
     finished: bool = True  # False: cut by its limit
+    error: str = ""  # why the writer failed: the episode is not scored
 
 
 Writer = Callable[[Sequence[Turn]], list[Response]]
@@ -92,7 +95,7 @@ class Step:
     outcomes: list[Outcome]
     fit: list[bool]
     r2: float
-    r4: float
+    r4: float  # NaN: the judge failed
     view: MemoryView | None = None  # the memory after the step, where it was asked for
 
 
@@ -104,11 +107,12 @@ class Episode:
     steps: list[Step] = field(default_factory=list)
     view: MemoryView | None = None  # the final memory
     answers: list[Answer] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)  # NaN: the reader failed
+    scores: list[float] = field(default_factory=list)  # NaN: reader, judge or writer failed
     r1: float = float("nan")
     r3: float = float("nan")
     memory_tokens: int = 0
     chunk_tokens: int = 0
+    failure: str = ""  # an account of what is without score or verdict, if there is one
 
     @property
     def valid(self) -> bool:
@@ -198,10 +202,17 @@ def memorise(
     with clock("apply"):
         state, ops, outcomes = apply_calls(env, state, of_episode, turns[0].chunk)
         host = jax.device_get(state)
+    with clock("judge"):
+        every = [call for made in calls for call in made]
+        verdicts = env.judge(every)
+        if len(verdicts) != len(every):
+            raise ValueError(f"judge: {len(every)} calls but {len(verdicts)} verdicts")
+        ordered = iter(verdicts)
+        judged = [[next(ordered) for _ in made] for made in calls]
     with clock("parse"):
         steps = [
-            _step(env, turn, response, text, made, ops, outcomes)
-            for turn, response, text, made in zip(turns, responses, texts, calls, strict=True)
+            _step(*row, ops, outcomes)
+            for row in zip(turns, responses, texts, calls, judged, strict=True)
         ]
     return state, host, steps
 
@@ -263,11 +274,11 @@ def apply_calls(
 
 
 def _step(
-    env: Environment,
     turn: Turn,
     response: Response,
     text: str,
     calls: list[tools.Call],
+    verdicts: list[Verdict],
     ops: memory.Ops,
     outcomes: np.ndarray,
 ) -> Step:
@@ -276,7 +287,8 @@ def _step(
     mine = np.append(outcomes[turn.episode], [Outcome.MALFORMED] * left_out).astype(int)
     kinds = np.append(ops.kind[turn.episode], [memory.OpKind.MALFORMED] * left_out).astype(int)
     fit = np.zeros(len(mine), bool)
-    fit[: len(calls)] = [verdict.valid for verdict in env.judge(calls)]
+    fit[: len(calls)] = [verdict.valid for verdict in verdicts]
+    r4 = float(rewards.content_share(kinds, mine, fit))
     return Step(
         chunk=turn.chunk,
         prompt=turn.prompt,
@@ -286,7 +298,7 @@ def _step(
         outcomes=[Outcome(o) for o in mine[: len(calls)]],
         fit=fit[: len(calls)].tolist(),
         r2=float(rewards.format_share(mine)),
-        r4=float(rewards.content_share(kinds, mine, fit)),
+        r4=float("nan") if any(verdict.failed for verdict in verdicts) else r4,
     )
 
 
@@ -311,7 +323,8 @@ def answer(
     answers = iter(read([request for some in requests for request in some], env.answerer))
     for episode, asked, held in zip(episodes, requests, memory_tokens, strict=True):
         episode.answers = [next(answers) for _ in asked]
-        _score(env, episode, held)
+        episode.memory_tokens = held
+    _score(env, episodes)
 
 
 def run_baseline(
@@ -344,19 +357,36 @@ def find_evidence(env: Environment, instance: Instance, view: MemoryView) -> lis
     )
 
 
-def _score(env: Environment, episode: Episode, memory_tokens: int) -> None:
-    source, questions = episode.instance.source, episode.instance.questions
-    episode.scores = [
-        float("nan")
-        if answer.text is None
-        else scoring.score(source, answer.text, asked.answers, env.score_judge, asked.question)
-        for asked, answer in zip(questions, episode.answers, strict=True)
-    ]
-    scores = np.asarray(episode.scores)
-    episode.r1 = float(rewards.correctness(np.nan_to_num(scores), ~np.isnan(scores)))
-    episode.memory_tokens = memory_tokens
-    episode.chunk_tokens = sum(count_tokens(env, chunk) for chunk in episode.instance.chunks)
-    episode.r3 = float(rewards.compression(episode.memory_tokens, episode.chunk_tokens))
+def _score(env: Environment, episodes: Sequence[Episode]) -> None:
+    """Scores the answers of all episodes, with one call of the judge, and fills in r1 and r3."""
+    claims: dict[tuple[int, int], scoring.Claim] = {}
+    for e, episode in enumerate(episodes):
+        episode.scores = [float("nan")] * len(episode.answers)
+        if any(step.response.error for step in episode.steps):
+            continue  # what the writer could not read is not forgotten: nothing is to be said
+        for q, answer in enumerate(episode.answers):
+            if answer.text is not None:
+                claims[e, q] = _claim(episode.instance, q, answer.text)
+    found = scoring.scores(list(claims.values()), env.score_judge)
+    for (e, q), score in zip(claims, found, strict=True):
+        episodes[e].scores[q] = score
+    for episode in episodes:
+        scores = np.asarray(episode.scores)
+        unjudged = any(np.isnan(step.r4) for step in episode.steps)
+        if (unjudged or np.isnan(scores).any()) and env.failures:
+            episode.failure = env.failures[-1]
+        episode.r1 = float(rewards.correctness(np.nan_to_num(scores), ~np.isnan(scores)))
+        episode.chunk_tokens = sum(count_tokens(env, chunk) for chunk in episode.instance.chunks)
+        episode.r3 = float(rewards.compression(episode.memory_tokens, episode.chunk_tokens))
+
+
+def _claim(instance: Instance, number: int, reply: str) -> scoring.Claim:
+    asked = instance.questions[number]
+    types, ids = (instance.metadata.get(f"question_{name}", ()) for name in ("types", "ids"))
+    kind = str(types[number]) if number < len(types) else ""
+    if number < len(ids) and str(ids[number]).endswith("_abs"):  # as LongMemEval marks them
+        kind = scoring.ABSTENTION
+    return scoring.Claim(instance.source, asked.question, reply, asked.answers, kind)
 
 
 def policy_writer(
@@ -431,7 +461,8 @@ def to_batch(
     """Rows of all steps, episode by episode, filled to `rows` (numpy).
 
     Consecutive runs of `rollouts` episodes belong to one instance. Rewards are there apart; group
-    ids hold the instance number. Rows of an episode without any judged question are not valid.
+    ids hold the instance number. Rows of an episode without any judged question are not valid, nor
+    are those of a step whose calls the judge failed on.
     """
     made = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
     batch = from_tokens(
@@ -445,7 +476,7 @@ def to_batch(
         if step.response.logps is not None:
             logps[row, : len(step.response.logps)] = step.response.logps
     of_row = np.array([e for e, _ in made], np.int32)
-    valid = np.array([episodes[e].valid for e in of_row], bool)
+    valid = np.array([episodes[e].valid and not np.isnan(step.r4) for e, step in made], bool)
     columns = {
         "r1": [episodes[e].r1 for e in of_row],
         "r2": [step.r2 for _, step in made],

@@ -9,9 +9,26 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
-Judge = Callable[[str, str, Sequence[str]], str]  # (question, prediction, answers) -> verdict text
+ABSTENTION = "abstention"  # kind of a question that the text does not answer
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A prediction to be scored: the reader's reply to a question, and the gold answers (at least
+    one, none blank). `kind`: type of the question, for a judge that goes by it; empty: unknown."""
+
+    source: str
+    question: str
+    prediction: str
+    answers: tuple[str, ...]
+    kind: str = ""
+
+
+# Replies with yes or no, one a claim, all at once; None where the judge failed.
+Judge = Callable[[Sequence[Claim]], list[str | None]]
 
 _WORD = re.compile(r"\w+")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -140,9 +157,11 @@ def _title(item: str) -> str:
 
 
 def verdict(text: str) -> float:
-    """LongMemEval: "yes" without "no", as whole words, is 1."""
+    """LongMemEval: "yes" without "no", as whole words, is 1; NaN where neither stands there: a
+    judge that does not decide has failed."""
     text = visible(text)
-    return float(bool(_YES.search(text)) and not _NO.search(text))
+    yes, no = bool(_YES.search(text)), bool(_NO.search(text))
+    return float(yes and not no) if yes or no else float("nan")
 
 
 # family -> (what kind of answer is wanted, metric); None: a judge decides.
@@ -218,61 +237,84 @@ def score(
     judge: Judge | None = None,
     question: str = "",
 ) -> float:
-    """Score of one prediction, in [0, 1]; text up to `</think>` in it does not count.
+    """Score of one prediction, in [0, 1]; see `scores`."""
+    if isinstance(answers, str):
+        raise ValueError(f"{source}: answers must be a list of strings, got {answers!r}")
+    return scores([Claim(source, question, prediction, tuple(answers))], judge)[0]
+
+
+def scores(claims: Sequence[Claim], judge: Judge | None = None) -> list[float]:
+    """Score of every claim, in [0, 1]; text up to `</think>` in a prediction does not count.
 
     Args:
-        source: name of the data source (see `family`).
-        prediction: the reader's reply.
-        answers: the gold answers, at least one, none blank.
-        judge: for the LongMemEval sources only: `judge(question, prediction, answers)` replies in
-            text with yes or no. Its exceptions are not caught: a broken judge is no wrong answer.
-        question: given to the judge.
+        judge: for the LongMemEval sources only, asked once for all their claims; NaN where it
+            failed or said neither yes nor no. Its exceptions are not caught. A prediction of which
+            nothing is left is wrong without asking.
 
     Raises:
-        ValueError: an unknown source, no or blank gold answers, or a source that needs a judge.
+        ValueError: an unknown source, no or blank gold answers, a source that needs a judge, or a
+            judge that gives another number of replies.
     """
-    if isinstance(answers, str) or not answers or not all(answer.strip() for answer in answers):
-        raise ValueError(f"{source}: answers must be a list of non-blank strings, got {answers!r}")
-    metric = FAMILIES[family(source)][1]
-    reply = visible(prediction)
-    if metric is not None:
-        return metric(reply, answers)
-    if judge is None:
-        raise ValueError(
-            f"{source} is scored by a judge: pass judge=, e.g. scoring.recall_judge offline"
-        )
-    return verdict(judge(question, reply, answers)) if reply else 0.0
+    results, asked = [0.0] * len(claims), {}
+    for i, claim in enumerate(claims):
+        if not claim.answers or not all(answer.strip() for answer in claim.answers):
+            raise ValueError(
+                f"{claim.source}: answers must be non-blank strings, got {claim.answers!r}"
+            )
+        metric = FAMILIES[family(claim.source)][1]
+        reply = visible(claim.prediction)
+        if metric is not None:
+            results[i] = metric(reply, claim.answers)
+        elif judge is None:
+            raise ValueError(
+                f"{claim.source} is scored by a judge: pass judge=, e.g. scoring.recall_judge"
+                " offline"
+            )
+        elif reply:
+            asked[i] = replace(claim, prediction=reply)
+    if asked:
+        replies = judge(list(asked.values()))
+        if len(replies) != len(asked):
+            raise ValueError(f"judge: {len(asked)} claims but {len(replies)} replies")
+        for i, reply in zip(asked, replies, strict=True):
+            results[i] = float("nan") if reply is None else verdict(reply)
+    return results
 
 
 def recording(judge: Judge, verdicts: list[dict]) -> Judge:
     """The judge, with every verdict put down in `verdicts`: what was asked, the reply, its score.
 
-    A judge that raises puts down nothing: a broken judge is no verdict.
+    A judge that raises or gives None puts down nothing: a broken judge is no verdict.
     """
 
-    def judge_and_record(question: str, prediction: str, answers: Sequence[str]) -> str:
-        reply = judge(question, prediction, answers)
-        verdicts.append(
-            {
-                "question": question,
-                "prediction": prediction,
-                "answers": list(answers),
-                "reply": reply,
-                "score": verdict(reply),
-            }
-        )
-        return reply
+    def judge_and_record(claims: Sequence[Claim]) -> list[str | None]:
+        replies = judge(claims)
+        for claim, reply in zip(claims, replies, strict=True):
+            if reply is not None:
+                verdicts.append(
+                    {
+                        "question": claim.question,
+                        "prediction": claim.prediction,
+                        "answers": list(claim.answers),
+                        "reply": reply,
+                        "score": verdict(reply),
+                    }
+                )
+        return replies
 
     return judge_and_record
 
 
-def recall_judge(question: str, prediction: str, answers: Sequence[str]) -> str:
+def recall_judge(claims: Sequence[Claim]) -> list[str]:
     """Offline stand-in for the rubric judge: yes if the prediction holds most of the gold's words.
 
     "Most" is 80 % of the distinct normalised words of a gold answer: enough for runs without a
     model, not comparable with published LongMemEval figures.
     """
-    del question  # a model judges the prediction against the question too
-    given = set(normalize(prediction).split())
-    golds = [set(normalize(answer).split()) for answer in answers]
-    return "yes" if any(gold and len(gold & given) >= 0.8 * len(gold) for gold in golds) else "no"
+    return ["yes" if _recalls(claim) else "no" for claim in claims]
+
+
+def _recalls(claim: Claim) -> bool:
+    given = set(normalize(claim.prediction).split())
+    golds = [set(normalize(answer).split()) for answer in claim.answers]
+    return any(gold and len(gold & given) >= 0.8 * len(gold) for gold in golds)

@@ -11,6 +11,7 @@ import shutil  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 import pytest  # noqa: E402
+from chat_server import ChatServer  # noqa: E402
 
 from memalpha.data import synthetic  # noqa: E402
 from memalpha.model import ModelConfig  # noqa: E402
@@ -79,3 +80,11 @@ def tab(browser):
     )
     yield made
     made.close()
+
+
+@pytest.fixture
+def chat_server():
+    """An OpenAI-compatible server on this machine; see `chat_server.ChatServer`."""
+    made = ChatServer()
+    yield made
+    made.stop()

@@ -1,0 +1,52 @@
+"""Answers of language models kept on disk, so that what was paid for once is not asked again."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BUSY_SECONDS = 60.0  # another process may be writing
+
+
+class DiskCache:
+    """JSON values by key in one SQLite file; nothing is ever dropped. Safe to use from threads and
+    from several processes.
+
+    Raises OSError that names the file where it cannot be used.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).expanduser().absolute()
+        self._lock = threading.Lock()
+        with self._named():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._file.execute("CREATE TABLE IF NOT EXISTS kept (key TEXT PRIMARY KEY, value TEXT)")
+
+    def get(self, key: str) -> Any | None:
+        with self._lock, self._named():
+            found = self._file.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+        return None if found is None else json.loads(found[0])
+
+    def put(self, key: str, value: Any) -> None:
+        text = json.dumps(value)
+        with self._lock, self._named():
+            self._file.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (key, text))
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise OSError(
+                f"cache {self.path}: {error}; remove the file or choose another"
+            ) from error
