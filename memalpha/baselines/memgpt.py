@@ -152,7 +152,7 @@ class _Main:
         taken = chat_tokens(self.env, self._chat(self.forms["pressure"])) + numbers
         self.room = self.env.prompt_tokens - taken - self.env.core_tokens - self.summary_tokens
         if self.room < 2 * MIN_PIECE:
-            raise no_room(self.env, self.room)
+            raise no_room(self.env, self.room // 2)
 
     def messages(self, chunk: str) -> list[str]:
         """The chunk as messages of at most half of the room of the queue."""
@@ -242,11 +242,14 @@ class _Main:
             name, arguments = str(clean(name)), _known(arguments)
             result = self._failure(name, arguments, error)
             failed = bool(result)
-            result = f"failed: {result}" if failed else self._run(name, arguments, chunk)
+            made = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
+            made = self._short(made, self.room // 4)
+            left = self.room // 2 - self._size(made)
+            result = f"failed: {result}" if failed else self._run(name, arguments, chunk, left)
             self.rejected += failed
             again |= failed or name in SEARCHES or arguments.get("heartbeat") is True
-            text = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}\n{result}"
-            self.receive(self._short(text), chunk, is_call=True)
+            text = self._short(f"{made}\n{result}", self.room // 2)
+            self.receive(text, chunk, is_call=True)
         return again
 
     def _failure(self, name: str, arguments: dict, error: str) -> str:
@@ -276,33 +279,33 @@ class _Main:
             text if count_tokens(self.env, safe(self.env, text)) <= self.env.core_tokens else None
         )
 
-    def _run(self, name: str, arguments: dict, chunk: int) -> str:
+    def _run(self, name: str, arguments: dict, chunk: int, limit: int) -> str:
+        """Carries out a call; its result, of about `limit` tokens at most."""
         if name == "archive_insert":
             self.archive.append(Entry(self._new_id(), arguments["content"].strip(), chunk))
             return "done"
         if name in SEARCHES:
-            return self._search(
-                self.archive if name == "archive_search" else self.evicted, arguments
-            )
+            stored = self.archive if name == "archive_search" else self.evicted
+            return self._search(stored, arguments, limit)
         self.working = self._edited(name, arguments)
         return "done"
 
-    def _search(self, stored: Sequence[Entry], arguments: dict) -> str:
+    def _search(self, stored: Sequence[Entry], arguments: dict, limit: int) -> str:
         number = arguments.get("page", 0)
         number = number if type(number) is int and 0 <= number < len(stored) else 0
         first, last = number * self.page, (number + 1) * self.page
         index = make_index([e.text for e in stored], self.env.retriever, self.env.dimensions)
         ids = index.search([arguments["query"]], last)[0][0, first:].tolist()
-        each = self.room // 2 // (self.page + 1)  # tokens: a page fits one message
+        each = max(1, limit // (self.page + 1) - 8)  # tokens, without the number in front
         found = [f"[{stored[i].id}] {cut(self.env, stored[i].text, each)}" for i in ids if i >= 0]
         return "\n".join([f"{len(stored)} stored, page {number}:", *found])
 
-    def _short(self, text: str) -> str:
-        """What of a call goes into the queue."""
-        budget = self.room // 2
-        while self._size(text) > self.room // 2:
-            budget -= max(1, self._size(text) - self.room // 2)
-            text = cut(self.env, text, max(budget, 1))
+    def _short(self, text: str, limit: int) -> str:
+        """The beginning of a text that has at most `limit` tokens as a message."""
+        budget = limit
+        while budget > 1 and (over := self._size(text) - limit) > 0:
+            budget = max(1, budget - over)
+            text = cut(self.env, text, budget)
         return text
 
 

@@ -21,9 +21,8 @@ PIECE = 128  # tokens: a few sentences, about what a written entry holds
 def recall(
     env: Environment, instances: Sequence[Instance], *, budget: int, piece: int = PIECE
 ) -> list[Recall]:
-    """One request a question: the best pieces of at most `piece` tokens, best first, as long as the
-    next one fits `budget`; of a best piece that is longer alone, its beginning. All is held.
-    """
+    """One request a question: pieces of at most `piece` tokens, best first, until `budget` is full;
+    of the last one, what still fits. All chunks are held in memory."""
     for name, tokens in (("budget", budget), ("piece", piece)):
         if tokens < 1:
             raise ValueError(f"rag_matched: {name} = {tokens}; give at least 1 token")
@@ -52,14 +51,11 @@ def _pieces(env: Environment, chunk: str, limit: int) -> list[str]:
 
 
 def _evidence(env: Environment, ranked: Sequence[str], budget: int) -> Evidence:
-    shown, used = [cut(env, part, budget) for part in ranked[:1]], 0
+    shown, left = [], budget
     for part in ranked:
-        used += count_tokens(env, part)
-        if used > budget:
+        if left < 1 or not (part := cut(env, part, left)):
             break
         shown.append(part)
-    shown = shown[1:] or shown
-    while len(shown) > 1 and count_tokens(env, "\n".join(shown)) > budget:  # the line breaks
-        shown.pop()
-    text = "\n".join(shown)
+        left -= count_tokens(env, part + "\n")
+    text = cut(env, "\n".join(shown), budget)
     return Evidence(core=text, tokens=count_tokens(env, text))
