@@ -1,6 +1,6 @@
 """Evaluation: any writer on any instances, in numbers a table can hold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from memalpha.model import ModelConfig, Params
 from memalpha.rollout import (
     Environment,
     Episode,
+    Recaller,
     Step,
     Writer,
     policy_writer,
@@ -32,17 +33,21 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
     steps = [step for episode in episodes for step in episode.steps]
     judged = [episode.r1 for episode in episodes if episode.valid]
     scores = np.concatenate([episode.scores for episode in episodes])
-    read = [answer.tokens for episode in episodes for answer in episode.answers]
+    held = [episode for episode in episodes if episode.held]
     result = {
-        "r1": float(np.mean(judged)) if judged else float("nan"),
-        "r3": float(np.mean([episode.r3 for episode in episodes])),
+        "r1": _mean(judged),
+        "r3": _mean([episode.r3 for episode in held]),
         "failed": float(len(episodes) - len(judged)),
         "unanswered": float(np.isnan(scores).mean()) if scores.size else float("nan"),
-        "memory_tokens": float(np.mean([episode.memory_tokens for episode in episodes])),
-        "chunk_tokens": float(np.mean([episode.chunk_tokens for episode in episodes])),
-        "reader_tokens": float(np.mean(read)),
+        "memory_tokens": _mean([episode.memory_tokens for episode in held]),
+        "chunk_tokens": _mean([episode.chunk_tokens for episode in episodes]),
+        "reader_tokens": _mean([answer.tokens for e in held for answer in e.answers]),
     }
     return result | (_of_steps(steps) if steps else {})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def _of_steps(steps: Sequence[Step]) -> dict[str, float]:
@@ -101,7 +106,7 @@ def evaluate(
     return table_rows(episodes), episodes
 
 
-def evaluate_baseline(env: Environment, instances: Sequence[Instance], recall: Callable) -> dict:
+def evaluate_baseline(env: Environment, instances: Sequence[Instance], recall: Recaller) -> dict:
     """The same rows for a system of `memalpha.baselines` that writes nothing."""
     return table_rows(run_baseline(env, instances, recall))
 

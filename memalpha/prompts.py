@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,37 @@ def load_template(name_or_folder: str) -> Template:
         raise ValueError(
             f"template {name_or_folder!r} is neither built in (full, compact) nor a folder"
         )
-    texts = {field: _read(folder / f"{field}.txt", field) for field in _PLACEHOLDERS}
+    texts = {
+        field: read_form(folder / f"{field}.txt", needed, allowed)
+        for field, (needed, allowed) in _PLACEHOLDERS.items()
+    }
     return Template(name=name_or_folder, **texts)
+
+
+def read_form(path: Path, needed: Collection[str], allowed: Collection[str] = ()) -> str:
+    """The text of one file, with `$name` for each of `needed` and for some of `allowed`.
+
+    Raises ValueError that names the file: missing, not UTF-8, or with wrong placeholders.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
+    except FileNotFoundError:
+        raise ValueError(f"template file {path} is missing: add it, it may be empty") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"template file {path} is not UTF-8: {error}") from None
+    form = string.Template(text)
+    if not form.is_valid():
+        raise ValueError(f"template file {path} has a stray $: write $$ for a dollar sign")
+    needed, allowed = set(needed), set(allowed)
+    found = set(form.get_identifiers())
+    if missing := needed - found:
+        raise ValueError(f"template file {path} lacks ${', $'.join(sorted(missing))}: place it")
+    if unknown := found - needed - allowed:
+        raise ValueError(
+            f"template file {path} has the unknown placeholders {sorted(unknown)}: "
+            f"it may use {sorted(needed | allowed)}"
+        )
+    return text
 
 
 def template_fragments(template: Template) -> list[str]:
@@ -264,28 +293,6 @@ def fit_prompt(
         f" {budget}: the chunk has {chunk_tokens}, the rest is the template {template.name!r};"
         " raise the prompt budget or use shorter chunks"
     )
-
-
-def _read(path: Path, field: str) -> str:
-    try:
-        text = path.read_text(encoding="utf-8").removesuffix("\n")
-    except FileNotFoundError:
-        raise ValueError(f"template file {path} is missing: add it, it may be empty") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"template file {path} is not UTF-8: {error}") from None
-    form = string.Template(text)
-    if not form.is_valid():
-        raise ValueError(f"template file {path} has a stray $: write $$ for a dollar sign")
-    needed, allowed = _PLACEHOLDERS[field]
-    found = set(form.get_identifiers())
-    if missing := needed - found:
-        raise ValueError(f"template file {path} lacks ${', $'.join(sorted(missing))}: place it")
-    if unknown := found - needed - allowed:
-        raise ValueError(
-            f"template file {path} has the unknown placeholders {sorted(unknown)}: "
-            f"it may use {sorted(needed | allowed)}"
-        )
-    return text
 
 
 def _fill(text: str, **values: object) -> str:

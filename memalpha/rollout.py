@@ -99,6 +99,28 @@ class Step:
     view: MemoryView | None = None  # the memory after the step, where it was asked for
 
 
+@dataclass(frozen=True)
+class Recall:
+    """What a baseline holds after the last chunk of an instance, and what it took to get there.
+
+    Sizes are in tokens: of the memory by the environment's tokenizer, of prompts and completions by
+    that of the model that wrote. `failure` (empty: none) says in the model's own words why there is
+    no memory; then nothing is to be scored.
+    """
+
+    requests: list[Request]  # one a question
+    memory_tokens: int
+    view: MemoryView | None = None  # of a system that writes
+    failure: str = ""
+    rejected: int = 0  # things the model said that could not be used, and changed nothing
+    generations: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+Recaller = Callable[[Environment, Sequence[Instance]], list[Recall]]  # one an instance
+
+
 @dataclass
 class Episode:
     """One reading of an instance. `valid` is False where no question could be judged."""
@@ -113,6 +135,12 @@ class Episode:
     memory_tokens: int = 0
     chunk_tokens: int = 0
     failure: str = ""  # an account of what is without score or verdict, if there is one
+    recall: Recall | None = None  # of a baseline
+
+    @property
+    def held(self) -> bool:
+        """Whether there is a memory: false where a baseline's model failed before its end."""
+        return not (self.recall and self.recall.failure)
 
     @property
     def valid(self) -> bool:
@@ -328,15 +356,30 @@ def answer(
 
 
 def run_baseline(
-    env: Environment,
-    instances: Sequence[Instance],
-    recall: Callable[[Environment, Instance], tuple[list[Request], int]],
+    env: Environment, instances: Sequence[Instance], recall: Recaller
 ) -> list[Episode]:
-    """Episodes of a system that writes nothing: `recall` gives the reader's requests and the tokens
-    held. They have no steps, so no r2 and r4."""
-    episodes = [Episode(instance) for instance in instances]
-    recalled = [recall(env, instance) for instance in instances]
-    answer(env, episodes, *zip(*recalled, strict=True))
+    """Episodes of a system of `memalpha.baselines`, read and scored as all others are.
+
+    They have no steps, so no r2 and r4. An instance whose `failure` is set is masked: its questions
+    have no answer and it has no score.
+    """
+    if not instances:
+        raise ValueError("run_baseline: no instances; give at least one")
+    recalled = recall(env, [validate(instance) for instance in instances])
+    episodes = [
+        Episode(instance, view=found.view, recall=found, failure=found.failure)
+        for instance, found in zip(instances, recalled, strict=True)
+    ]
+    kept = [episode for episode in episodes if episode.held]
+    held = [episode.recall.memory_tokens for episode in kept]
+    if kept:
+        answer(env, kept, [episode.recall.requests for episode in kept], held)
+    for episode in episodes:
+        if not episode.held:
+            questions = len(episode.instance.questions)
+            episode.answers = [Answer(None, (), (), 0)] * questions
+            episode.scores = [float("nan")] * questions
+            episode.chunk_tokens = sum(count_tokens(env, c) for c in episode.instance.chunks)
     return episodes
 
 

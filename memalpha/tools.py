@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import json_repair
 import numpy as np
@@ -34,7 +35,7 @@ _FUNCTION, _ARGS = "✿FUNCTION✿", "✿ARGS✿"
 _FLOWER = re.compile("✿(?:FUNCTION|RESULT|RETURN)✿")
 _ID = re.compile(r"\s*\[?\s*([0-9]{1,9})\s*\]?\s*")  # nine digits always fit an int32
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_MAX_REPAIR = 4_000  # characters: above a full core; on some texts repair is quadratic, 1 s here
+MAX_REPAIR = 4_000  # characters: above a full core; on some texts repair is quadratic, 1 s here
 _CUT_OFF = "the call has no end: the response was cut off or another call began inside it"
 _NO_JSON = "no JSON object, even after repair"
 _COLON = re.compile(r"[ \t]*:?")
@@ -59,10 +60,26 @@ def parse_calls(text: str, dialect: str, search: bool = False) -> list[Call]:
     `search` allows the reading tool, for chat use; as a writing call it is malformed.
     Raises ValueError only for a dialect that is not in DIALECTS.
     """
+    return [_checked(*found, search) for found in scan_calls(text, dialect)]
+
+
+def scan_calls(text: str, dialect: str) -> Iterator[tuple[object, object, str]]:
+    """Name, arguments and error of every call as it stands in a response, for tools of any name.
+
+    Parsed as by `parse_calls`, but not checked: name and arguments can be of any JSON type.
+    """
     _check_dialect(dialect)
-    text = _without_thinking(text)
     parse = _parse_qwen3 if dialect == "qwen3" else _parse_qwen_agent
-    return [_checked(name, arguments, error, search) for name, arguments, error in parse(text)]
+    return parse(_without_thinking(text))
+
+
+def read_object(text: str) -> dict | None:
+    """The first JSON object in a response, repaired if slightly broken; None if there is none.
+
+    An object of more than MAX_REPAIR characters is not repaired. Never raises on any text.
+    """
+    start = text.find("{")
+    return None if start < 0 else _strict(text, start)[0] or _repair(text[start:])
 
 
 def format_call(name: str, arguments: Mapping, dialect: str) -> str:
@@ -166,7 +183,7 @@ def calls_to_ops(
             if call.error or _argument_error(call.name, call.arguments) or call.name == SEARCH:
                 continue
             content = call.arguments.get(CONTENT_KEY.get(call.name, ""))
-            encoded = [] if content is None else encode(_clean(content).strip())
+            encoded = [] if content is None else encode(clean(content).strip())
             if content is not None and not encoded:
                 continue  # nothing that the tokenizer can hold: as good as empty
             kind[r, o] = _KINDS[call.name]
@@ -236,7 +253,7 @@ def _strict(text: str, start: int) -> tuple[dict | None, int]:
 
 
 def _repair(body: str) -> dict | None:
-    if len(body) > _MAX_REPAIR or "{" not in body:
+    if len(body) > MAX_REPAIR or "{" not in body:
         return None
     try:
         value = json_repair.loads(body, skip_json_loads=True)
@@ -254,11 +271,11 @@ def _ends(body: str) -> bool:
 
 def _checked(name: object, arguments: object, error: str, search: bool) -> Call:
     """A Call with the arguments that its tool knows, strings free of lone surrogates."""
-    name = _clean(name).strip() if isinstance(name, str) else ""
+    name = clean(name).strip() if isinstance(name, str) else ""
     kept = {}
     if isinstance(arguments, dict):
         known = _ARGUMENTS.get(name, ())
-        kept = {k: _clean(v) for k, v in arguments.items() if k in known and _plain(v)}
+        kept = {k: clean(v) for k, v in arguments.items() if k in known and _plain(v)}
         error = error or _argument_error(name, arguments)
     error = error or ("" if isinstance(arguments, dict) else "arguments are missing")
     if name == SEARCH and not search:
@@ -293,8 +310,8 @@ def _plain(value: object) -> bool:
     return isinstance(value, str) or type(value) is int  # a bool is no id
 
 
-def _clean(value: object) -> object:
-    """JSON escapes can make lone surrogates, which no tokenizer takes."""
+def clean(value: Any) -> Any:
+    """Strings without lone surrogates, which JSON escapes can make and no tokenizer takes."""
     return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 

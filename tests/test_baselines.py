@@ -72,29 +72,35 @@ def by_hand(source="synthetic_facts"):
     return Instance(source, "by hand", CHUNKS, questions)
 
 
+def recalled(baseline, env, instance):
+    (found,) = baseline.recall(env, [instance])
+    assert not found.failure and found.generations == 0
+    return found.requests, found.memory_tokens
+
+
 def test_no_memory_gives_the_reader_the_question_alone(micro):
-    (request,), held = no_memory.recall(micro.env, by_hand())
+    (request,), held = recalled(no_memory, micro.env, by_hand())
     assert request.question == "What is the pet of Anna Berger?" and held == 0
     assert request.evidence.core == "" and request.evidence.entries == ()
 
 
 def test_rag_gives_the_two_best_chunks_best_first(micro):
-    (request,), held = rag_top2.recall(micro.env, by_hand())
+    (request,), held = recalled(rag_top2, micro.env, by_hand())
     assert request.evidence.core.startswith(CHUNKS[0])
     assert request.evidence.core.removeprefix(CHUNKS[0] + "\n") in CHUNKS[1:]
     assert request.evidence.tokens == count_tokens(micro.env, request.evidence.core) < held
     one = replace(by_hand(), chunks=CHUNKS[:1])
-    assert rag_top2.recall(micro.env, one)[0][0].evidence.core == CHUNKS[0]
+    assert recalled(rag_top2, micro.env, one)[0][0].evidence.core == CHUNKS[0]
 
 
 def test_store_everything_holds_a_line_an_entry(micro):
-    (request,), _ = store_everything.recall(micro.env, by_hand())
+    (request,), _ = recalled(store_everything, micro.env, by_hand())
     entries = sorted(request.evidence.semantic, key=lambda entry: entry.id)
     lines = [line for chunk in CHUNKS for line in chunk.split("\n") if line]
     assert [entry.text for entry in entries] == lines
     assert [entry.written_at for entry in entries] == [0, 0, 0, 1, 1, 2, 2]
     assert request.evidence.semantic[0].text == "The pet of Anna Berger is a parrot."
-    (request,), _ = store_everything.recall(replace(micro.env, top_k=2), by_hand())
+    (request,), _ = recalled(store_everything, replace(micro.env, top_k=2), by_hand())
     assert len(request.evidence.semantic) == 2
 
 
@@ -102,9 +108,9 @@ def test_store_everything_keeps_a_label_with_its_sentence_and_summarises_the_str
     label = Instance(
         "synthetic_labels", "x", ("Sentence: ring me\nLabel: 3",), (Question("ring", ("3",)),)
     )
-    (request,), _ = store_everything.recall(micro.env, label)
+    (request,), _ = recalled(store_everything, micro.env, label)
     assert [entry.text for entry in request.evidence.semantic] == ["Sentence: ring me Label: 3"]
-    (request,), _ = store_everything.recall(micro.env, by_hand("synthetic_story"))
+    (request,), _ = recalled(store_everything, micro.env, by_hand("synthetic_story"))
     assert request.evidence.core == "\n".join(CHUNKS)
 
 

@@ -1,1 +1,68 @@
-"""The systems of the tables, one file each."""
+"""The systems of the tables, one file each, and their names on a command line.
+
+Each file has a `recall(env, instances, *, ...) -> list[Recall]`. Those that have a language model
+write take it as `model`; `make_baseline` binds it, and the settings, so that all are called alike.
+"""
+
+import inspect
+from functools import partial
+
+from memalpha.baselines import (
+    long_context,
+    mem0,
+    mem1,
+    memagent,
+    memgpt,
+    no_memory,
+    rag_matched,
+    rag_top2,
+    store_everything,
+)
+from memalpha.lm import LanguageModel
+from memalpha.rollout import Recaller
+
+BASELINES = {
+    "long_context": long_context.recall,
+    "rag_top2": rag_top2.recall,
+    "rag_matched": rag_matched.recall,
+    "no_memory": no_memory.recall,
+    "store_everything": store_everything.recall,
+    "memagent": memagent.recall,
+    "mem1": mem1.recall,
+    "memgpt": memgpt.recall,
+    "mem0": mem0.recall,
+}
+
+
+def needs_model(name: str) -> bool:
+    """Whether a baseline has a language model write its memory."""
+    return "model" in _settings(name)
+
+
+def make_baseline(name: str, model: LanguageModel | None = None, **settings: object) -> Recaller:
+    """The baseline of that name, for `rollout.run_baseline`.
+
+    `settings` are the keyword arguments of its `recall`. `model` may be given to any baseline, and
+    is used by those that write.
+
+    Raises:
+        ValueError: an unknown name or setting, a setting or the model missing.
+    """
+    known = _settings(name)
+    if unknown := settings.keys() - known.keys():
+        raise ValueError(
+            f"baseline {name!r} has no setting {', '.join(sorted(unknown))}; known:"
+            f" {', '.join(known.keys() - {'model'}) or 'none'}"
+        )
+    given = settings | ({"model": model} if "model" in known and model is not None else {})
+    empty = inspect.Parameter.empty
+    if missing := [k for k, v in known.items() if v.default is empty and k not in given]:
+        raise ValueError(f"baseline {name!r} needs {', '.join(missing)}: give it")
+    return partial(BASELINES[name], **given)
+
+
+def _settings(name: str) -> dict[str, inspect.Parameter]:
+    if name not in BASELINES:
+        raise ValueError(f"unknown baseline {name!r}; known baselines: {', '.join(BASELINES)}")
+    parameters = inspect.signature(BASELINES[name]).parameters
+    return {k: v for k, v in parameters.items() if v.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -3,11 +3,16 @@
 What it scores, the questions give away.
 """
 
+from collections.abc import Sequence
+
 from memalpha.data.instance import Instance
 from memalpha.reader import Evidence, Request
-from memalpha.rollout import Environment
+from memalpha.rollout import Environment, Recall
 
 
-def recall(env: Environment, instance: Instance) -> tuple[list[Request], int]:
-    """One request a question, and the tokens held in memory: none."""
-    return [Request(q.question, instance.source, Evidence()) for q in instance.questions], 0
+def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:
+    """One request a question; no tokens are held in memory."""
+    return [
+        Recall([Request(q.question, i.source, Evidence()) for q in i.questions], 0)
+        for i in instances
+    ]

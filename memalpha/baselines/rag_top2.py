@@ -1,16 +1,22 @@
 """RAG-Top2: BM25 over the raw chunks with the question, the best two go to the reader
 (Mem-alpha, section 4.1)."""
 
+from collections.abc import Sequence
+
 from memalpha.data.instance import Instance
 from memalpha.reader import Evidence, Request
 from memalpha.retrieval import BM25Index
-from memalpha.rollout import Environment, count_tokens
+from memalpha.rollout import Environment, Recall, count_tokens
 
 CHUNKS = 2
 
 
-def recall(env: Environment, instance: Instance) -> tuple[list[Request], int]:
-    """One request a question, and the tokens held in memory: all chunks."""
+def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:
+    """One request a question; all chunks are held in memory."""
+    return [_recall(env, instance) for instance in instances]
+
+
+def _recall(env: Environment, instance: Instance) -> Recall:
     questions = [question.question for question in instance.questions]
     found, _ = BM25Index(instance.chunks).search(questions, CHUNKS)
     requests = []
@@ -18,4 +24,4 @@ def recall(env: Environment, instance: Instance) -> tuple[list[Request], int]:
         text = "\n".join(instance.chunks[i] for i in ids if i >= 0)
         evidence = Evidence(core=text, tokens=count_tokens(env, text))
         requests.append(Request(question, instance.source, evidence))
-    return requests, sum(count_tokens(env, chunk) for chunk in instance.chunks)
+    return Recall(requests, sum(count_tokens(env, chunk) for chunk in instance.chunks))

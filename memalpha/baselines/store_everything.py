@@ -4,29 +4,34 @@ The reader sees as many entries as from a written memory; what differs is that n
 For a summary it gets the stream from its beginning, cut to its budget.
 """
 
+from collections.abc import Sequence
+
 from memalpha import scoring
 from memalpha.data.instance import Instance
 from memalpha.memory import Entry, MemoryView
-from memalpha.reader import Request
-from memalpha.rollout import Environment, count_tokens, find_evidence
+from memalpha.rollout import Environment, Recall, count_tokens, find_evidence
 
 
-def recall(env: Environment, instance: Instance) -> tuple[list[Request], int]:
-    """One request a question, and the tokens held in memory: all chunks."""
+def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:
+    """One request a question; all chunks are held in memory."""
+    return [_recall(env, instance) for instance in instances]
+
+
+def _recall(env: Environment, instance: Instance) -> Recall:
     held = sum(count_tokens(env, chunk) for chunk in instance.chunks)
     summary = scoring.category(instance.source) == "summary"
     entries = tuple(
         Entry(n, line, chunk)
         for n, (chunk, line) in enumerate(
-            (chunk, unit) for chunk, text in enumerate(instance.chunks) for unit in _units(text)
+            (chunk, unit) for chunk, text in enumerate(instance.chunks) for unit in units(text)
         )
     )
     core = "\n".join(instance.chunks) if summary else ""
     view = MemoryView(core, entries, (), len(entries), 0, held)
-    return find_evidence(env, instance, view), held
+    return Recall(find_evidence(env, instance, view), held)
 
 
-def _units(chunk: str) -> list[str]:
+def units(chunk: str) -> list[str]:
     """Lines of a chunk; the label of an example stays with its sentence."""
     units: list[str] = []
     for line in filter(str.strip, chunk.split("\n")):

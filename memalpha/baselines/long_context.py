@@ -1,0 +1,35 @@
+"""Long-Context: the last tokens of the stream go to the reader, 32k of them in the paper
+(Mem-alpha, section 4.1)."""
+
+from collections.abc import Sequence
+
+from memalpha.baselines.chats import cut
+from memalpha.data.instance import Instance
+from memalpha.reader import Evidence, Request
+from memalpha.rollout import Environment, Recall, count_tokens
+
+BUDGET = 32_000  # tokens
+
+
+def recall(
+    env: Environment, instances: Sequence[Instance], *, budget: int = BUDGET
+) -> list[Recall]:
+    """One request a question, all with the same text: whole chunks from the end of the stream, at
+    most `budget` tokens together. Of a last chunk that is longer alone, its end."""
+    if budget < 1:
+        raise ValueError(f"long_context: budget = {budget}; give at least 1 token")
+    return [_recall(env, instance, budget) for instance in instances]
+
+
+def _recall(env: Environment, instance: Instance, budget: int) -> Recall:
+    kept, used = len(instance.chunks), 0
+    while kept and (used := used + count_tokens(env, instance.chunks[kept - 1])) <= budget:
+        kept -= 1
+    text = "\n".join(instance.chunks[kept:])
+    while kept < len(instance.chunks) and count_tokens(env, text) > budget:  # the line breaks
+        kept += 1
+        text = "\n".join(instance.chunks[kept:])
+    text = text or cut(env, instance.chunks[-1], budget, end=True)
+    evidence = Evidence(core=text, tokens=count_tokens(env, text))
+    requests = [Request(q.question, instance.source, evidence) for q in instance.questions]
+    return Recall(requests, evidence.tokens)

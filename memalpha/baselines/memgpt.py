@@ -1,0 +1,329 @@
+"""MemGPT (arXiv:2310.08560): a window run like the memory of a computer.
+
+Main context: a working context, a first-in-first-out queue of messages, and a recursive summary of
+what has left it. Outside: an archive, and the recall storage with the messages that left the queue.
+The model edits and searches by function calls; calls may chain, as a "heartbeat" gives it another
+turn. A chunk is one message, or several where it is long. At about 70 % of the window the model is
+warned; past it, messages leave until the queue fills half of its room, and one call writes the
+summary anew (the paper, section 2).
+
+The reader gets the main context and, for each question, one page of search results from archive and
+recall storage.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memalpha import tools
+from memalpha.baselines.chats import (
+    FORMS,
+    MIN_PIECE,
+    Script,
+    Written,
+    chat_tokens,
+    cut,
+    fill,
+    fitting,
+    listed,
+    load_form,
+    load_task,
+    make_view,
+    no_room,
+    promised,
+    run_scripts,
+    safe,
+    user,
+)
+from memalpha.data.cut import pieces
+from memalpha.data.instance import Instance
+from memalpha.lm import Chat, LanguageModel
+from memalpha.memory import Entry
+from memalpha.retrieval import make_index
+from memalpha.rollout import Environment, Recall, count_tokens
+from memalpha.scoring import visible
+from memalpha.tools import clean
+
+SUMMARY = 512  # tokens of the recursive summary
+PAGE = 5  # results of a search
+ROUNDS = 4  # turns at one message, so that chained calls end
+PRESSURE = 0.7  # of the window: the model is warned from here on
+NUMBER = 10**6  # as long as any number of a message: sizes are counted with it
+
+SEARCHES = ("archive_search", "recall_search")
+FUNCTIONS = {  # name: what it does, and its arguments
+    "core_append": ("Add a line to the working context.", {"content": "The line."}),
+    "core_replace": (
+        "Change the working context.",
+        {"old": "A passage, word for word.", "new": "What takes its place; may be empty."},
+    ),
+    "archive_insert": ("Put a text into the archive.", {"content": "Clear without any other."}),
+    "archive_search": ("Find texts in the archive.", {"query": "Words to look for."}),
+    "recall_search": ("Find messages that left the queue.", {"query": "Words to look for."}),
+}
+
+_ARGUMENTS = {"page", "heartbeat"}.union(*(arguments for _, arguments in FUNCTIONS.values()))
+_MAIN = ("working", "summary", "queue")  # placeholders of the main form
+_COUNTS = ("used", "limit", "evicted", "archived", "notice", "budget")
+
+
+def recall(
+    env: Environment,
+    instances: Sequence[Instance],
+    *,
+    model: LanguageModel,
+    summary_tokens: int = SUMMARY,
+    page: int = PAGE,
+    rounds: int = ROUNDS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    folder: str | Path = FORMS,
+) -> list[Recall]:
+    """One request a question. The window is `env.prompt_tokens`, the working context holds
+    `env.core_tokens`, a text of the archive `env.entry_tokens`.
+
+    A call that fails, and an empty summary, change nothing and count as rejected.
+    """
+    sizes = {"summary_tokens": summary_tokens, "page": page, "rounds": rounds}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"memgpt: {name} = {value}; give at least 1")
+    forms = {
+        "system": load_form("memgpt_system", ("tools", "example"), ("task",), folder),
+        "main": load_form("memgpt", _MAIN, _COUNTS, folder),
+        "pressure": load_form("memgpt_pressure", (), (), folder),
+        "summary": load_form("memgpt_summary", ("summary", "messages"), ("task", "budget"), folder),
+    }
+
+    def script(instance: Instance) -> Script:
+        main = _Main(env, forms, load_task(instance, folder), summary_tokens, page)
+        return _write(main, instance, rounds)
+
+    return run_scripts(env, instances, script, model, temperature, seed)
+
+
+def _write(main: "_Main", instance: Instance, rounds: int) -> Script:
+    for number, chunk in enumerate(instance.chunks):
+        for part in main.messages(chunk):
+            main.receive(part, number)
+            for _ in range(rounds):
+                while main.is_full():
+                    leaving = main.leaving()
+                    main.evict(leaving, visible((yield main.ask_summary(leaving))))
+                if not main.act(visible((yield main.ask())), number):
+                    break
+    view = make_view(main.env, main.in_sight(), main.archive, main.evicted)
+    return Written(view, main.rejected, main.page)
+
+
+@dataclass(frozen=True)
+class _Message:
+    """One of the queue: a piece of a chunk, or (`is_call`) what the model called and what came."""
+
+    number: int
+    text: str
+    chunk: int
+    is_call: bool = False
+
+
+@dataclass
+class _Main:
+    """Main context and storages of one instance. One counter numbers messages and texts."""
+
+    env: Environment
+    forms: dict[str, str]
+    task: str
+    summary_tokens: int
+    page: int
+    working: str = ""
+    summary: str = ""
+    queue: list[_Message] = field(default_factory=list)
+    evicted: list[Entry] = field(
+        default_factory=list
+    )  # the recall storage, of what is out of sight
+    archive: list[Entry] = field(default_factory=list)
+    next_id: int = 1
+    rejected: int = 0
+    room: int = 0  # tokens of the queue while working context and summary are full
+
+    def __post_init__(self):
+        numbers = 16  # tokens: counts in the prompt grow by some digits
+        taken = chat_tokens(self.env, self._chat(self.forms["pressure"])) + numbers
+        self.room = self.env.prompt_tokens - taken - self.env.core_tokens - self.summary_tokens
+        if self.room < 2 * MIN_PIECE:
+            raise no_room(self.env, self.room // 2)
+
+    def messages(self, chunk: str) -> list[str]:
+        """The chunk as messages of at most half of the room of the queue."""
+        return list(pieces(chunk, self.room // 2, self._size))
+
+    def receive(self, text: str, chunk: int, is_call: bool = False) -> None:
+        self.queue.append(_Message(self._new_id(), text, chunk, is_call))
+
+    def in_sight(self) -> str:
+        """What the reader sees of the main context: all but the calls."""
+        shown = [message.text for message in self.queue if not message.is_call]
+        return "\n\n".join(text for text in (self.working, self.summary, *shown) if text)
+
+    # ------------------------------------------------------------------------------- the window
+
+    def ask(self) -> Chat:
+        """The chat of one turn, with a warning where the window is nearly full."""
+        chat = self._chat("")
+        near = chat_tokens(self.env, chat) > PRESSURE * self.env.prompt_tokens
+        return self._chat(self.forms["pressure"]) if near else chat
+
+    def is_full(self) -> bool:
+        return chat_tokens(self.env, self.ask()) > self.env.prompt_tokens
+
+    def leaving(self) -> Sequence[_Message]:
+        """The oldest messages, so that the others fill at most half of the room of the queue."""
+        stay, used = len(self.queue) - 1, self._size(self.queue[-1].text)
+        while stay and (used := used + self._size(self.queue[stay - 1].text)) <= self.room // 2:
+            stay -= 1
+        return fitting(self.env, self.queue[: max(stay, 1)], self.ask_summary)
+
+    def ask_summary(self, leaving: Sequence[_Message]) -> Chat:
+        budget = promised(self.env, self.summary_tokens)
+        messages, summary = self._lines(leaving), safe(self.env, self.summary)
+        form = self.forms["summary"]
+        return user(form, task=self.task, summary=summary, messages=messages, budget=budget)
+
+    def evict(self, leaving: Sequence[_Message], summary: str) -> None:
+        """Messages leave for the recall storage; an empty summary leaves the old one as it is."""
+        if not leaving:
+            raise no_room(self.env, 0)
+        self.queue = self.queue[len(leaving) :]
+        self.evicted += [Entry(m.number, m.text, m.chunk) for m in leaving if not m.is_call]
+        summary = cut(self.env, summary, self.summary_tokens)
+        self.rejected += not summary
+        self.summary = summary or self.summary
+
+    def _chat(self, notice: str) -> Chat:
+        env = self.env
+        schemas = "\n".join(json.dumps(schema) for schema in function_schemas())
+        example = tools.format_call("archive_insert", {"content": "..."}, env.dialect)
+        system = fill(self.forms["system"], task=self.task, tools=schemas, example=example)
+        chat = user(
+            self.forms["main"],
+            working=safe(env, self.working),
+            used=count_tokens(env, self.working),
+            limit=env.core_tokens,
+            summary=safe(env, self.summary),
+            evicted=len(self.evicted),
+            archived=len(self.archive),
+            queue=self._lines(self.queue),
+            notice=notice,
+            budget=promised(env, env.response_tokens),
+        )
+        return [{"role": "system", "content": system}, *chat]
+
+    def _lines(self, messages: Sequence[_Message]) -> str:
+        return listed(self.env, [(m.number, m.text) for m in messages])
+
+    def _size(self, text: str) -> int:
+        return count_tokens(self.env, listed(self.env, [(NUMBER, text)]))
+
+    def _new_id(self) -> int:
+        self.next_id += 1
+        return self.next_id - 1
+
+    # -------------------------------------------------------------------------------- the calls
+
+    def act(self, reply: str, chunk: int) -> bool:
+        """Runs the calls of a reply; whether the model gets another turn at this message."""
+        again = False
+        for done, call in enumerate(tools.scan_calls(reply, self.env.dialect)):
+            if done >= self.env.max_calls:
+                self.rejected += 1
+                continue
+            name, arguments, error = call
+            name, arguments = str(clean(name)), _known(arguments)
+            result = self._failure(name, arguments, error)
+            failed = bool(result)
+            made = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
+            made = self._short(made, self.room // 4)
+            left = self.room // 2 - self._size(made)
+            result = f"failed: {result}" if failed else self._run(name, arguments, chunk, left)
+            self.rejected += failed
+            again |= failed or name in SEARCHES or arguments.get("heartbeat") is True
+            text = self._short(f"{made}\n{result}", self.room // 2)
+            self.receive(text, chunk, is_call=True)
+        return again
+
+    def _failure(self, name: str, arguments: dict, error: str) -> str:
+        """Why a call cannot be carried out, or an empty string."""
+        if error or name not in FUNCTIONS:
+            return error or f"the functions are {', '.join(FUNCTIONS)}"
+        for key in FUNCTIONS[name][1]:
+            value = arguments.get(key)
+            if not isinstance(value, str) or not (value.strip() or key == "new"):
+                return f"{key} is missing, empty or not a string"
+        if name == "core_replace" and arguments["old"] not in self.working:
+            return "the working context does not hold that passage"
+        if name == "archive_insert":
+            size, limit = count_tokens(self.env, arguments["content"]), self.env.entry_tokens
+            return f"{size} tokens, {limit} are allowed" if size > limit else ""
+        if name.startswith("core_") and self._edited(name, arguments) is None:
+            return "the working context has no room for it: replace something first"
+        return ""
+
+    def _edited(self, name: str, arguments: dict) -> str | None:
+        """The working context after an edit; None where it is too long."""
+        if name == "core_append":
+            text = f"{self.working}\n{arguments['content'].strip()}".strip()
+        else:
+            text = self.working.replace(arguments["old"], arguments["new"], 1).strip()
+        return (
+            text if count_tokens(self.env, safe(self.env, text)) <= self.env.core_tokens else None
+        )
+
+    def _run(self, name: str, arguments: dict, chunk: int, limit: int) -> str:
+        """Carries out a call; its result, of about `limit` tokens at most."""
+        if name == "archive_insert":
+            self.archive.append(Entry(self._new_id(), arguments["content"].strip(), chunk))
+            return "done"
+        if name in SEARCHES:
+            stored = self.archive if name == "archive_search" else self.evicted
+            return self._search(stored, arguments, limit)
+        self.working = self._edited(name, arguments)
+        return "done"
+
+    def _search(self, stored: Sequence[Entry], arguments: dict, limit: int) -> str:
+        number = arguments.get("page", 0)
+        number = number if type(number) is int and 0 <= number < len(stored) else 0
+        first, last = number * self.page, (number + 1) * self.page
+        index = make_index([e.text for e in stored], self.env.retriever, self.env.dimensions)
+        ids = index.search([arguments["query"]], last)[0][0, first:].tolist()
+        each = max(1, limit // (self.page + 1) - 8)  # tokens, without the number in front
+        found = [f"[{stored[i].id}] {cut(self.env, stored[i].text, each)}" for i in ids if i >= 0]
+        return "\n".join([f"{len(stored)} stored, page {number}:", *found])
+
+    def _short(self, text: str, limit: int) -> str:
+        """The beginning of a text that has at most `limit` tokens as a message."""
+        budget = limit
+        while budget > 1 and (over := self._size(text) - limit) > 0:
+            budget = max(1, budget - over)
+            text = cut(self.env, text, budget)
+        return text
+
+
+def _known(arguments: object) -> dict:
+    """Of the arguments of a call those that some function takes."""
+    items = arguments.items() if isinstance(arguments, dict) else ()
+    return {k: clean(v) for k, v in items if k in _ARGUMENTS and isinstance(v, str | int)}
+
+
+def function_schemas() -> list[dict]:
+    """The functions in the OpenAI format."""
+    schemas = []
+    for name, (about, arguments) in FUNCTIONS.items():
+        properties = {k: {"type": "string", "description": v} for k, v in arguments.items()}
+        if name in SEARCHES:
+            properties["page"] = {"type": "integer", "description": "From 0, the best results."}
+        properties["heartbeat"] = {"type": "boolean"}
+        parameters = {"type": "object", "properties": properties, "required": [*arguments]}
+        function = {"name": name, "description": about, "parameters": parameters}
+        schemas.append({"type": "function", "function": function})
+    return schemas

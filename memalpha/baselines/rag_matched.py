@@ -1,0 +1,61 @@
+"""RAG whose reader gets as many tokens as the reader of a memory: what retrieval over the raw text
+is worth at the same price.
+
+The text is held in pieces of consecutive lines. `budget` is the reader tokens of the memory that
+one compares with, which every result of an evaluation states.
+"""
+
+from collections.abc import Sequence
+
+from memalpha.baselines.chats import cut
+from memalpha.baselines.store_everything import units
+from memalpha.data.cut import fill, pieces
+from memalpha.data.instance import Instance
+from memalpha.reader import Evidence, Request
+from memalpha.retrieval import make_index
+from memalpha.rollout import Environment, Recall, count_tokens
+
+PIECE = 128  # tokens: a few sentences, about what a written entry holds
+
+
+def recall(
+    env: Environment, instances: Sequence[Instance], *, budget: int, piece: int = PIECE
+) -> list[Recall]:
+    """One request a question: pieces of at most `piece` tokens, best first, until `budget` is full;
+    of the last one, what still fits. All chunks are held in memory."""
+    for name, tokens in (("budget", budget), ("piece", piece)):
+        if tokens < 1:
+            raise ValueError(f"rag_matched: {name} = {tokens}; give at least 1 token")
+    return [_recall(env, instance, budget, piece) for instance in instances]
+
+
+def _recall(env: Environment, instance: Instance, budget: int, piece: int) -> Recall:
+    held = [part for chunk in instance.chunks for part in _pieces(env, chunk, piece)]
+    index = make_index(held, env.retriever, env.dimensions)
+    questions = [question.question for question in instance.questions]
+    # A piece has a token or more, so that no more than `budget` of them can be shown.
+    found, _ = index.search(questions, min(len(held), budget))
+    requests = []
+    for question, ids in zip(questions, found.tolist(), strict=True):
+        evidence = _evidence(env, [held[i] for i in ids if i >= 0], budget)
+        requests.append(Request(question, instance.source, evidence))
+    return Recall(requests, sum(count_tokens(env, chunk) for chunk in instance.chunks))
+
+
+def _pieces(env: Environment, chunk: str, limit: int) -> list[str]:
+    def count(text: str) -> int:
+        return count_tokens(env, text)
+
+    lines = [part for unit in units(chunk) for part in pieces(unit, limit, count)]
+    return ["\n".join(group) for group in fill(lines, limit, count, "\n")]
+
+
+def _evidence(env: Environment, ranked: Sequence[str], budget: int) -> Evidence:
+    shown, left = [], budget
+    for part in ranked:
+        if left < 1 or not (part := cut(env, part, left)):
+            break
+        shown.append(part)
+        left -= count_tokens(env, part + "\n")
+    text = cut(env, "\n".join(shown), budget)
+    return Evidence(core=text, tokens=count_tokens(env, text))
