@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
                 "synthetic_updates",
             ),
             dir="",  # folder of the published files, for real sources
+            built="",  # or of what `python -m memalpha.data build` made of them
             chunks=2,  # a training episode
             facts_per_chunk=3,
             filler_share=0.5,

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 from absl import app, flags
 
-from experiments.evaluate import table_rows
+from experiments.measure import table_rows
 from experiments.pictures import draw_lengths
 from experiments.progress import console, progress
 from experiments.setup import build_every, build_instances, open_run

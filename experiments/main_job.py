@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.evaluate import evaluate, evaluate_baseline, greedy_writer
+from experiments.measure import evaluate, evaluate_baseline, greedy_writer
 from experiments.pictures import describe_episode, draw_curves, results_table
 from experiments.progress import console, progress
 from experiments.report import write_report

@@ -10,7 +10,7 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from experiments.evaluate import summarise, validate
+from experiments.measure import summarise, validate
 from experiments.progress import progress
 from experiments.setup import (
     build_lora,
@@ -72,7 +72,7 @@ def train(
                 )  # fmt: skip
                 episodes = run_episodes(env, instances, writer, seed=step, clock=clock)
                 del policy, writer  # a gathered copy would stand in the way of the update
-                check_answers(config, episodes, step)
+                check_answers(config, episodes, f"step {step}")
                 with clock("update"):
                     batch = to_batch(
                         episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,
@@ -123,14 +123,14 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def check_answers(config: ConfigDict, episodes: list[Episode], step: int) -> None:
+def check_answers(config: ConfigDict, episodes: list[Episode], where: str) -> None:
     """Raises ReaderFailureError where more questions than `max_failed_share` have no answer."""
     scores = np.concatenate([episode.scores for episode in episodes])
     failed = float(np.isnan(scores).mean())
     if failed > config.max_failed_share:
         raise ReaderFailureError(
-            f"step {step}: the reader or judge left {failed:.0%} of the questions unanswered, more"
-            f" than max_failed_share={config.max_failed_share:.0%}; the last checkpoint is kept"
+            f"{where}: the reader or judge left {failed:.0%} of the questions unanswered, more than"
+            f" max_failed_share={config.max_failed_share:.0%}; what was finished before is kept"
         )
 
 

@@ -1,0 +1,107 @@
+"""Episodes in numbers: what training logs and the final table shows."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.setup import build_every, for_sampling, prompt_buckets
+from memalpha.data.instance import Instance
+from memalpha.memory import Outcome
+from memalpha.model import ModelConfig, Params
+from memalpha.rollout import (
+    Environment,
+    Episode,
+    Step,
+    Writer,
+    policy_writer,
+    run_baseline,
+    run_episodes,
+)
+
+
+def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means of the rewards and sizes; those of calls over steps, the rest over episodes.
+
+    Episodes without a judged question are left out of r1 and counted in `failed`. A system that
+    writes nothing has no row for what is said of steps.
+    """
+    steps = [step for episode in episodes for step in episode.steps]
+    judged = [episode.r1 for episode in episodes if episode.valid]
+    read = [answer.tokens for episode in episodes for answer in episode.answers]
+    result = {
+        "r1": float(np.mean(judged)) if judged else float("nan"),
+        "r3": float(np.mean([episode.r3 for episode in episodes])),
+        "failed": float(len(episodes) - len(judged)),
+        "memory_tokens": float(np.mean([episode.memory_tokens for episode in episodes])),
+        "chunk_tokens": float(np.mean([episode.chunk_tokens for episode in episodes])),
+        "reader_tokens": float(np.mean(read)),
+    }
+    return result | (_of_steps(steps) if steps else {})
+
+
+def _of_steps(steps: Sequence[Step]) -> dict[str, float]:
+    outcomes = [outcome for step in steps for outcome in step.outcomes]
+    return {
+        "r2": float(np.mean([step.r2 for step in steps])),
+        "r4": float(np.mean([step.r4 for step in steps])),
+        "calls": len(outcomes) / len(steps),
+        "ok_calls": outcomes.count(Outcome.OK) / len(steps),
+        "response_tokens": float(np.mean([len(step.response.tokens) for step in steps])),
+        "prompt_tokens": float(np.mean([len(step.prompt) for step in steps])),
+        "unfinished": float(np.mean([not step.response.finished for step in steps])),
+    }
+
+
+def by_source(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    groups: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        groups.setdefault(episode.instance.source, []).append(episode)
+    return groups
+
+
+def greedy_writer(
+    config: ConfigDict, env: Environment, model: ModelConfig, params: Params, rows: int
+) -> Writer:
+    """The policy as the tables see it: at `config.eval.temperature`, which is greedy by default."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    temperature, params = config.eval.temperature, for_sampling(config, params)
+    return policy_writer(params, model, env, prompt_buckets(config), rows, key, temperature)
+
+
+def validate(
+    config: ConfigDict, env: Environment, model: ModelConfig, params: Params
+) -> dict[str, float]:
+    """Rewards on validation instances, all together and r1 of each source."""
+    instances = build_every(config, "validation", config.eval.instances)
+    rows = config.rl.instances * config.rl.rollouts
+    writer = greedy_writer(config, env, model, params, rows)
+    episodes = run_episodes(env, instances, writer)
+    result = {f"validation_{k}": v for k, v in summarise(episodes).items() if k in _SHOWN}
+    for source, some in by_source(episodes).items():
+        result[f"validation_r1_{source}"] = summarise(some)["r1"]
+    return result
+
+
+_SHOWN = ("r1", "r2", "r3", "r4", "failed")
+
+
+def evaluate(
+    env: Environment, instances: Sequence[Instance], writer: Writer
+) -> tuple[dict[str, dict[str, float]], list[Episode]]:
+    """One row a source and their mean (`mean`): a mean over sources, as in the paper's tables."""
+    episodes = run_episodes(env, instances, writer)
+    return table_rows(episodes), episodes
+
+
+def evaluate_baseline(env: Environment, instances: Sequence[Instance], recall: Callable) -> dict:
+    """The same rows for a system of `memalpha.baselines` that writes nothing."""
+    return table_rows(run_baseline(env, instances, recall))
+
+
+def table_rows(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    rows = {source: summarise(some) for source, some in by_source(episodes).items()}
+    names = next(iter(rows.values())).keys()
+    mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in names}
+    return rows | {"mean": mean}
