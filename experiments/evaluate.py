@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
     args = flags.FLAGS
-    logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     keep_compiled(args.workdir)
     try:
         run = open_workdir(args.workdir, measured.changes())

@@ -2,11 +2,12 @@
 
     python -m experiments.length --workdir=runs/tiny --factors=1,13,40 --tokens=400000
 
-Reads config and checkpoint of a finished run and writes length.json and length.png beside them:
-r1 of each family at each length, memory over chunk tokens, and seconds a chunk.
+Reads config and checkpoint of a finished run and writes length.json, length.md and length.png
+beside them: r1 of each family at each length, memory over chunk tokens, and time a chunk.
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,8 +16,11 @@ from absl import app, flags
 from experiments.measure import table_rows
 from experiments.pictures import draw_lengths
 from experiments.progress import console, progress
+from experiments.render import Table, markdown
 from experiments.setup import build_every, build_instances, open_run
+from experiments.train import check_answers
 from experiments.workdir import write_json
+from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.rollout import Clock, count_tokens, run_episodes
 
@@ -26,6 +30,23 @@ INSTANCES = flags.DEFINE_integer("instances", 8, "Instances of each family at ea
 TOKENS = flags.DEFINE_integer("tokens", 0, "Also one stream of this many tokens; 0: none.")
 SOURCE = flags.DEFINE_string("source", "synthetic_facts", "What that stream is made of.")
 QUESTIONS = flags.DEFINE_integer("questions", 100, "The most questions an instance.")
+
+
+def length_table(results: Sequence[Mapping]) -> Table:
+    """A row a length: r1 of each source and their mean, the memory, and the time of writing."""
+    found = dict.fromkeys(source for result in results for source in result["rows"])
+    sources = [source for source in found if source != "mean"]
+    rows = []
+    for result in results:
+        of_source, mean = result["rows"], result["rows"]["mean"]
+        r1 = [f"{of_source[s]['r1']:.3f}" if s in of_source else "" for s in (*sources, "mean")]
+        share = f"{mean['memory_tokens'] / mean['chunk_tokens']:.2f}"
+        sizes = f"{result['chunks']}", f"{mean['chunk_tokens']:.0f}"
+        pace = f"{1e3 * result['seconds_a_chunk']:.0f}"
+        rows.append((result["name"], *sizes, *r1, f"{mean['r2']:.3f}", share, pace))
+    short = [source.removeprefix("synthetic_") for source in sources]
+    heads = ("length", "chunks", "tokens", *short, "mean", "r2", "memory/chunk", "ms a chunk")
+    return Table("Length", heads, tuple(rows), ("ms a chunk: of all streams at once.",))
 
 
 def main(_) -> None:
@@ -45,6 +66,7 @@ def main(_) -> None:
             episodes = run_episodes(
                 env, instances, writer, clock=clock, on_chunk=lambda done, _: report(done)
             )
+        check_answers(config, episodes, name)
         rows = table_rows(episodes)
         reading = clock["retrieve"] + clock["read"]
         pace = (time.perf_counter() - began - reading) / chunks
@@ -57,6 +79,7 @@ def main(_) -> None:
             f" r4 {mean['r4']:.3f}, memory/chunk {share:.2f}, {pace * 1e3:.0f} ms a chunk"
         )
         write_json(folder / "length.json", results)
+        write_text(folder / "length.md", markdown([length_table(results)]))
 
     for factor in map(int, FACTORS.value):
         chunks = config.data.chunks * factor
@@ -70,6 +93,7 @@ def main(_) -> None:
             f"{TOKENS.value} tokens",
             build_instances(config, SOURCE.value, "test", 1, first=2000, chunks=chunks),
         )
+    print(markdown([length_table(results)]))
     console.print(f"picture {draw_lengths(folder, results)}")
 
 

@@ -32,6 +32,11 @@ class Table:
                 )
 
 
+def interval(mean: float, bounds: Sequence[float] | None) -> str:
+    """A mean with its interval, if there is one: 0.594 [0.512, 0.671]."""
+    return f"{mean:.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+
+
 def markdown(tables: Sequence[Table]) -> str:
     """One after the other, each below its title."""
     return "\n".join(_markdown(table) for table in tables)

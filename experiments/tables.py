@@ -33,7 +33,7 @@ from experiments.pool import (
     performance,
     read_pool,
 )
-from experiments.render import Table, html, latex, markdown
+from experiments.render import Table, html, interval, latex, markdown
 from memalpha.data.files import write_text
 from memalpha.data.sizes import PUBLISHED as SIZES
 
@@ -181,8 +181,7 @@ def _our_lines(label: str, cells: Sequence[Cell | None], shared: Sequence[int]):
 def _interval(value: Estimate | None) -> str:
     if value is None:
         return ""
-    bounds = "" if value.low is None else f" [{value.low:.3f}, {value.high:.3f}]"
-    return f"{value.mean:.3f}{bounds}"
+    return interval(value.mean, None if value.low is None else (value.low, value.high))
 
 
 def thousands(tokens: float) -> str:
