@@ -64,10 +64,10 @@ def matrix(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     """
     sources = list(dict.fromkeys(row["source"] for some in rows.values() for row in some))
     first = next(iter(rows))
-    r1 = {name: _by_source(some, "r1") for name, some in rows.items()}
+    r1 = {name: _by_source(some, "r1", sources) for name, some in rows.items()}
     result: dict[str, Any] = {"sources": sources, "runs": {}}
     for name, some in rows.items():
-        held = _by_source(some, "memory_tokens")
+        held = _by_source(some, "memory_tokens", sources).values()
         cells = {s: _estimate([list(r1[name][s].values())]) for s in sources}
         gains = [
             [value - r1[first][s][i] for i, value in r1[name][s].items() if i in r1[first][s]]
@@ -76,17 +76,17 @@ def matrix(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         result["runs"][name] = {
             "r1": cells | {"mean": _estimate([list(r1[name][s].values()) for s in sources])},
             "difference": None if name == first else _estimate(gains),
-            "memory_tokens": float(np.mean([np.mean(list(held[s].values())) for s in sources])),
+            "memory_tokens": float(np.mean([np.mean([*of.values()]) for of in held if of])),
         }
     return result
 
 
-def _by_source(rows: Sequence[Row], name: str) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+def _by_source(rows: Sequence[Row], name: str, sources: Sequence[str]) -> dict[str, dict]:
+    """{source: {instance: value}} of what was judged."""
+    found: dict[str, dict[str, float]] = {source: {} for source in sources}
     for row in rows:
-        of_source = found.setdefault(row["source"], {})
         if row[name] is not None:
-            of_source[row["instance"]] = row[name]
+            found[row["source"]][row["instance"]] = row[name]
     return found
 
 
