@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
                 "synthetic_updates",
             ),
             dir="",  # folder of the published files, for real sources
+            built="",  # or of what `python -m memalpha.data build` made of them
             chunks=2,  # a training episode
             facts_per_chunk=3,
             filler_share=0.5,
@@ -123,7 +124,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             every=50,
             instances=4,  # of each source, validation
             test_instances=20,  # of each source, in the final table
-            temperature=0.0,
+            temperature=0.7,  # as in training; the final table has greedy rows as well
         ),
         checkpoint_every=25,
         max_failed_share=0.1,  # of questions without an answer, above which the run stops

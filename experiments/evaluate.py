@@ -1,118 +1,170 @@
-"""Evaluation: any writer on any instances, in numbers a table can hold."""
+"""Measure systems on sources: one row a question, one row an instance.
 
-from collections.abc import Sequence
+    python -m experiments.evaluate --workdir=runs/tiny --out=results/tiny
+    python -m experiments.evaluate --workdir=runs/tiny --systems=trained,rag_top2 --data=BUILT \\
+        --sources=squad,nlu --split=validation --instances=20 --out=results/real
+
+Systems: `trained`, the writer of the run; `untrained`, its warm start; `perfect`, which stores what
+the notes of synthetic text say; `flat`, the writer of a second run (--flat); and the baselines.
+Sources: synthetic ones, real ones from the publishers' files (data.dir of the config) or from
+folders that `python -m memalpha.data build` made (--data). The same command continues where it was
+stopped, and new systems, sources and instances can be added to a folder. `experiments.tables` makes
+tables of one or more such folders.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
+from absl import app, flags, logging
 from ml_collections import ConfigDict
+from rich.table import Table
 
+from experiments import sources as measured
 from experiments.failures import check_answers
-from experiments.setup import build_every, for_sampling, prompt_buckets
-from memalpha.data.instance import Instance
-from memalpha.memory import Outcome
-from memalpha.model import ModelConfig, Params
-from memalpha.rollout import (
-    Environment,
-    Episode,
-    Recaller,
-    Step,
-    Writer,
-    policy_writer,
-    run_baseline,
-    run_episodes,
+from experiments.progress import console, progress
+from experiments.results import Results, read_results
+from experiments.systems import (
+    BASELINES,
+    BUDGET,
+    WRITERS,
+    Run,
+    System,
+    applies,
+    describe_reading,
+    describe_reward,
+    open_systems,
+    open_workdir,
 )
-
-
-def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Means of the rewards and sizes; those of calls over steps, the rest over episodes.
-
-    Episodes without a judged question are left out of r1 and counted in `failed`; `unanswered` is
-    the share of questions without a score. A system that writes nothing has no row for what is said
-    of steps.
-    """
-    steps = [step for episode in episodes for step in episode.steps]
-    judged = [episode.r1 for episode in episodes if episode.valid]
-    scores = np.concatenate([episode.scores for episode in episodes])
-    held = [episode for episode in episodes if episode.held]
-    result = {
-        "r1": _mean(judged),
-        "r3": _mean([episode.r3 for episode in held]),
-        "failed": float(len(episodes) - len(judged)),
-        "unanswered": float(np.isnan(scores).mean()) if scores.size else float("nan"),
-        "memory_tokens": _mean([episode.memory_tokens for episode in held]),
-        "chunk_tokens": _mean([episode.chunk_tokens for episode in episodes]),
-        "reader_tokens": _mean([answer.tokens for e in held for answer in e.answers]),
-    }
-    return result | (_of_steps(steps) if steps else {})
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
-
-
-def _of_steps(steps: Sequence[Step]) -> dict[str, float]:
-    outcomes = [outcome for step in steps for outcome in step.outcomes]
-    fit = [step.r4 for step in steps if not np.isnan(step.r4)]
-    return {
-        "r2": float(np.mean([step.r2 for step in steps])),
-        "r4": float(np.mean(fit)) if fit else float("nan"),
-        "calls": len(outcomes) / len(steps),
-        "ok_calls": outcomes.count(Outcome.OK) / len(steps),
-        "response_tokens": float(np.mean([len(step.response.tokens) for step in steps])),
-        "prompt_tokens": float(np.mean([len(step.prompt) for step in steps])),
-        "unfinished": float(np.mean([not step.response.finished for step in steps])),
-    }
-
-
-def by_source(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
-    groups: dict[str, list[Episode]] = {}
-    for episode in episodes:
-        groups.setdefault(episode.instance.source, []).append(episode)
-    return groups
-
-
-def greedy_writer(
-    config: ConfigDict, env: Environment, model: ModelConfig, params: Params, rows: int
-) -> Writer:
-    """The policy as the tables see it: at `config.eval.temperature`, which is greedy by default."""
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    temperature, params = config.eval.temperature, for_sampling(config, params)
-    return policy_writer(params, model, env, prompt_buckets(config), rows, key, temperature)
-
-
-def validate(
-    config: ConfigDict, env: Environment, model: ModelConfig, params: Params
-) -> dict[str, float]:
-    """Rewards on validation instances, all together and r1 of each source."""
-    instances = build_every(config, "validation", config.eval.instances)
-    rows = config.rl.instances * config.rl.rollouts
-    writer = greedy_writer(config, env, model, params, rows)
-    episodes = run_episodes(env, instances, writer)
-    check_answers(config, episodes, "validation")
-    result = {f"validation_{k}": v for k, v in summarise(episodes).items() if k in _SHOWN}
-    for source, some in by_source(episodes).items():
-        result[f"validation_r1_{source}"] = summarise(some)["r1"]
-    return result
-
-
-_SHOWN = ("r1", "r2", "r3", "r4", "failed", "unanswered")
+from memalpha.data.instance import Instance
+from memalpha.rollout import Clock
 
 
 def evaluate(
-    env: Environment, instances: Sequence[Instance], writer: Writer
-) -> tuple[dict[str, dict[str, float]], list[Episode]]:
-    """One row a source and their mean (`mean`): a mean over sources, as in the paper's tables."""
-    episodes = run_episodes(env, instances, writer)
-    return table_rows(episodes), episodes
+    config: ConfigDict,
+    systems: Mapping[str, System],
+    sources: Mapping[str, Sequence[Instance]],
+    results: Results,
+    batch: int,
+) -> None:
+    """Measures what is missing in `results`, a batch of instances of one source at a time.
+
+    A batch is always made of the same instances, so that a run that was stopped gives the rows of
+    one that was not. Questions without an answer are masked and counted.
+
+    Raises:
+        ReaderFailureError: more of a batch than `config.max_failed_share` went unanswered; nothing
+            of that batch is written.
+    """
+    work = [
+        (name, system, source, instances[start : start + batch])
+        for source, instances in sources.items()
+        for name, system in systems.items()
+        if applies(name, source)
+        for start in range(0, len(instances), batch)
+    ]
+    sizes = [sum(len(instance.chunks) for instance in some) for *_, some in work]
+    missing = [[results.missing(name, instance) for instance in some] for name, _, _, some in work]
+    done = sum(size for size, wanted in zip(sizes, missing, strict=True) if not any(wanted))
+    with progress("chunks", sum(sizes), done) as report:
+        for (name, system, source, some), size, wanted in zip(work, sizes, missing, strict=True):
+            if not any(wanted):
+                continue
+            where, clock, began = f"{name} on {source}", Clock(), time.perf_counter()
+
+            def on_chunk(chunk: int, _: int, some=some, where=where, before=done) -> None:
+                report(before + sum(min(chunk, len(i.chunks)) for i in some), where)
+
+            episodes = system.run(some, clock, on_chunk)
+            seconds = time.perf_counter() - began
+            check_answers(config, episodes, where)
+            questions = sum(len(instance.questions) for instance in some)
+            # A system that writes nothing does nothing but read.
+            reading = clock["retrieve"] + clock["read"] if episodes[0].steps else seconds
+            new = [episode for episode, ask in zip(episodes, wanted, strict=True) if ask]
+            results.add(name, new, (seconds / len(some), reading / questions))
+            done += size
+            report(done, where)
 
 
-def evaluate_baseline(env: Environment, instances: Sequence[Instance], recall: Recaller) -> dict:
-    """The same rows for a system of `memalpha.baselines` that writes nothing."""
-    return table_rows(run_baseline(env, instances, recall))
+def results_overview(folder: Path) -> Table:
+    """Means of a results folder, for the terminal: r1 of each system on each source."""
+    about, rows = read_results(folder)
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    table = Table(title=f"r1, {about['split']} split")
+    table.add_column("system")
+    for source in sources:
+        table.add_column(source.removeprefix("synthetic_"), justify="right")
+    for name in about["systems"]:
+        cells = []
+        for source in sources:
+            mine = [r for r in rows if (r["system"], r["source"]) == (name, source)]
+            judged = [r["r1"] for r in mine if r["r1"] is not None]
+            cells.append(f"{sum(judged) / len(judged):.3f}" if judged else "")
+        table.add_row(name, *cells)
+    return table
 
 
-def table_rows(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
-    rows = {source: summarise(some) for source, some in by_source(episodes).items()}
-    names = next(iter(rows.values())).keys()
-    mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in names}
-    return rows | {"mean": mean}
+def describe(
+    run: Run, split: str, systems: Mapping[str, System], sources: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the rows of an evaluation depend on. sources: name -> what its instances depend on."""
+    return {
+        "title": run.config.title,
+        "split": split,
+        "seed": run.config.seed,
+        "reading": describe_reading(run.env),
+        "reward": describe_reward(run.config),
+        "systems": {name: system.about for name, system in systems.items()},
+        "sources": dict(sources),
+    }
+
+
+def keep_compiled(workdir: str) -> None:
+    """Programs that JAX compiles are kept in the workdir, where training left its own."""
+    jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "jax_cache"))
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
+    args = flags.FLAGS
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
+    keep_compiled(args.workdir)
+    try:
+        run = open_workdir(args.workdir, measured.changes())
+        flat = open_workdir(args.flat, measured.changes()) if args.flat else None
+        sources, about = measured.from_flags(run.config)
+        batch = args.batch or run.config.rl.instances * run.config.rl.rollouts
+        systems = open_systems(args.systems, run, flat, batch, args.budget)
+        with Results(args.out, describe(run, args.split, systems, about)) as results:
+            evaluate(run.config, systems, sources, results, batch)
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command continues after the last finished batch.")
+    except (ValueError, RuntimeError, OSError) as error:
+        if args.debug:
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+    console.print(results_overview(Path(args.out)))
+    console.print(f"rows {args.out}; tables: python -m experiments.tables --results={args.out}")
+
+
+def define_flags() -> None:
+    measured.define_flags()
+    flags.DEFINE_string("workdir", None, "Folder of a run of run_experiment.py.", required=True)
+    flags.DEFINE_string("flat", "", "Workdir of a second run, for the system flat.")
+    names = ("trained", "untrained", "store_everything", "rag_top2", "no_memory")
+    known = ", ".join((*WRITERS, *BASELINES))
+    flags.DEFINE_list("systems", list(names), f"Of {known}.")
+    flags.DEFINE_integer("budget", BUDGET, "Tokens that rag_matched shows its reader, at most.")
+    flags.DEFINE_integer("batch", 0, "Instances at once; 0: rows of a training step.")
+    flags.DEFINE_string("out", None, "Folder of the results.", required=True)
+    flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -2,39 +2,52 @@
 
     python -m experiments.length --workdir=runs/tiny --factors=1,13,40 --tokens=400000
 
-Reads config and checkpoint of a finished run and writes length.json and length.png beside them:
-r1 of each family at each length, memory over chunk tokens, and seconds a chunk.
+Reads config and checkpoint of a finished run and writes length.json, length.md and length.png
+beside them: r1 of each family at each length, memory over chunk tokens, and time a chunk.
 """
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 from absl import app, flags
 
-from experiments.evaluate import table_rows
+from experiments.evaluate import keep_compiled
+from experiments.failures import check_answers
+from experiments.measure import table_rows
 from experiments.pictures import draw_lengths
 from experiments.progress import console, progress
+from experiments.render import Table, markdown
 from experiments.setup import build_every, build_instances, open_run
 from experiments.workdir import write_json
+from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.rollout import Clock, count_tokens, run_episodes
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
-FACTORS = flags.DEFINE_list("factors", ["1", "13", "40"], "Lengths, in training lengths.")
-INSTANCES = flags.DEFINE_integer("instances", 8, "Instances of each family at each length.")
-TOKENS = flags.DEFINE_integer("tokens", 0, "Also one stream of this many tokens; 0: none.")
-SOURCE = flags.DEFINE_string("source", "synthetic_facts", "What that stream is made of.")
-QUESTIONS = flags.DEFINE_integer("questions", 100, "The most questions an instance.")
+
+def length_table(results: Sequence[Mapping]) -> Table:
+    """A row a length: r1 of each source and their mean, the memory, and the time of writing."""
+    found = dict.fromkeys(source for result in results for source in result["rows"])
+    sources = [source for source in found if source != "mean"]
+    rows = []
+    for result in results:
+        of_source, mean = result["rows"], result["rows"]["mean"]
+        r1 = [f"{of_source[s]['r1']:.3f}" if s in of_source else "" for s in (*sources, "mean")]
+        share = f"{mean['memory_tokens'] / mean['chunk_tokens']:.2f}"
+        sizes = f"{result['chunks']}", f"{mean['chunk_tokens']:.0f}"
+        pace = f"{1e3 * result['seconds_a_chunk']:.0f}"
+        rows.append((result["name"], *sizes, *r1, f"{mean['r2']:.3f}", share, pace))
+    short = [source.removeprefix("synthetic_") for source in sources]
+    heads = ("length", "chunks", "tokens", *short, "mean", "r2", "memory/chunk", "ms a chunk")
+    return Table("Length", heads, tuple(rows), ("ms a chunk: of all streams at once.",))
 
 
 def main(_) -> None:
-    jax.config.update(
-        "jax_compilation_cache_dir", str(Path(WORKDIR.value).absolute() / "jax_cache")
-    )
-    folder = Path(WORKDIR.value)
+    args = flags.FLAGS
+    keep_compiled(args.workdir)
+    folder = Path(args.workdir)
     config, policy = open_run(folder)
-    config.data.max_questions, env = QUESTIONS.value, policy.env
+    config.data.max_questions, env = args.questions, policy.env
     results = []
 
     def measure(name: str, instances: list[Instance]) -> None:
@@ -45,6 +58,7 @@ def main(_) -> None:
             episodes = run_episodes(
                 env, instances, writer, clock=clock, on_chunk=lambda done, _: report(done)
             )
+        check_answers(config, episodes, name)
         rows = table_rows(episodes)
         reading = clock["retrieve"] + clock["read"]
         pace = (time.perf_counter() - began - reading) / chunks
@@ -57,21 +71,33 @@ def main(_) -> None:
             f" r4 {mean['r4']:.3f}, memory/chunk {share:.2f}, {pace * 1e3:.0f} ms a chunk"
         )
         write_json(folder / "length.json", results)
+        write_text(folder / "length.md", markdown([length_table(results)]))
 
-    for factor in map(int, FACTORS.value):
+    for factor in map(int, args.factors):
         chunks = config.data.chunks * factor
-        instances = build_every(config, "test", INSTANCES.value, first=1000, chunks=chunks)
+        instances = build_every(config, "test", args.instances, first=1000, chunks=chunks)
         measure(f"{factor} x", instances)
-    if TOKENS.value:
-        sample = build_instances(config, SOURCE.value, "test", 1, first=2000, chunks=50)[0]
+    if args.tokens:
+        sample = build_instances(config, args.source, "test", 1, first=2000, chunks=50)[0]
         a_chunk = sum(count_tokens(env, chunk) for chunk in sample.chunks) / 50
-        chunks = int(1.01 * TOKENS.value / a_chunk)
+        chunks = int(1.01 * args.tokens / a_chunk)
         measure(
-            f"{TOKENS.value} tokens",
-            build_instances(config, SOURCE.value, "test", 1, first=2000, chunks=chunks),
+            f"{args.tokens} tokens",
+            build_instances(config, args.source, "test", 1, first=2000, chunks=chunks),
         )
+    print(markdown([length_table(results)]))
     console.print(f"picture {draw_lengths(folder, results)}")
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
+    flags.DEFINE_list("factors", ["1", "13", "40"], "Lengths, in training lengths.")
+    flags.DEFINE_integer("instances", 8, "Instances of each family at each length.")
+    flags.DEFINE_integer("tokens", 0, "Also one stream of this many tokens; 0: none.")
+    flags.DEFINE_string("source", "synthetic_facts", "What that stream is made of.")
+    flags.DEFINE_integer("questions", 100, "The most questions an instance.")
+
+
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

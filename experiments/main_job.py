@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.evaluate import evaluate, greedy_writer, table_rows
 from experiments.failures import check_answers
+from experiments.measure import evaluate, table_rows, trained_writer
 from experiments.pictures import describe_episode, draw_curves, results_table
 from experiments.progress import console, progress
 from experiments.readers import build_engines, probe
@@ -97,8 +97,10 @@ def final_table(
     instances = build_every(config, "test", config.eval.test_instances)
     rows = config.rl.instances * config.rl.rollouts
     writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
-    writers["after RL"] = greedy_writer(config, env, model, trained, rows)
-    writers["untrained (warm start)"] = greedy_writer(config, env, model, untrained, rows)
+    for name, params in {"after RL": trained, "untrained (warm start)": untrained}.items():
+        writers[name] = trained_writer(config, env, model, params, rows)
+        if config.eval.temperature:
+            writers[name + ", greedy"] = trained_writer(config, env, model, params, rows, 0.0)
     results = {}
     with progress("test", len(writers) + len(BASELINES)) as report:
         for name, writer in writers.items():

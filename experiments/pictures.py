@@ -78,6 +78,47 @@ def draw_lengths(workdir: Path, results: Sequence[Mapping]) -> Path:
     return path
 
 
+def draw_sweep(folder: Path, results: Sequence[Mapping]) -> Path:
+    """sweep.png: r1 against top k, and against what the reader was given (experiments.sweep)."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for retriever in dict.fromkeys(result["retriever"] for result in results):
+        some = sorted((r["top_k"], i) for i, r in enumerate(results) if r["retriever"] == retriever)
+        means = [results[i]["rows"]["mean"] for _, i in some]
+        for ax, x in (
+            (axes[0], [k for k, _ in some]),
+            (axes[1], [m["reader_tokens"] for m in means]),
+        ):
+            ax.plot(x, [mean["r1"] for mean in means], "o-", label=retriever)
+    axes[0].set(title="r1, mean over sources", xlabel="top k", ylim=(0, 1.05), xscale="log")
+    axes[1].set(title="the same", xlabel="tokens given to the reader")
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        ax.legend(frameon=False)
+    path = folder / "sweep.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def draw_matrix(folder: Path, result: Mapping) -> Path:
+    """compare.png: r1 of each run (row) on each source (column), see experiments.compare."""
+    columns, runs = [*result["sources"], "mean"], result["runs"]
+    cells = [[(run["r1"][c] or [np.nan])[0] for c in columns] for run in runs.values()]
+    size = (2.5 + 1.1 * len(columns), 1.6 + 0.5 * len(runs))
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    ax.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    for (row, place), value in np.ndenumerate(np.array(cells)):
+        shown = "" if np.isnan(value) else f"{value:.2f}"
+        ax.text(place, row, shown, ha="center", va="center", color="k" if value > 0.6 else "w")
+    ax.set_xticks(range(len(columns)), [c.removeprefix("synthetic_") for c in columns], rotation=30)
+    ax.set_yticks(range(len(runs)), list(runs))
+    ax.set_title("r1 of each run on each source")
+    path = folder / "compare.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
 def column(lines: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric, where it was logged."""
     kept = [(line["step"], line[name]) for line in lines if name in line]

@@ -19,6 +19,8 @@ class Reporter:
 
     def __init__(self, title: str, total: int, start: int = 0):
         self.title, self.total, self.first = title, total, start
+        self.every = max(1, total // LINES)
+        self.said = start
         self.began = time.monotonic()
         self.bar = None
         if console.is_terminal and sys.stdout.isatty():
@@ -36,7 +38,8 @@ class Reporter:
     def __call__(self, done: int, text: str = "") -> None:
         if self.bar:
             self.bar.update(self.task, completed=done, text=text)
-        elif done == self.total or done % max(1, self.total // LINES) == 0:
+        elif done > self.said and (done == self.total or done - self.said >= self.every):
+            self.said = done
             pace = (time.monotonic() - self.began) / max(1, done - self.first)
             left = pace * (self.total - done)
             console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.readers import build_engines, check_readers, with_readers
 from memalpha.baselines.scripted import Flaws, perfect, poor_response
-from memalpha.data import PHRASES, load_source, synthetic
+from memalpha.data import PHRASES, load_source, store, synthetic
 from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
 from memalpha.data.notes import add_notes
@@ -45,7 +45,8 @@ def is_synthetic(source: str) -> bool:
 def build_instances(
     config: ConfigDict, source: str, split: str, count: int, first: int = 0, chunks: int = 0
 ) -> list[Instance]:
-    """Instances of one source. `chunks` 0: as long as in training."""
+    """Instances of one source. `chunks` 0: as long as in training. Real ones come from the folder
+    `config.data.built`, where it is given: as they are there, and at most `count`."""
     data = config.data
     chunks = chunks or data.chunks
     if is_synthetic(source):
@@ -62,6 +63,8 @@ def build_instances(
             )
             for index in range(count)
         ]
+    if built := data.get("built", ""):
+        return _read_built(source, built, split, data.max_questions)[first : first + count]
     sizes = (chunks, data.chunk_tokens, data.max_questions)
     return _load(source, data.dir, split, first + count, config.seed, *sizes)[first:]
 
@@ -79,8 +82,21 @@ def build_every(
 
 @lru_cache(maxsize=32)  # read by the tokenizer, by both stages of training and at every evaluation
 def _load(source: str, folder: str, split: str, count: int, seed: int, *sizes: int):
-    instances = load_source(source, folder, split, count, seed, *sizes, count_tokens=rough_tokens)
-    return [add_notes(instance) for instance in instances]
+    made = load_source(source, folder, split, count, seed, *sizes, count_tokens=rough_tokens)
+    return _with_notes(made)
+
+
+@lru_cache(maxsize=32)
+def _read_built(source: str, folder: str, split: str, questions: int) -> list[Instance]:
+    built = store.open_set(folder, source, split)
+    return _with_notes([replace(i, questions=i.questions[:questions]) for i in built])
+
+
+def _with_notes(instances: list[Instance]) -> list[Instance]:
+    try:
+        return [add_notes(instance) for instance in instances]
+    except ValueError:  # chunks of another form; a scripted writer says that there are no notes
+        return instances
 
 
 def rough_tokens(text: str) -> int:
@@ -101,6 +117,11 @@ def training_batches(config: ConfigDict) -> Callable[[int, int], list[Instance]]
         for source in sources
         if not is_synthetic(source)
     }
+    longest = max((len(i.chunks) for pool in fixed.values() for i in pool), default=0)
+    if longest > config.data.chunks:
+        raise ValueError(
+            f"config.data.chunks={config.data.chunks}, but there are instances of {longest} chunks"
+        )
 
     def pick(step: int, size: int) -> Iterator[Instance]:
         for slot in range(step * size, (step + 1) * size):

@@ -10,8 +10,8 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from experiments.evaluate import summarise, validate
 from experiments.failures import check_answers
+from experiments.measure import summarise, validate
 from experiments.progress import progress
 from experiments.setup import (
     build_lora,

@@ -46,7 +46,7 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
             before = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise WorkdirError(f"{path} is no JSON ({error}): choose another workdir") from None
-        differ = sorted(_differences(comparable(before), comparable(now)))
+        differ = sorted(differences(comparable(before), comparable(now)))
         if differ:
             lines = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in differ)
             raise WorkdirError(
@@ -65,12 +65,13 @@ def own_folder(folder: Path) -> Path:
     return own
 
 
-def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every value that differs between two JSON objects."""
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for key in before.keys() | now.keys():
             inner = f"{name}.{key}" if name else key
-            found += _differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
+            found += differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
         return found
     return [] if before == now else [(name, before, now)]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.evaluate import by_source, summarise, table_rows
+from experiments.measure import by_source, summarise, table_rows
 from experiments.pictures import WINDOW, describe_episode, draw_curves, results_table, smooth
 from memalpha.baselines import no_memory
 from memalpha.data import synthetic

@@ -8,8 +8,8 @@ from chat_server import fails
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, real_text, tiny
 from experiments import main_job
-from experiments.evaluate import summarise, validate
 from experiments.failures import ReaderFailureError, check_answers
+from experiments.measure import summarise, validate
 from experiments.readers import build_engines, check_readers, probe, with_readers
 from experiments.setup import build_environment, check
 from experiments.workdir import WorkdirError, open_workdir
@@ -159,8 +159,8 @@ def test_too_many_failures_stop_with_the_words_of_the_server(half_answered):
 def test_validation_and_the_final_table_stop_as_well(half_answered, monkeypatch):
     made, env, writer = half_answered
     made.eval.update(instances=1, test_instances=1)
-    monkeypatch.setattr("experiments.evaluate.greedy_writer", lambda *_: writer)
-    monkeypatch.setattr(main_job, "greedy_writer", lambda *_: writer)
+    monkeypatch.setattr("experiments.measure.trained_writer", lambda *_: writer)
+    monkeypatch.setattr(main_job, "trained_writer", lambda *_: writer)
     with pytest.raises(ReaderFailureError, match="^validation: .*the context is full"):
         validate(made, env, None, None)
     with pytest.raises(ReaderFailureError, match="^test, perfect writer: .*the context is full"):

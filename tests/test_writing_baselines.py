@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.evaluate import summarise
+from experiments.measure import summarise
 from memalpha.baselines import BASELINES, chats, make_baseline, mem0, mem1, memgpt, needs_model
 from memalpha.baselines.chats import chat_tokens, cut, load_form
 from memalpha.data import synthetic

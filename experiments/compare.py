@@ -1,0 +1,163 @@
+"""Several runs on the same instances: transfer between sources, structured against flat memory.
+
+    python -m experiments.compare --runs=structured=runs/tiny,flat=runs/flat --out=results/flat
+    python -m experiments.compare --runs=facts=runs/facts,events=runs/events \\
+        --sources=synthetic_facts,synthetic_events --out=results/transfer
+
+A matrix: a row a run (NAME=WORKDIR), a column a source, in a cell r1 of its trained writer. The
+instances are those of the first run. Differences are between runs on the same instances. Leaves
+compare.json, compare.md and compare.png, and in NAME/ the rows of each run, from which the same
+command continues where it was stopped.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags, logging
+
+from experiments import sources as measured
+from experiments.evaluate import describe, evaluate, keep_compiled
+from experiments.intervals import estimate
+from experiments.pictures import draw_matrix
+from experiments.progress import console
+from experiments.render import Table, interval, markdown
+from experiments.results import Results, Row, read_results
+from experiments.systems import Run, describe_reading, open_workdir, trained_system
+from experiments.workdir import differences, write_json
+from memalpha.data.files import write_text
+
+SYSTEM = "trained"
+
+
+def parse_runs(texts: Sequence[str]) -> dict[str, str]:
+    """{name: workdir} of NAME=WORKDIR texts; ValueError for another form or a name twice."""
+    runs: dict[str, str] = {}
+    for text in texts:
+        name, equals, workdir = text.partition("=")
+        if not (name and equals and workdir) or "/" in name or name in runs:
+            raise ValueError(f"--runs: {text!r} is no NAME=WORKDIR of a name of its own")
+        runs[name] = workdir
+    if not runs:
+        raise ValueError("--runs is empty: give NAME=WORKDIR,NAME=WORKDIR")
+    return runs
+
+
+def check_reading(runs: Mapping[str, Run]) -> None:
+    """Raises ValueError where runs are read in different ways, which --set can mend."""
+    (first, one), *others = runs.items()
+    before = describe_reading(one.env) | {"tokenizer": ""}
+    for name, run in others:
+        differ = differences(before, describe_reading(run.env) | {"tokenizer": ""})
+        if differ:
+            lines = "; ".join(f"{what}: {old!r} and {new!r}" for what, old, new in sorted(differ))
+            raise ValueError(f"{first} and {name} are read in different ways ({lines}): --set them")
+
+
+def matrix(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """Means and intervals of every run on every source, and differences to the first run.
+
+    rows: name -> instance rows. A difference is a mean over the instances that both have judged,
+    with an interval of its own: the same instances, so what they share cancels out.
+    """
+    sources = list(dict.fromkeys(row["source"] for some in rows.values() for row in some))
+    first = next(iter(rows))
+    r1 = {name: _by_source(some, "r1", sources) for name, some in rows.items()}
+    result: dict[str, Any] = {"sources": sources, "runs": {}}
+    for name, some in rows.items():
+        held = _by_source(some, "memory_tokens", sources).values()
+        cells = {s: _estimate([list(r1[name][s].values())]) for s in sources}
+        gains = [
+            [value - r1[first][s][i] for i, value in r1[name][s].items() if i in r1[first][s]]
+            for s in sources
+        ]
+        result["runs"][name] = {
+            "r1": cells | {"mean": _estimate([list(r1[name][s].values()) for s in sources])},
+            "difference": None if name == first else _estimate(gains),
+            "memory_tokens": float(np.mean([np.mean([*of.values()]) for of in held if of])),
+        }
+    return result
+
+
+def _by_source(rows: Sequence[Row], name: str, sources: Sequence[str]) -> dict[str, dict]:
+    """{source: {instance: value}} of what was judged."""
+    found: dict[str, dict[str, float]] = {source: {} for source in sources}
+    for row in rows:
+        if row[name] is not None:
+            found[row["source"]][row["instance"]] = row[name]
+    return found
+
+
+def _estimate(columns: Sequence[Sequence[float]]) -> list[float | None] | None:
+    """[mean, low, high]; None where a column has no judged instance."""
+    if not all(columns):
+        return None
+    made = estimate(columns)
+    return [made.mean, made.low, made.high]
+
+
+def compare_table(title: str, result: Mapping[str, Any], trained_on: Mapping[str, str]) -> Table:
+    """The matrix as a table, with who was trained on what below it."""
+    sources = result["sources"]
+    short = [source.removeprefix("synthetic_") for source in sources]
+    rows = []
+    for name, run in result["runs"].items():
+        cells = [_text(run["r1"][source]) for source in (*sources, "mean")]
+        rows.append((name, *cells, _text(run["difference"]), f"{run['memory_tokens']:.0f}"))
+    heads = ("run", *short, "Avg.", "difference to the first", "memory tokens")
+    notes = [f"{name} was trained on {sources}." for name, sources in trained_on.items()]
+    return Table(title, heads, tuple(rows), tuple(notes))
+
+
+def _text(cell: Sequence[float | None] | None) -> str:
+    return "" if cell is None else interval(cell[0], None if cell[1] is None else cell[1:])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
+    args, folder = flags.FLAGS, Path(flags.FLAGS.out)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
+    try:
+        workdirs = parse_runs(args.runs)
+        runs = {name: open_workdir(path, measured.changes()) for name, path in workdirs.items()}
+        check_reading(runs)
+        sources, about = measured.from_flags(next(iter(runs.values())).config)
+        for name, run in runs.items():
+            keep_compiled(workdirs[name])
+            batch = run.config.rl.instances * run.config.rl.rollouts
+            systems = {SYSTEM: trained_system(run, "rl", batch)}
+            console.print(f"{name}: {run.config.title}")
+            with Results(folder / name, describe(run, args.split, systems, about)) as results:
+                evaluate(run.config, systems, sources, results, batch)
+        wanted = {(s, i.instance_id) for s, some in sources.items() for i in some}
+        rows = {name: _rows(folder / name, wanted) for name in runs}
+        result = matrix(rows)
+        write_json(folder / "compare.json", result)
+        trained_on = {name: ", ".join(run.config.data.sources) for name, run in runs.items()}
+        table = compare_table(f"r1 of trained writers, {args.split} split", result, trained_on)
+        write_text(folder / "compare.md", markdown([table]))
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command continues after the last finished batch.")
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(markdown([table]))
+    console.print(f"picture {draw_matrix(folder, result)}")
+
+
+def _rows(folder: Path, wanted: set[tuple[str, str]]) -> list[Row]:
+    """Of the instances asked for: an earlier command may have measured more."""
+    return [r for r in read_results(folder)[1] if (r["source"], r["instance"]) in wanted]
+
+
+def define_flags() -> None:
+    measured.define_flags()
+    flags.DEFINE_list("runs", [], "NAME=WORKDIR of every run; differences are to the first.")
+    flags.DEFINE_string("out", None, "Folder of the results.", required=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,158 @@
+"""The systems of the tables by name.
+
+All systems of an evaluation read the same instances and are asked through the same reader. What the
+results of a system depend on goes with it, so that a results folder can tell.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.common import finish
+from experiments.readers import build_engines
+from experiments.setup import (
+    build_environment,
+    build_mesh,
+    build_model,
+    is_synthetic,
+    perfect_writer,
+)
+from memalpha.baselines import BASELINES, make_baseline, needs_model
+from memalpha.data.instance import Instance
+from memalpha.lm import LanguageModel
+from memalpha.policy import Policy, load_run
+from memalpha.rollout import Clock, Environment, Episode, run_baseline, run_episodes
+from memalpha.tokenizer import load_tokenizer
+
+BUDGET = 1024  # tokens that rag_matched shows its reader, at most
+WRITERS = ("trained", "untrained", "perfect", "flat")
+Reporter = Callable[[int, int], None]  # (chunks done, chunks in all) of a batch
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the tables. `about`: what its results depend on, beside the reading."""
+
+    run: Callable[[Sequence[Instance], Clock, Reporter], list[Episode]]
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A workdir as an evaluation sees it: its config, with changes, and what reads its memories;
+    `model`, where the reader is a language model, writes those of the baselines that need one."""
+
+    folder: Path
+    config: ConfigDict
+    env: Environment
+    model: LanguageModel | None = None
+
+
+def open_workdir(workdir: str | Path, changes: str = "") -> Run:
+    """A workdir with `changes` to its config ("field=value,...", as after the colon of a config).
+
+    Raises ValueError where there is no config or tokenizer of a run, or for a change of a field
+    that is not there.
+    """
+    folder = Path(workdir)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{workdir} is no workdir of run_experiment.py: it has no config.json")
+    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    config.data.built = config.data.get("built", "")  # runs from before that field
+    config = finish(config, changes, {})
+    name = config.tokenizer.path or config.model.path or str(folder / "tokenizer")
+    engines = build_engines(config, build_mesh(config))
+    env = build_environment(config, load_tokenizer(name), engines)
+    return Run(folder, config, env, engines.get("reader"))
+
+
+def describe_reading(env: Environment) -> dict[str, Any]:
+    """What every result depends on, whatever the system: reader, judge, retrieval, tokens."""
+    vocabulary = json.dumps(sorted(env.tokenizer.get_vocab().items()))
+    return {
+        "reader": _name(env.answerer),
+        "judge": _name(env.score_judge),
+        "retriever": env.retriever,
+        "dimensions": env.dimensions,
+        "top_k": env.top_k,
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
+    }
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "name", None) or getattr(model, "__name__", None) or repr(model)
+
+
+def open_systems(
+    names: Sequence[str], run: Run, flat: Run | None, rows: int, budget: int = BUDGET
+) -> dict[str, System]:
+    """The systems by name; `rows`: episodes of a device batch; `budget`: reader tokens of
+    rag_matched.
+
+    Raises ValueError for an unknown name (lists the known), `flat` without its run, or a checkpoint
+    that is not there.
+    """
+    known = (*WRITERS, *BASELINES)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown system {name!r}; known: {', '.join(known)}")
+    if "flat" in names and flat is None:
+        raise ValueError("system 'flat' is the trained writer of a second run: give its workdir")
+    return {name: _open(name, run, flat, rows, budget) for name in names}
+
+
+def _open(name: str, run: Run, flat: Run | None, rows: int, budget: int) -> System:
+    if name in BASELINES:
+        if needs_model(name) and run.model is None:
+            raise ValueError(
+                f"system {name!r} writes with the language model that reads, and the reader is"
+                " offline: give --set=reader.engine=flax,reader.model=FOLDER, or a server"
+            )
+        settings = {"budget": budget} if name == "rag_matched" else {}
+        recall = make_baseline(name, run.model, **settings)
+        return System(
+            lambda instances, clock, report: run_baseline(run.env, instances, recall), settings
+        )
+    if name == "perfect":
+        return _writes(run.env, perfect_writer(run.env), {})
+    of = flat if name == "flat" else run
+    return trained_system(of, "warm_start" if name == "untrained" else "rl", rows)
+
+
+def trained_system(run: Run, stage: str, rows: int) -> System:
+    """The writer of a run as of its last checkpoint of a stage ("rl" or "warm_start")."""
+    if stage == "warm_start" and not run.config.warm_start.steps:
+        # There was no such stage: what it began with.
+        model, params = build_model(run.config, len(run.env.tokenizer))
+        policy = Policy(f"{run.config.title}, as it was", model, params, run.env)
+    else:
+        policy = replace(load_run(run.folder, stage), env=run.env)
+    config = json.loads(run.config.to_json())
+    about = {"checkpoint": policy.name, "rows": rows}
+    about |= {k: config[k] for k in ("seed", "model", "prompt", "memory", "eval")}
+    return _writes(run.env, policy.writer(rows, run.config.eval.temperature), about)
+
+
+def _writes(env: Environment, writer, about: dict[str, Any]) -> System:
+    return System(
+        lambda instances, clock, report: run_episodes(
+            env, instances, writer, clock=clock, on_chunk=report
+        ),
+        about,
+    )
+
+
+def applies(name: str, source: str) -> bool:
+    """Whether a system can be measured on a source: only of synthetic text it is known what a
+    perfect writer stores."""
+    return name != "perfect" or is_synthetic(source)
+
+
+def describe_reward(config: ConfigDict) -> Mapping[str, float]:
+    """The weights that the ablation tables go by."""
+    return {"beta": config.reward.beta, "gamma": config.reward.gamma}

@@ -1,0 +1,284 @@
+"""The paper's tables 1 to 4 and 6 to 9, published figures beside measured ones.
+
+    python -m experiments.tables --results=results/tiny --out=tables
+    python -m experiments.tables --results=results/real,results/beta0.4 --small=results/small \\
+        --data=BUILT --out=tables
+
+Reads folders of `experiments.evaluate` and leaves tables.md, tables.tex and tables.html. Perf. is
+the mean over instances of the share of questions answered, with a 95 % bootstrap interval over
+instances; Mem. is what the memory holds at the end, in thousands of tokens; Avg. is the mean over
+columns. A cell that was not measured is empty. Validation instances go to tables 1, 3 and 4, test
+instances to 2 and 9. Synthetic sources, and all sources of folders under --small, get tables of the
+same form without published figures. Folders that differ in beta or gamma are the rows of tables 4
+and 9, those that differ in the seed are put together, and all others show the first folder's.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from experiments.data_tables import data_tables, small_sizes
+from experiments.intervals import Estimate
+from experiments.pool import (
+    Cell,
+    Key,
+    Pool,
+    Weights,
+    mean_over_columns,
+    performance,
+    read_pool,
+)
+from experiments.render import Table, html, interval, latex, markdown
+from memalpha.data.files import write_text
+from memalpha.data.sizes import PUBLISHED as SIZES
+
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
+LABELS = {
+    "long_context": "Long-Context",
+    "rag_top2": "RAG-Top2",
+    "memagent": "MemAgent",
+    "mem1": "MEM1",
+    "memgpt": "MemGPT",
+    "mem0": "Mem0",
+    "gpt_4_1_mini": "gpt-4.1-mini, untrained",
+    "untrained": "untrained writer",
+    "trained": "Mem-α, trained writer",
+    "flat": "trained writer, flat memory",
+    "perfect": "perfect scripted writer",
+    "store_everything": "store everything",
+    "no_memory": "no memory",
+}
+TITLES = {
+    "1": "Table 1. Validation set",
+    "2": "Table 2. MemoryAgentBench",
+    "3": "Table 3. Effect of reinforcement learning, validation set",
+    "4": "Table 4. Weights of compression (β) and content (γ), validation set",
+    "9": "Table 9. Weights of compression (β) and content (γ), MemoryAgentBench",
+}
+SPLIT_OF = {"1": "validation", "2": "test", "3": "validation", "4": "validation", "9": "test"}
+EFFECT = ("untrained", "trained")  # the rows of table 3
+
+
+def paper_tables(pool: Pool) -> list[Table]:
+    """Tables 1 to 4 and 9."""
+    tables = []
+    for number, title in TITLES.items():
+        split, published = SPLIT_OF[number], PUBLISHED[number]
+        if number in ("4", "9"):
+            wanted = [_weights(name) for name in published["systems"]]
+            rows = _by_weights([*wanted, *pool.all_weights(split, small=False)])
+        else:
+            measured = pool.systems(split, small=False)
+            others = EFFECT if number == "3" else _in_order(measured)
+            rows = {
+                name: (name, pool.main) for name in dict.fromkeys((*published["systems"], *others))
+            }
+        tables.append(
+            system_table(title, pool, split, published["columns"], rows, published["systems"])
+        )
+    return tables
+
+
+def small_tables(pool: Pool) -> list[Table]:
+    """The same tables for columns of their own, without published figures; none without rows."""
+    tables = []
+    for split in pool.splits():
+        columns, systems = pool.small_columns(split), pool.systems(split, small=True)
+        wholes = {name: (name, pool.main) for name in _in_order(systems)}
+        effect = {name: wholes[name] for name in EFFECT if name in wholes}
+        weights = _by_weights(pool.all_weights(split, small=True))
+        for title, rows, least in (
+            ("Small version of tables 1 and 2", wholes, 1),
+            ("Small version of table 3", effect, 2),
+            ("Small version of tables 4 and 9", weights, 2),
+        ):
+            if len(rows) >= least:
+                tables.append(system_table(f"{title}, {split} split", pool, split, columns, rows))
+        tables.append(small_sizes(pool, split))
+    return tables
+
+
+def _in_order(systems: Sequence[str]) -> list[str]:
+    known = [name for name in LABELS if name in systems]
+    return [*known, *(name for name in systems if name not in LABELS)]
+
+
+def _by_weights(found: Sequence[Weights]) -> dict[str, tuple[str, Weights]]:
+    return {f"beta{w.beta}_gamma{w.gamma}": ("trained", w) for w in dict.fromkeys(found)}
+
+
+def _weights(name: str) -> Weights:
+    """Of a published row, such as beta0.05_gamma0.1."""
+    beta, gamma = name.removeprefix("beta").split("_gamma")
+    return Weights(float(beta), float(gamma))
+
+
+def system_table(
+    title: str,
+    pool: Pool,
+    split: str,
+    columns: Sequence[str],
+    rows: Mapping[str, tuple[str, Weights]],
+    published: Mapping[str, Mapping[str, list[float]]] | None = None,
+) -> Table:
+    """Two lines a system, Perf. and Mem.; those of the paper above ours.
+
+    rows: name -> (system, weights of its reward).
+    """
+    small, published = published is None, published or {}
+    ours = {
+        name: [pool.cell(Key(split, weights, system, column), small) for column in columns]
+        for name, (system, weights) in rows.items()
+    }
+    some = [cells for cells in ours.values() if any(cells)]
+    shared = [i for i in range(len(columns)) if some and all(cells[i] for cells in some)]
+    shared = shared if 0 < len(shared) < len(columns) else []
+    extra = [f"Avg. of {len(shared)}"] if shared else []
+    heads = ("system", "", *map(_short, columns), "Avg.", *extra, "reader tokens")
+    lines = []
+    for name, cells in ours.items():
+        label = _label(name)
+        if name in published:
+            lines += _published_lines(f"{label} (paper)", published[name], shared)
+        lines += _our_lines(f"{label} (ours)" if not small else label, cells, shared)
+    notes = [*_sizes(columns, split, some, not small), *_failures(columns, ours)]
+    notes += [_shared_note(columns, shared)] if shared else []
+    notes += _odd_averages({name: published[name] for name in ours if name in published})
+    notes.append(f"Reader: {pool.reading['reader']}; judge: {pool.reading['judge']}.")
+    return Table(title, heads, tuple(lines), tuple(notes))
+
+
+def _published_lines(label: str, figures: Mapping[str, list[float]], shared: Sequence[int]):
+    for kind, written in (("perf", "{:.3f}".format), ("mem", str)):
+        values = figures[kind]
+        cells = [written(value) for value in values]
+        if shared:
+            mean = np.mean([values[i] for i in shared])
+            cells.append(f"{mean:.3f}" if kind == "perf" else f"{mean:.3g}")
+        yield (label if kind == "perf" else "", _KIND[kind], *cells, "")
+
+
+_KIND = {"perf": "Perf.", "mem": "Mem."}
+
+
+def _our_lines(label: str, cells: Sequence[Cell | None], shared: Sequence[int]):
+    whole = list(cells) if all(cells) else []
+    part = [cells[i] for i in shared] if all(cells[i] for i in shared) else []
+    groups = [[cell] if cell else [] for cell in cells] + [whole] + ([part] if shared else [])
+    perf = [_interval(performance(group)) if group else "" for group in groups]
+    held = [thousands(mean_over_columns(g, "memory_tokens")) if g else "" for g in groups]
+    measured = [cell for cell in cells if cell]
+    read = f"{mean_over_columns(measured, 'reader_tokens'):.0f}" if measured else ""
+    yield label, "Perf.", *perf, read
+    yield "", "Mem.", *held, ""
+
+
+def _interval(value: Estimate | None) -> str:
+    if value is None:
+        return ""
+    return interval(value.mean, None if value.low is None else (value.low, value.high))
+
+
+def thousands(tokens: float) -> str:
+    """Tokens in thousands, three figures: 0.0304, 10.1, 129."""
+    value = tokens / 1000
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _long(tokens: float) -> str:
+    return f"{tokens:.0f}" if tokens < 1000 else f"{thousands(tokens)}k"
+
+
+def _label(name: str) -> str:
+    if name.startswith("beta"):
+        weights = _weights(name)
+        return f"β = {weights.beta:g}, γ = {weights.gamma:g}"
+    return LABELS.get(name, name)
+
+
+def _short(column: str) -> str:
+    return column.removeprefix("synthetic_")
+
+
+def _sizes(columns: Sequence[str], split: str, some: Sequence[Sequence[Cell | None]], paper: bool):
+    """How many instances stand behind the columns, and how long they are."""
+    said = []
+    for index, column in enumerate(columns):
+        held = [cells[index] for cells in some if cells[index]]
+        if not held:
+            continue
+        counts = sorted({len(cell.memory_tokens) for cell in held})
+        count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        text = f"{_short(column)} {count} of {_long(held[0].chunk_tokens.mean())} tokens"
+        if paper and (row := SIZES[split].get(column)):
+            text += f" (paper: {row[0]} of {_long(row[1] * row[2])})"
+        said.append(text)
+    return [f"Instances: {'; '.join(said)}."] if said else []
+
+
+def _failures(columns: Sequence[str], ours: Mapping[str, Sequence[Cell | None]]) -> list[str]:
+    found = [
+        f"{_label(name)} on {_short(column)} {cell.failed} of {cell.questions}"
+        for name, cells in ours.items()
+        for column, cell in zip(columns, cells, strict=True)
+        if cell and cell.failed
+    ]
+    return [f"Questions without an answer, left out: {'; '.join(found)}."] if found else []
+
+
+def _shared_note(columns: Sequence[str], shared: Sequence[int]) -> str:
+    names = ", ".join(_short(columns[i]) for i in shared)
+    return (
+        f"Avg. of {len(shared)}: mean over the columns that all our rows have ({names}), of the"
+        " paper's figures too. Reader tokens: mean over the columns measured."
+    )
+
+
+def _odd_averages(published: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Where the average that the paper gives is not the mean of its figures."""
+    found = [
+        f"{_label(name)}: {rows['perf'][-1]:.3f} (mean {np.mean(rows['perf'][:-1]):.3f})"
+        for name, rows in published.items()
+        if abs(rows["perf"][-1] - np.mean(rows["perf"][:-1])) > 0.002
+    ]
+    note = "The paper's Avg. is shown as it gives it; it is not the mean of its row for "
+    return [f"{note}{'; '.join(found)}."] if found else []
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
+    args = flags.FLAGS
+    try:
+        pool = read_pool(args.results, args.small)
+        tables = [*paper_tables(pool), *data_tables(args.data, args.full_data)]
+        tables = [*small_tables(pool), *tables]
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [
+            write_text(folder / "tables.md", markdown(tables)),
+            write_text(folder / "tables.tex", latex(tables)),
+            write_text(folder / "tables.html", html("Results", tables)),
+        ]
+    except (ValueError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(markdown(tables))
+    print("\n".join(map(str, written)))
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("results", [], "Folders of experiments.evaluate; the first is the main one.")
+    flags.DEFINE_list("small", [], "Folders whose real sources too go to the small tables.")
+    flags.DEFINE_string("data", "", "Built folder of tables 7 and 8.")
+    flags.DEFINE_string("full_data", "", "Built folder of table 6 (build --full).")
+    flags.DEFINE_string("out", "tables", "Folder of tables.md, tables.tex and tables.html.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,141 @@
+"""Runs beside each other, one memory read in many ways, and the table of lengths."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from experiments.compare import check_reading, compare_table, matrix, parse_runs
+from experiments.length import length_table
+from experiments.pictures import draw_matrix, draw_sweep
+from experiments.sweep import read_again, sweep, sweep_table
+from experiments.systems import Run
+from memalpha.data import synthetic
+from memalpha.rollout import run_episodes, scripted_writer
+from memalpha.tools import format_call
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def rows(source, r1, held=10):
+    return [
+        {"source": source, "instance": f"{source}{n}", "r1": value, "memory_tokens": held}
+        for n, value in enumerate(r1)
+    ]
+
+
+@pytest.fixture
+def result():
+    return matrix(
+        {
+            "first": rows("a", [0.0, 1.0]) + rows("b", [0.5, 0.5], 30),
+            "second": rows("a", [0.25, 1.0]) + rows("b", [0.75, None], 50),
+        }
+    )
+
+
+def test_the_matrix_by_hand(result):
+    first, second = result["runs"]["first"], result["runs"]["second"]
+    assert result["sources"] == ["a", "b"]
+    assert first["r1"]["a"] == [0.5, 0.0, 1.0]
+    assert first["r1"]["mean"][0] == 0.5 and first["difference"] is None
+    assert second["r1"]["b"] == [0.75, None, None]  # one instance is judged: no interval
+    assert second["r1"]["mean"][0] == (0.625 + 0.75) / 2
+    # Instance by instance: 0.25 and 0 on a, 0.25 on b.
+    assert second["difference"][0] == (0.125 + 0.25) / 2
+    assert (first["memory_tokens"], second["memory_tokens"]) == (20, 30)
+
+
+def test_a_difference_is_of_the_same_instances():
+    # The instances differ much, the runs always by as much: the interval knows it.
+    made = matrix({"x": rows("a", [0.0, 0.5, 0.9]), "y": rows("a", [0.1, 0.6, 1.0])})
+    low, high = made["runs"]["x"]["r1"]["a"][1:]
+    assert high - low > 0.5
+    assert made["runs"]["y"]["difference"] == pytest.approx([0.1, 0.1, 0.1])
+    apart = matrix({"x": rows("a", [0.0]), "y": rows("b", [0.1, 0.2])})
+    assert apart["runs"]["y"]["difference"] is None and apart["runs"]["y"]["r1"]["a"] is None
+
+
+def test_the_matrix_as_a_table_and_a_picture(result, tmp_path):
+    table = compare_table("t", result, {"first": "a, b", "second": "b"})
+    assert table.heads == ("run", "a", "b", "Avg.", "difference to the first", "memory tokens")
+    assert table.rows[0][:3] == ("first", "0.500 [0.000, 1.000]", "0.500 [0.500, 0.500]")
+    assert table.rows[1][2] == "0.750" and table.rows[1][-2:] == ("0.188", "30")
+    assert table.rows[0][-2] == "" and table.notes[1] == "second was trained on b."
+    empty = matrix({"x": rows("a", [None]), "y": rows("b", [0.5])})
+    for made in (result, empty):
+        assert draw_matrix(tmp_path, made).read_bytes().startswith(PNG)
+
+
+def test_runs_are_named():
+    assert parse_runs(["a=runs/x", "b=runs/y=z"]) == {"a": "runs/x", "b": "runs/y=z"}
+    for wrong in (["runs/x"], ["a="], ["=x"], ["a=x", "a=y"], ["a/b=x"], []):
+        with pytest.raises(ValueError, match="--runs"):
+            parse_runs(wrong)
+
+
+def test_runs_are_read_alike(micro):
+    one = Run(None, None, micro.env)
+    other = replace(one, env=replace(micro.env, top_k=3))
+    check_reading({"a": one, "b": one})
+    with pytest.raises(ValueError, match="a and b are read in different ways .*top_k: 20 and 3"):
+        check_reading({"a": one, "b": other})
+
+
+@pytest.fixture(scope="module")
+def episodes(micro):
+    """Memories that hold every note."""
+    instances = synthetic.generate_many(["facts", "events"], "test", 2, chunks=6)
+
+    def respond(turn):
+        notes = turn.instance.metadata["notes"][turn.chunk]
+        calls = [{"memory_type": n["memory"], "content": n["content"]} for n in notes]
+        return "\n".join(format_call("new_memory_insert", call, "qwen3") for call in calls)
+
+    return run_episodes(micro.env, instances, scripted_writer(micro.env, respond))
+
+
+def test_a_memory_read_again_in_the_same_way_says_the_same(micro, episodes):
+    before = [e.r1 for e in episodes]
+    again = read_again(micro.env, episodes)
+    assert [e.answers for e in again] == [e.answers for e in episodes]
+    fewer = read_again(replace(micro.env, top_k=1), episodes)
+    assert [e.r1 for e in again] == before == [e.r1 for e in episodes]  # which stay as they are
+    assert [e.memory_tokens for e in fewer] == [e.memory_tokens for e in episodes]
+    assert sum(a.tokens for e in fewer for a in e.answers) < sum(
+        a.tokens for e in again for a in e.answers
+    )
+
+
+def test_the_sweep_has_a_row_a_setting(micro, episodes, tmp_path):
+    class Config:
+        max_failed_share = 0.1
+
+    results = sweep(Run(None, Config, micro.env), episodes, ["bm25"], [1, 20])
+    assert [(r["retriever"], r["top_k"]) for r in results] == [("bm25", 1), ("bm25", 20)]
+    means = [r["rows"]["mean"] for r in results]
+    assert means[1]["r1"] == pytest.approx(np.mean([e.r1 for e in episodes]))
+    assert means[0]["memory_tokens"] == means[1]["memory_tokens"]
+    table = sweep_table("t", results)
+    assert table.heads == ("retriever", "top k", "facts", "events", "Avg.", "reader tokens")
+    assert table.rows[1][:2] == ("bm25", "20")
+    assert table.rows[1][4].startswith(f"{means[1]['r1']:.3f} [")
+    assert draw_sweep(tmp_path, results).read_bytes().startswith(PNG)
+    with pytest.raises(ValueError, match="top_k"):
+        sweep(Run(None, Config, micro.env), episodes, ["bm25"], [0])
+
+
+def test_the_table_of_lengths():
+    mean = {"chunk_tokens": 200.0, "memory_tokens": 50.0, "r1": 0.5, "r2": 0.75}
+    both = {"synthetic_facts": {"r1": 0.25}, "synthetic_story": {"r1": 0.75}, "mean": mean}
+    one = {"synthetic_facts": {"r1": 1.0}, "mean": mean | {"r1": 1.0, "chunk_tokens": 4e5}}
+    table = length_table(
+        [
+            {"name": "1 x", "chunks": 2, "seconds_a_chunk": 0.0123, "rows": both},
+            {"name": "400000 tokens", "chunks": 7000, "seconds_a_chunk": 0.02, "rows": one},
+        ]
+    )
+    assert table.rows == (
+        ("1 x", "2", "200", "0.250", "0.750", "0.500", "0.750", "0.25", "12"),
+        ("400000 tokens", "7000", "400000", "1.000", "", "1.000", "0.750", "0.00", "20"),
+    )

@@ -1,0 +1,226 @@
+"""The evaluation command: what it measures, what it refuses, and that a kill costs nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from configs import tiny
+from experiments.evaluate import describe, evaluate, results_overview
+from experiments.results import INSTANCES, QUESTIONS, Results, ResultsError, read_lines
+from experiments.sources import describe_source, known_sources, load_sources
+from experiments.systems import BASELINES, System, open_systems, open_workdir, trained_system
+from experiments.train import ReaderFailureError
+from memalpha.rollout import run_baseline, run_episodes, scripted_writer
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ["synthetic_facts", "synthetic_updates"]
+# Kills the command at the n-th time that it opens a file to append to.
+KILLER = """
+import os, runpy, signal, sys
+ending, number = sys.argv[1], int(sys.argv[2])
+seen = 0
+def hook(event, arguments):
+    global seen
+    if event == "open" and str(arguments[0]).endswith(ending) and arguments[1] == "a":
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+sys.argv = ["evaluate", *sys.argv[3:]]
+sys.path.insert(0, os.getcwd())
+runpy.run_module("experiments.evaluate", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def workdir(micro, tmp_path_factory):
+    """What baselines need of a run: its config and tokenizer."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny.get_config(
+        "prompt.tokens=320,prompt.response_tokens=128,rl.instances=2,rl.rollouts=1"
+    )
+    (folder / "config.json").write_text(config.to_json())
+    micro.tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(workdir):
+    return open_workdir(workdir)
+
+
+def measure(run, out, systems, count, names=SOURCES, batch=2):
+    sources = load_sources(run.config, names, "test", count)
+    about = {name: describe_source(run.config, name, "test", 0) for name in names}
+    with Results(out, describe(run, "test", systems, about)) as results:
+        evaluate(run.config, systems, sources, results, batch)
+
+
+def rows(folder, name):
+    """Without what a clock says."""
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_lines(folder / name)]
+
+
+def same_rows(left, right, name):
+    a, b = (sorted(map(json.dumps, rows(folder, name))) for folder in (left, right))
+    return a == b
+
+
+def test_a_killed_command_continues_and_nothing_is_lost_or_doubled(workdir, run, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    names = ["store_everything", "no_memory"]
+    measure(run, whole, open_systems(names, run, None, 2), 5)
+    command = [
+        f"--workdir={workdir}", f"--systems={','.join(names)}", f"--sources={','.join(SOURCES)}",
+        "--instances=5", f"--out={killed}",
+    ]  # fmt: skip
+    # The second batch has its question rows, but no row of its instances.
+    result = subprocess.run(
+        [sys.executable, "-c", KILLER, INSTANCES, "2", *command],
+        cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
+    finished = [r["instance"] for r in rows(killed, INSTANCES)]
+    assert len(finished) == 2 and len({r["instance"] for r in rows(killed, QUESTIONS)}) == 4
+    with (killed / QUESTIONS).open("a") as file:
+        file.write('{"system": "store_ev')  # and half a line
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.evaluate", *command],
+        cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "store_everything" in result.stdout and "facts" in result.stdout
+    assert [r["instance"] for r in rows(killed, INSTANCES)][:2] == finished
+    assert len(rows(killed, INSTANCES)) == 5 * 2 * 2
+    for name in (INSTANCES, QUESTIONS):
+        assert same_rows(whole, killed, name), name
+
+
+def test_rows_agree_with_the_episodes(run, tmp_path):
+    system = open_systems(["rag_top2"], run, None, 2)["rag_top2"]
+    measure(run, tmp_path, {"rag_top2": system}, 3)
+    instances = load_sources(run.config, SOURCES, "test", 3)
+    of = {i.instance_id: i for some in instances.values() for i in some}
+    expected = {e.instance.instance_id: e for e in run_baseline(
+        run.env, list(of.values()), BASELINES["rag_top2"])}  # fmt: skip
+    made = rows(tmp_path, INSTANCES)
+    assert [r["instance"] for r in made] == list(of)
+    for row in made:
+        episode = expected[row["instance"]]
+        assert row["r1"] == pytest.approx(episode.r1) and row["r2"] is None
+        assert row["memory_tokens"] == episode.memory_tokens > 0
+        asked = [q for q in rows(tmp_path, QUESTIONS) if q["instance"] == row["instance"]]
+        assert [q["prediction"] for q in asked] == [a.text for a in episode.answers]
+        assert [q["score"] for q in asked] == episode.scores
+        assert [q["gold"] for q in asked] == [list(q.answers) for q in episode.instance.questions]
+
+
+def test_a_batch_is_made_of_the_same_instances_however_often_it_was_stopped(run, tmp_path):
+    seen = []
+
+    def respond(turn):
+        seen.append(turn.instance.instance_id)
+        return ""
+
+    def read(instances, clock, report):
+        return run_episodes(run.env, instances, scripted_writer(run.env, respond), on_chunk=report)
+
+    system = {"perfect": System(read, {})}
+    measure(run, tmp_path, system, 3, SOURCES[:1])
+    lines = (tmp_path / INSTANCES).read_bytes().splitlines(keepends=True)
+    assert Counter(seen) == dict.fromkeys([json.loads(line)["instance"] for line in lines], 2)
+    (tmp_path / INSTANCES).write_bytes(lines[0] + lines[2])  # one of the first batch is missing
+    seen.clear()
+    measure(run, tmp_path, system, 3, SOURCES[:1])
+    assert set(seen) == {json.loads(line)["instance"] for line in lines[:2]}
+    assert sorted((tmp_path / INSTANCES).read_bytes().splitlines()) != []
+    assert Counter(r["instance"] for r in rows(tmp_path, INSTANCES)).most_common(1)[0][1] == 1
+    assert len(rows(tmp_path, INSTANCES)) == 3
+
+
+def test_failed_answers_are_masked_up_to_a_share(run, tmp_path):
+    def some_fail(requests):
+        return [None if n % 10 == 3 else "?" for n, _ in enumerate(requests)]
+
+    instances = load_sources(run.config, SOURCES[:1], "test", 4)
+    questions = sum(len(i.questions) for i in instances["synthetic_facts"])
+    env = replace(run.env, answerer=some_fail)
+    system = open_systems(["no_memory"], replace(run, env=env), None, 4)
+    config = tiny.get_config("max_failed_share=0.5")
+    measure(replace(run, config=config, env=env), tmp_path / "some", system, 4, SOURCES[:1], 4)
+    asked = rows(tmp_path / "some", QUESTIONS)
+    assert len(asked) == questions
+    failed = [n for n, q in enumerate(asked) if q["failed"]]
+    assert failed == [n for n in range(questions) if n % 10 == 3] and failed
+    assert all(q["score"] is None for q in asked if q["failed"])
+    made = rows(tmp_path / "some", INSTANCES)
+    assert sum(r["failed"] for r in made) == len(failed) and {r["r1"] for r in made} == {0.0}
+    strict = tiny.get_config("max_failed_share=0.01")
+    with pytest.raises(ReaderFailureError, match="no_memory on synthetic_facts: .* unanswered"):
+        measure(replace(run, config=strict, env=env), tmp_path / "none", system, 4, SOURCES[:1], 4)
+    assert rows(tmp_path / "none", INSTANCES) == []
+
+
+def test_a_reader_of_another_kind_is_another_config(run, tmp_path):
+    measure(run, tmp_path, open_systems(["no_memory"], run, None, 2), 1)
+    env = replace(run.env, top_k=3)
+    with pytest.raises(ResultsError, match="reading.top_k: was 20, is 3"):
+        measure(replace(run, env=env), tmp_path, open_systems(["no_memory"], run, None, 2), 1)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["trianed"], "unknown system 'trianed'; known: trained, untrained, perfect, flat, store"),
+        (["flat"], "second run"),
+        (["trained"], "no checkpoint of stage 'rl' yet"),
+    ],
+)
+def test_systems_that_are_not_there(run, names, message):
+    with pytest.raises(ValueError, match=message):
+        open_systems(names, run, None, 2)
+
+
+def test_sources_and_workdirs_that_are_not_there(run, workdir, tmp_path):
+    with pytest.raises(ValueError, match="unknown source 'sqaud'; known: synthetic_facts,.* squad"):
+        load_sources(run.config, ["sqaud"], "test", 1)
+    with pytest.raises(ValueError, match="no config.json"):
+        open_workdir(tmp_path)
+    with pytest.raises(ValueError, match="setps"):
+        open_workdir(workdir, "rl.setps=3")
+
+
+def test_changes_reach_the_environment_and_old_configs_are_read(workdir, tmp_path):
+    changed = open_workdir(workdir, "reward.top_k=3,data.max_questions=2")
+    assert changed.env.top_k == 3
+    (instance,) = load_sources(changed.config, SOURCES[:1], "test", 1)["synthetic_facts"]
+    assert len(instance.questions) == 2
+    settings = json.loads((workdir / "config.json").read_text())
+    del settings["data"]["built"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "tokenizer").symlink_to(workdir / "tokenizer")
+    assert "squad" in known_sources(open_workdir(tmp_path).config, "test")
+
+
+def test_a_run_without_warm_start_is_untrained_as_it_began(run):
+    config = tiny.get_config("warm_start.steps=0,model.hidden_size=32,model.num_layers=1")
+    system = trained_system(replace(run, config=config), "warm_start", 2)
+    assert "as it was" in system.about["checkpoint"]
+
+
+def test_the_perfect_writer_is_measured_on_synthetic_text_alone(run, tmp_path, micro):
+    systems = open_systems(["perfect", "no_memory"], run, None, 2)
+    measure(run, tmp_path, systems, 1)
+    made = {(r["system"], r["source"]): r for r in rows(tmp_path, INSTANCES)}
+    assert len(made) == 4
+    perfect = made["perfect", "synthetic_facts"]
+    assert perfect["r1"] == 1.0 and perfect["ok_calls"] == perfect["calls"] > 0
+    table = results_overview(tmp_path)
+    assert [str(c.header) for c in table.columns] == ["system", "facts", "updates"]
