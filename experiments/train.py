@@ -52,8 +52,9 @@ def train(
 ) -> Params:
     """Trains the writer by reinforcement; continues from its own checkpoints.
 
-    `events`: write TensorBoard events beside the logs. Returns the parameters after `config.rl.steps` steps. `params` stay as they are: they are the
-    reference policy, and what adapters are attached to.
+    Returns the parameters after `config.rl.steps` steps. `params` stay as they are: they are the
+    reference policy, and what adapters are attached to. `events`: write TensorBoard events beside
+    the logs.
     """
     rl, adapters = config.rl, build_lora(config)
     optimizer = build_optimizer(config)
