@@ -1,4 +1,4 @@
-"""Hostile texts and the structure of a prompt: broken where data goes in as it is, whole as ours."""
+"""Hostile texts and the structure of a prompt: broken where data go in as they are, else whole."""
 
 import pytest
 
