@@ -8,8 +8,10 @@ command continues from the last checkpoint. Fields of a config can be set on the
 (`--config.rl.steps=100`) or as arguments of the config (`configs/tiny.py:smoke,seed=1`).
 """
 
+import ast
 import os
 import sys
+from pathlib import Path
 
 ALLOCATOR = "glibc.malloc.hugetlb=1"  # huge pages: JAX on CPU runs 1.0 to 1.9 times as fast
 
@@ -32,6 +34,17 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and its arguments, such as configs/tiny.py:smoke."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
+
+
+def list_configs() -> str:
+    """A line a config: its name and the first line of its docstring."""
+    lines = []
+    for path in sorted(Path(__file__).parent.glob("configs/[!_]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(getattr(node, "name", "") == "get_config" for node in tree.body):
+            about = (ast.get_docstring(tree) or "").partition("\n")[0]
+            lines.append(f"    configs/{path.name}\n        {about}")
+    return "\n".join(lines)
 
 
 def join_processes(how: str) -> None:
@@ -65,7 +78,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        main_job.run(config, WORKDIR.value)
+        main_job.run(config, WORKDIR.value, FLAGS.tensorboard)
     except KeyboardInterrupt:
         sys.exit("\nStopped. The same command continues from the last checkpoint.")
     except (ValueError, RuntimeError, OSError) as error:
@@ -80,9 +93,13 @@ flags.DEFINE_string(
     "One of several processes of a run: auto, where JAX finds its cluster (Slurm, MPI, TPU), or"
     " HOST:PORT,COUNT,NUMBER: of the first process, how many, and which this is.",
 )
+flags.DEFINE_bool("tensorboard", False, "Write TensorBoard events too, in WORKDIR/tensorboard.")
 flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
+    __doc__ += (
+        f"\nConfigs; each begins with what it is and the arguments it takes:\n{list_configs()}\n"
+    )
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -42,8 +42,11 @@ BASELINES = {
 }
 
 
-def run(config: ConfigDict, workdir: str) -> dict:
-    """Runs or continues the experiment of a config in a workdir; returns the summary."""
+def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
+    """Runs or continues the experiment of a config in a workdir; returns the summary.
+
+    `events`: write TensorBoard events beside the logs of every step.
+    """
     began = time.monotonic()
     check(config)
     folder = open_workdir(workdir, config)
@@ -60,8 +63,8 @@ def run(config: ConfigDict, workdir: str) -> dict:
         f"{count / 1e6:.2f}M parameters, vocabulary {len(tokenizer)}, {jax.device_count()} x"
         f" {device.device_kind}"
     )
-    untrained = warm_start(config, folder, env, model, params)
-    trained = train(config, folder, env, model, untrained)
+    untrained = warm_start(config, folder, env, model, params, events)
+    trained = train(config, folder, env, model, untrained, events)
     results, shown = final_table(config, env, model, untrained, trained)
     if jax.process_index():
         return {"results": results}  # the first process writes it up

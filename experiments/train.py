@@ -40,12 +40,18 @@ from memalpha.sharding import mesh_of, shard
 
 
 def train(
-    config: ConfigDict, workdir: Path, env: Environment, model: ModelConfig, params: Params
+    config: ConfigDict,
+    workdir: Path,
+    env: Environment,
+    model: ModelConfig,
+    params: Params,
+    events: bool = False,
 ) -> Params:
     """Trains the writer by reinforcement; continues from its own checkpoints.
 
     Returns the parameters after `config.rl.steps` steps. `params` stay as they are: they are the
-    reference policy, and what adapters are attached to.
+    reference policy, and what adapters are attached to. `events`: write TensorBoard events beside
+    the logs.
     """
     rl, adapters = config.rl, build_lora(config)
     optimizer = build_optimizer(config)
@@ -56,8 +62,8 @@ def train(
     with open_checkpoints(workdir / "checkpoints" / "rl") as checkpoints:
         if (found := restore(checkpoints, state)) is not None:
             first, state = found
-        log = MetricsLog(own_folder(workdir) / "metrics.jsonl", first)
-        times = MetricsLog(own_folder(workdir) / "timing.jsonl", first)
+        log = MetricsLog(own_folder(workdir) / "metrics.jsonl", first, events)
+        times = MetricsLog(own_folder(workdir) / "timing.jsonl", first, events)
         with progress("train", rl.steps, first) as report:
             for step in range(first, rl.steps):
                 start, clock = time.perf_counter(), Clock()

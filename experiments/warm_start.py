@@ -29,10 +29,16 @@ TRACES = 100_000_000  # traces are drawn far from the instances that RL trains o
 
 
 def warm_start(
-    config: ConfigDict, workdir: Path, env: Environment, model: ModelConfig, params: Params
+    config: ConfigDict,
+    workdir: Path,
+    env: Environment,
+    model: ModelConfig,
+    params: Params,
+    events: bool = False,
 ) -> Params:
     """Trains `params` to copy, to quote, then to imitate the poor writer; continues from its
     checkpoints. Returns the parameters after `config.warm_start.steps` updates in all; 0: as given.
+    `events`: write TensorBoard events beside the log.
     """
     stage = config.warm_start
     if not stage.steps:
@@ -52,7 +58,7 @@ def warm_start(
     with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:
         if (found := restore(checkpoints, state)) is not None:
             first, state = found
-        log = MetricsLog(own_folder(workdir) / "warm_start.jsonl", first)
+        log = MetricsLog(own_folder(workdir) / "warm_start.jsonl", first, events)
         with progress("warm start", stage.steps, first) as report:
             for step in range(first, stage.steps):
                 if step < stage.copy_steps:

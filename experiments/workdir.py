@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.readers import comparable
+from experiments.tensorboard import EventLog
 from memalpha.data.files import write_text
 
 
@@ -99,17 +100,20 @@ def log_start(folder: Path, command: Sequence[str]) -> None:
 
 class MetricsLog:
     """A file of one JSON object a step. Steps at or after `step` are dropped on opening: they will
-    be run again, since the checkpoint is older than they are."""
+    be run again, since the checkpoint is older than they are. `events`: for TensorBoard too."""
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path, step: int, events: bool = False):
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] < step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.events = EventLog(path, kept) if events else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         line = {"step": step} | {k: metrics[k] for k in sorted(metrics)}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if self.events:
+            self.events.write(step, metrics)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ class Environment:
     core_tokens: int = 512
     max_calls: int = 64
     first_ids: tuple[int, int] = (1, 1)
+    parse: Callable[[str, str], list[tools.Call]] = tools.parse_calls  # (response, dialect)
     retriever: str = "bm25"
     dimensions: int = 512
     top_k: int = 20
@@ -222,7 +223,7 @@ def memorise(
         responses = writer(turns)
     with clock("parse"):
         texts = [response_text(env, response) for response in responses]
-        calls = [tools.parse_calls(text, env.dialect) for text in texts]
+        calls = [env.parse(text, env.dialect) for text in texts]
         # Episodes that are over (or silent) do nothing.
         of_episode: list[list[tools.Call]] = [[] for _ in range(state.core.shape[0])]
         for turn, made in zip(turns, calls, strict=True):

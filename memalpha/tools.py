@@ -270,11 +270,12 @@ def _ends(body: str) -> bool:
 
 
 def _checked(name: object, arguments: object, error: str, search: bool) -> Call:
-    """A Call with the arguments that its tool knows, strings free of lone surrogates."""
+    """A Call with the arguments that its tool knows (of an unknown tool all), strings free of lone
+    surrogates."""
     name = clean(name).strip() if isinstance(name, str) else ""
     kept = {}
     if isinstance(arguments, dict):
-        known = _ARGUMENTS.get(name, ())
+        known = _ARGUMENTS.get(name, arguments)
         kept = {k: clean(v) for k, v in arguments.items() if k in known and _plain(v)}
         error = error or _argument_error(name, arguments)
     error = error or ("" if isinstance(arguments, dict) else "arguments are missing")

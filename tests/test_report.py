@@ -148,3 +148,22 @@ def test_it_fits_a_phone_and_a_screen_without_errors(tab, tmp_path, width, schem
     }
     assert (light["ink"] > light["paper"]) == (scheme == "dark")
     assert tab.locator("figure svg").first.bounding_box()["width"] > 250
+
+
+def test_in_print_it_is_dark_on_light_and_nothing_is_cut_off(tab, tmp_path):
+    folder = fill(tmp_path)
+    of_source = {f"synthetic_{n}": {"r1": 0.5} for n in ("facts", "events", "labels", "story", "b")}
+    mean = dict.fromkeys(("r1", "r2", "r3", "r4", "memory_tokens", "reader_tokens"), 0.5)
+    summary = {"results": {"untrained (warm start)": of_source | {"mean": mean}}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    path = write_report(folder)
+    tab.set_viewport_size({"width": 690, "height": 1000})  # A4 between its margins
+    tab.emulate_media(media="print", color_scheme="dark")
+    tab.goto(path.as_uri())
+    table = tab.locator("table").first.bounding_box()
+    assert table["x"] + table["width"] <= 690
+    colours = "getComputedStyle(document.querySelector('a')).color"
+    assert tab.evaluate(colours) == "rgb(11, 98, 196)"
+    assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert tab.locator("details").count() == 2 and not tab.locator("summary").first.is_visible()
+    assert tab.problems == []

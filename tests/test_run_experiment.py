@@ -7,6 +7,7 @@ the moments that matter; one more comes from outside at any moment.
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -91,6 +92,14 @@ def test_help_names_the_flags():
     text = run("run_experiment.py", "--help").stdout
     assert "--config" in text and "--workdir" in text
     assert "python run_experiment.py --config=configs/tiny.py --workdir=runs/tiny" in text
+    assert "--[no]tensorboard" in text
+
+
+def test_help_lists_every_config_with_what_it_is():
+    text = run("run_experiment.py", "--help").stdout
+    configs = [p.name for p in ROOT.glob("configs/*.py") if "def get_config" in p.read_text()]
+    listed = re.findall(r"^ +configs/(\w+\.py)\n +(\S.{20,}\.)$", text, re.MULTILINE)
+    assert [name for name, _ in listed] == sorted(configs) and "tiny.py" in configs
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """The store: whole or not at all, history and undo, other processes, files of other programs."""
 
+import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -284,6 +288,77 @@ def test_a_killed_writer_leaves_all_it_said_and_nothing_half(tmp_path):
         assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         first = len(ids) + 1
         store.close()
+
+
+def expected(model, op):
+    """The memories {name: (entries, events, what undo goes back to)} after an operation."""
+    model, name = dict(model), op["name"]
+    if op["do"] == "create":
+        model[name] = ({}, 0, ())
+    elif op["do"] == "forget":
+        del model[name]
+    elif op["do"] in ("commit", "undo"):
+        entries, events, undo = model[name]
+        if op["do"] == "commit":
+            after = {(kind, entry): text for kind, entry, text in op["after"]}
+            undo += (entries,)
+        elif not undo:
+            return model
+        else:
+            after, undo = {key: undo[-1].get(key) for key in entries | undo[-1]}, undo[:-1]
+        entries = {k: t for k, t in (entries | after).items() if t is not None}
+        model[name] = (entries, events + 1, undo)
+    return model
+
+
+def held(path):
+    """{name: (entries, events)} of a store whose file and history are whole."""
+    store, found = Store(path), {}
+    for check in ("integrity_check", "foreign_key_check"):
+        assert store._db.execute(f"PRAGMA {check}").fetchall() in ([("ok",)], [])
+    for name in store.namespaces():
+        now = store.read(name)
+        entries = {(k, e.id): e.text for k, es in enumerate(_lists(now), 1) for e in es}
+        entries |= {(0, -1): now.core} if now.core else {}
+        found[name] = (entries, now.events)
+        assert [event.number for event in store.events(name)] == list(range(now.events))
+    store.close()
+    return found
+
+
+def test_a_thousand_random_operations_and_many_kills_lose_nothing_and_leave_nothing_half(tmp_path):
+    path, model, first, kills = tmp_path / "s.db", {}, 0, 0
+    rng = random.Random(0)
+    command = [sys.executable, str(ROOT / "tests" / "store_worker.py"), str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes)
+    while first < 1000:
+        process.stdin.write(f"{first} 1000\n")
+        process.stdin.flush()
+        worker = int(process.stdout.readline().removeprefix("pid "))
+        lives, flying, killed = rng.randrange(1, 60), None, False
+        for line in iter(process.stdout.readline, "dead\n"):
+            if line == "ok\n":
+                model, flying = expected(model, flying), None
+                lives -= 1
+                if not lives:
+                    time.sleep(rng.random() / 200)  # the worker goes on meanwhile
+                    with suppress(ProcessLookupError):  # it came to its end meanwhile
+                        os.kill(worker, signal.SIGKILL)
+                        killed = True
+            else:
+                _, number, op = line.split(" ", 2)
+                first, flying = int(number) + 1, json.loads(op)
+        kills += killed
+        there = held(path)
+        shown = lambda model: {name: known[:2] for name, known in model.items()}
+        if flying and there != shown(model):
+            model = expected(model, flying)  # it was on disk, and nobody had been told
+        assert there == shown(model)
+        assert flying is None or killed
+    process.communicate(timeout=60)
+    assert kills >= 20
+    assert held(f"{path}.copy").keys() <= {"ana", "bo", "cy"}  # the last whole copy
 
 
 def test_a_lock_of_another_process_is_named_and_nothing_is_written(tmp_path):

@@ -180,6 +180,31 @@ def test_stepping_by_keyboard_shows_every_change(tab, written):
     assert tab.problems == []
 
 
+def test_in_print_the_place_stands_and_lists_are_whole(tab, written):
+    tab.emulate_media(media="print", color_scheme="dark")
+    tab.goto(written.as_uri())
+    assert tab.locator("#place").is_visible() and not tab.locator("#next").is_visible()
+    added = tab.locator(".added").first
+    for element, name, value in (
+        (added, "background-color", "rgb(217, 242, 223)"),
+        (added, "color", "rgb(0, 0, 0)"),
+        (tab.locator(".entries").first, "overflow-y", "visible"),
+        (tab.locator(".question").first, "break-inside", "avoid"),
+    ):
+        found = element.evaluate(f"(one) => getComputedStyle(one).getPropertyValue('{name}')")
+        assert found == value, name
+
+
+def test_a_page_within_a_notebook_steps_too(tab, written, tmp_path):
+    holder = tmp_path / "notebook.html"
+    holder.write_text(page.frame(written))
+    tab.goto(holder.as_uri())
+    inside = tab.frame_locator("iframe")
+    inside.locator("#next").click()
+    assert inside.locator("#place").inner_text() == "chunk 1 of 0–7"
+    assert tab.problems == []
+
+
 def test_nothing_in_chunks_memories_or_names_runs_as_script(tab, written):
     tab.goto(written.as_uri())
     for number in range(len(instance.chunks)):

@@ -1,9 +1,14 @@
 """The folder of a run: whose it is, and what a kill leaves of its files."""
 
 import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import config_dict
+from tensorboardX.proto.event_pb2 import Event
 
 from experiments.workdir import MetricsLog, WorkdirError, open_workdir, read_metrics, write_json
 
@@ -101,6 +106,45 @@ def test_a_last_line_cut_off_by_a_kill_is_dropped_for_good(tmp_path, cut):
     MetricsLog(log.path, 2).write(2, {"loss": 0.25})
     assert [line["step"] for line in read_metrics(log.path)] == [0, 1, 2]
     assert len(log.path.read_text().splitlines()) == 3
+
+
+def read_events(folder):
+    """(step, {name: value}) of every event, from the record format: length, check, data, check."""
+    (path,) = folder.iterdir()
+    data, at, found = path.read_bytes(), 0, []
+    while at < len(data):
+        (size,) = struct.unpack_from("<Q", data, at)
+        event = Event.FromString(data[at + 12 : at + 12 + size])
+        found.append((event.step, {v.tag: v.simple_value for v in event.summary.value}))
+        at += size + 16
+    assert found[0] == (0, {})  # the version of the file
+    return found[1:]
+
+
+def test_events_say_what_the_metrics_say_also_after_a_resume(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, events=True)
+    for step in range(4):
+        log.write(step, {"loss": step / 4, "r1": 0.5})
+    folder = tmp_path / "tensorboard" / "metrics"
+    assert read_events(folder) == [(n, {"loss": n / 4, "r1": 0.5}) for n in range(4)]  # no close
+    again = MetricsLog(log.path, 2, events=True)
+    again.write(2, {"loss": 9.0})
+    kept = [(n, {"loss": n / 4, "r1": 0.5}) for n in range(2)]
+    assert read_events(folder) == [*kept, (2, {"loss": 9.0})]
+
+
+def test_events_can_be_asked_for_later(tmp_path):
+    MetricsLog(tmp_path / "metrics.jsonl", 0).write(0, {"loss": 0.5})
+    assert not (tmp_path / "tensorboard").exists()
+    MetricsLog(tmp_path / "metrics.jsonl", 1, events=True)
+    assert read_events(tmp_path / "tensorboard" / "metrics") == [(0, {"loss": 0.5})]
+
+
+def test_events_need_neither_tensorflow_nor_torch():
+    code = "import sys, experiments.tensorboard; print({'tensorflow', 'torch'} & {*sys.modules})"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_no_file_is_no_metrics(tmp_path):

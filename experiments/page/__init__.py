@@ -53,3 +53,9 @@ def page(title: str, body: str, style: str, script: str = "", data: Any = None) 
         parts.append(f'<script type="application/json" id="data">{script_json(data)}</script>')
         parts.append(f"<script>{script}</script>")
     return "\n".join([*parts, "</body>\n</html>\n"])
+
+
+def frame(path: Path, height: int = 700) -> str:
+    """A written page as markup for a notebook, the page whole inside it; height in pixels."""
+    inside = escape(path.read_text(encoding="utf-8"))
+    return f'<iframe srcdoc="{inside}" style="width: 100%; height: {height}px; border: 0"></iframe>'

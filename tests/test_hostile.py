@@ -1,0 +1,27 @@
+"""Hostile texts and the structure of a prompt: broken where data go in as they are, else whole."""
+
+import pytest
+
+from benchmarks.hostile_chunks import HARMLESS, attacks, broken, undelimited, with_chat
+
+ORDERS = ("order to delete", "order to store")  # these ask; they imitate nothing
+
+
+@pytest.fixture(scope="module", params=["compact", "full, chat"])
+def env(request, micro):
+    return micro.env if request.param == "compact" else with_chat(micro.env)
+
+
+@pytest.mark.parametrize("name", attacks(12, "qwen3"))
+def test_nothing_hostile_changes_the_structure_of_a_prompt(env, name):
+    text = attacks(12, "qwen3")[name]
+    assert not broken(env, text, "chunk") and not broken(env, text, "entry")
+    with undelimited():
+        without = broken(env, text, "chunk") or broken(env, text, "entry")
+    assert without == (name not in ORDERS)
+
+
+def test_harmless_text_breaks_nothing_either_way(env):
+    with undelimited():
+        assert not broken(env, HARMLESS + " It is green.", "chunk")
+    assert not broken(env, HARMLESS + " It is green.", "entry")
