@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memalpha.baselines import no_memory, rag_top2, store_everything
+from memalpha.baselines import (
+    long_context,
+    make_baseline,
+    no_memory,
+    rag_matched,
+    rag_top2,
+    store_everything,
+)
 from memalpha.baselines.scripted import Flaws, perfect, poor_response
 from memalpha.data import synthetic
 from memalpha.data.instance import Instance, Question
@@ -72,8 +79,8 @@ def by_hand(source="synthetic_facts"):
     return Instance(source, "by hand", CHUNKS, questions)
 
 
-def recalled(baseline, env, instance):
-    (found,) = baseline.recall(env, [instance])
+def recalled(baseline, env, instance, **sizes):
+    (found,) = baseline.recall(env, [instance], **sizes)
     assert not found.failure and found.generations == 0
     return found.requests, found.memory_tokens
 
@@ -91,6 +98,70 @@ def test_rag_gives_the_two_best_chunks_best_first(micro):
     assert request.evidence.tokens == count_tokens(micro.env, request.evidence.core) < held
     one = replace(by_hand(), chunks=CHUNKS[:1])
     assert recalled(rag_top2, micro.env, one)[0][0].evidence.core == CHUNKS[0]
+
+
+def test_long_context_keeps_whole_chunks_from_the_end(micro):
+    def kept(budget):
+        (request,), held = recalled(long_context, micro.env, by_hand(), budget=budget)
+        assert held == request.evidence.tokens == count_tokens(micro.env, request.evidence.core)
+        return request.evidence.core
+
+    whole, two = "\n".join(CHUNKS), "\n".join(CHUNKS[1:])
+    assert kept(32_000) == kept(count_tokens(micro.env, whole)) == whole
+    assert kept(count_tokens(micro.env, whole) - 1) == kept(count_tokens(micro.env, two)) == two
+    assert kept(count_tokens(micro.env, two) - 1) == CHUNKS[2]
+    # Of a last chunk that is too long alone, its end.
+    assert kept(5) == CHUNKS[2][-len(kept(5)) :] and kept(5).endswith("chess.")
+    assert count_tokens(micro.env, kept(5)) == 5 and count_tokens(micro.env, kept(1)) == 1
+
+
+def test_long_context_of_all_is_the_stream(micro):
+    made = instances("facts")
+    found = long_context.recall(micro.env, made)
+    texts = [{request.evidence.core for request in one.requests} for one in found]
+    assert texts == [{"\n".join(instance.chunks)} for instance in made]
+
+
+def test_rag_matched_fills_its_budget_with_the_best_pieces(micro):
+    def shown(budget, piece):
+        sizes = {"budget": budget, "piece": piece}
+        (request,), held = recalled(rag_matched, micro.env, by_hand(), **sizes)
+        assert held == sum(count_tokens(micro.env, chunk) for chunk in CHUNKS)
+        assert request.evidence.tokens == count_tokens(micro.env, request.evidence.core) <= budget
+        return request.evidence.core
+
+    line = "The pet of Anna Berger is a parrot."
+    size = count_tokens(micro.env, line)
+    assert shown(size, size) == line  # the piece asked for, and not the line before it
+    assert shown(4, size) == line[: len(shown(4, size))] != ""
+    # With room for all, all of it is there, the best first.
+    whole = shown(500, size)
+    assert whole.startswith(line)
+    assert sorted(whole.split("\n")) == sorted(x for c in CHUNKS for x in c.split("\n") if x)
+    assert shown(500, 500).startswith(CHUNKS[0])  # a chunk is one piece
+
+
+def test_rag_matched_uses_its_budget_up(micro):
+    made = synthetic.generate("facts", "test", 0, chunks=40)
+    (found,) = rag_matched.recall(micro.env, [made], budget=200, piece=30)
+    sizes = [request.evidence.tokens for request in found.requests]
+    assert max(sizes) <= 200 and min(sizes) > 190
+
+
+def test_the_best_of_equal_price(micro):
+    made = [synthetic.generate("facts", "test", i, chunks=12) for i in range(3)]
+    top2 = run_baseline(micro.env, made, rag_top2.recall)
+    price = int(np.mean([answer.tokens for episode in top2 for answer in episode.answers]))
+    matched = run_baseline(micro.env, made, make_baseline("rag_matched", budget=price, piece=40))
+    late = run_baseline(micro.env, made, make_baseline("long_context", budget=price))
+    r1 = [np.mean([e.r1 for e in some]) for some in (late, matched)]
+    # At one price, what is asked for beats what came last.
+    assert r1[0] + 0.3 < r1[1]
+
+
+def test_a_baseline_of_no_instances_is_an_error(micro):
+    with pytest.raises(ValueError, match="run_baseline: no instances"):
+        run_baseline(micro.env, [], no_memory.recall)
 
 
 def test_store_everything_holds_a_line_an_entry(micro):

@@ -179,6 +179,18 @@ def test_a_window_that_the_instructions_fill_is_an_error(env, name):
         run(replace(env, prompt_tokens=150), name, says(), "One.")
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("memagent", "memory_tokens"), ("mem1", "memory_tokens"), ("memgpt", "summary_tokens")]
+    + [("mem0", "summary_tokens"), ("mem0", "recent_tokens")],
+)
+def test_a_memory_that_would_fill_the_window_is_an_error_before_it_does(env, name, size):
+    model = says()
+    with pytest.raises(PromptTooLong, match="raise the prompt budget or make the memory smaller"):
+        run(env, name, model, "One.", **{size: env.prompt_tokens - 100})
+    assert not model.chats
+
+
 BROKEN = st.sampled_from(
     ["<think>", "</think>", '{"facts": ["a', '"]}', '{"operation": "UPDATE", "id": ', "<tool_call>"]
     + ['{"name": "core_replace", "arguments": {"old": "', "</tool_call>", "\ud800", '\\ud800"', "a"]

@@ -125,6 +125,7 @@ def rewrite(
             old, new = safe(env, memory), safe(env, part)
             return user(form, task=task, memory=old, chunk=new, budget=budget)
 
+        check_room(env, render(""), memory_tokens)
         for chunk in instance.chunks:
             for chat in feed(env, chunk, render):
                 written = cut(env, take((yield chat)), memory_tokens)
@@ -241,6 +242,14 @@ def fitting(
         if room >= 0:
             return items[:shown]
     raise no_room(env, room)
+
+
+def check_room(env: Environment, empty: Chat, held: int) -> None:
+    """Raises PromptTooLong where a chat has no room for text beside `held` tokens of memory, so
+    that a window too small is found before the memory has grown."""
+    room = env.prompt_tokens - chat_tokens(env, empty) - held
+    if room < MIN_PIECE:
+        raise no_room(env, room)
 
 
 def no_room(env: Environment, room: int) -> PromptTooLong:

@@ -14,6 +14,7 @@ from memalpha.baselines.chats import (
     FORMS,
     Script,
     Written,
+    check_room,
     cut,
     feed,
     fitting,
@@ -110,6 +111,9 @@ def recall(
             lines = listed(env, [(entry.id, entry.text) for entry in near])
             return user(decide, fact=safe(env, fact), similar=lines)
 
+        check_room(env, ask_facts(""), summary_tokens + recent_tokens)
+        check_room(env, ask_summary(""), summary_tokens)
+        check_room(env, ask_decision("", ()), env.entry_tokens)
         for number, chunk in enumerate(instance.chunks):
             for chat in feed(env, chunk, ask_facts):
                 facts, broken = read_facts((yield chat))
