@@ -25,8 +25,8 @@ from experiments.pictures import draw_matrix
 from experiments.progress import console
 from experiments.render import Table, interval, markdown
 from experiments.results import Results, Row, read_results
-from experiments.systems import Run, describe_reading, open_workdir, trained_system
-from experiments.workdir import differences, write_json
+from experiments.systems import check_reading, open_workdir, trained_system
+from experiments.workdir import write_json
 from memalpha.data.files import write_text
 
 SYSTEM = "trained"
@@ -43,17 +43,6 @@ def parse_runs(texts: Sequence[str]) -> dict[str, str]:
     if not runs:
         raise ValueError("--runs is empty: give NAME=WORKDIR,NAME=WORKDIR")
     return runs
-
-
-def check_reading(runs: Mapping[str, Run]) -> None:
-    """Raises ValueError where runs are read in different ways, which --set can mend."""
-    (first, one), *others = runs.items()
-    before = describe_reading(one.env) | {"tokenizer": ""}
-    for name, run in others:
-        differ = differences(before, describe_reading(run.env) | {"tokenizer": ""})
-        if differ:
-            lines = "; ".join(f"{what}: {old!r} and {new!r}" for what, old, new in sorted(differ))
-            raise ValueError(f"{first} and {name} are read in different ways ({lines}): --set them")
 
 
 def matrix(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

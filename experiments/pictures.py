@@ -1,5 +1,6 @@
 """What a person looks at after a run: learning curves, the table, a memory before and after."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -81,15 +82,17 @@ def draw_lengths(workdir: Path, results: Sequence[Mapping]) -> Path:
 def draw_sweep(folder: Path, results: Sequence[Mapping]) -> Path:
     """sweep.png: r1 against top k, and against what the reader was given (experiments.sweep)."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
-    for retriever in dict.fromkeys(result["retriever"] for result in results):
+    retrievers = dict.fromkeys(result["retriever"] for result in results)
+    for retriever, form in zip(retrievers, itertools.cycle(("o-", "x--")), strict=False):
         some = sorted((r["top_k"], i) for i, r in enumerate(results) if r["retriever"] == retriever)
         means = [results[i]["rows"]["mean"] for _, i in some]
-        for ax, x in (
-            (axes[0], [k for k, _ in some]),
-            (axes[1], [m["reader_tokens"] for m in means]),
-        ):
-            ax.plot(x, [mean["r1"] for mean in means], "o-", label=retriever)
+        r1 = [mean["r1"] for mean in means]
+        axes[0].plot([k for k, _ in some], r1, form, label=retriever)  # forms: they may coincide
+        axes[1].plot([mean["reader_tokens"] for mean in means], r1, form, label=retriever)
+    ks = sorted({result["top_k"] for result in results})
     axes[0].set(title="r1, mean over sources", xlabel="top k", ylim=(0, 1.05), xscale="log")
+    axes[0].set_xticks(ks, ks)
+    axes[0].set_xticks([], minor=True)
     axes[1].set(title="the same", xlabel="tokens given to the reader")
     for ax in axes:
         ax.grid(alpha=0.3)

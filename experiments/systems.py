@@ -22,6 +22,7 @@ from experiments.setup import (
     is_synthetic,
     perfect_writer,
 )
+from experiments.workdir import differences
 from memalpha.baselines import BASELINES, make_baseline, needs_model
 from memalpha.data.instance import Instance
 from memalpha.lm import LanguageModel
@@ -60,15 +61,23 @@ def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     that is not there.
     """
     folder = Path(workdir)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{workdir} is no workdir of run_experiment.py: it has no config.json")
-    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    config = ConfigDict(_settings(folder))
     config.data.built = config.data.get("built", "")  # runs from before that field
     config = finish(config, changes, {})
     name = config.tokenizer.path or config.model.path or str(folder / "tokenizer")
     engines = build_engines(config, build_mesh(config))
     env = build_environment(config, load_tokenizer(name), engines)
     return Run(folder, config, env, engines.get("reader"))
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no workdir of run_experiment.py: it has no config.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error})") from None
 
 
 def describe_reading(env: Environment) -> dict[str, Any]:
@@ -82,6 +91,17 @@ def describe_reading(env: Environment) -> dict[str, Any]:
         "top_k": env.top_k,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
     }
+
+
+def check_reading(runs: Mapping[str, Run]) -> None:
+    """Raises ValueError where runs are read in different ways, which --set can mend."""
+    (first, one), *others = runs.items()
+    before = describe_reading(one.env) | {"tokenizer": ""}  # every run has its own
+    for name, run in others:
+        differ = differences(before, describe_reading(run.env) | {"tokenizer": ""})
+        if differ:
+            lines = "; ".join(f"{what}: {old!r} and {new!r}" for what, old, new in sorted(differ))
+            raise ValueError(f"{first} and {name} are read in different ways ({lines}): --set them")
 
 
 def _name(model: Any) -> str:
@@ -103,6 +123,8 @@ def open_systems(
             raise ValueError(f"unknown system {name!r}; known: {', '.join(known)}")
     if "flat" in names and flat is None:
         raise ValueError("system 'flat' is the trained writer of a second run: give its workdir")
+    if flat is not None:
+        check_reading({"the run": run, "flat": flat})
     return {name: _open(name, run, flat, rows, budget) for name in names}
 
 
@@ -132,9 +154,9 @@ def trained_system(run: Run, stage: str, rows: int) -> System:
         policy = Policy(f"{run.config.title}, as it was", model, params, run.env)
     else:
         policy = replace(load_run(run.folder, stage), env=run.env)
-    config = json.loads(run.config.to_json())
-    about = {"checkpoint": policy.name, "rows": rows}
-    about |= {k: config[k] for k in ("seed", "model", "prompt", "memory", "eval")}
+    now = json.loads(run.config.to_json())
+    about = {"checkpoint": policy.name, "rows": rows, "trained": _settings(run.folder)}
+    about |= {k: now[k] for k in ("prompt", "memory", "eval")}  # which --set may have changed
     return _writes(run.env, policy.writer(rows, run.config.eval.temperature), about)
 
 

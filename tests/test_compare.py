@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.compare import check_reading, compare_table, matrix, parse_runs
+from experiments.compare import compare_table, matrix, parse_runs
 from experiments.length import length_table
 from experiments.pictures import draw_matrix, draw_sweep
 from experiments.sweep import read_again, sweep, sweep_table
-from experiments.systems import Run
+from experiments.systems import Run, check_reading
 from memalpha.data import synthetic
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
