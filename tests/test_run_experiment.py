@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from test_workdir import read_events
 
 ROOT = Path(__file__).parent.parent
 TINY = (
@@ -58,7 +59,7 @@ def environment():
 def arguments(workdir):
     config = f"--config={ROOT / 'configs' / 'tiny.py'}:{TINY}"
     sources = f"--config.data.sources={SOURCES}"
-    return ["run_experiment.py", config, sources, f"--workdir={workdir}"]
+    return ["run_experiment.py", config, sources, f"--workdir={workdir}", "--tensorboard"]
 
 
 def run(*command, **options):
@@ -156,6 +157,11 @@ def test_end_to_end(finished):
     assert {"r1", "r2", "r3", "r4", "loss", "grad_norm", "entropy", "calls"} <= set(lines[0])
     assert ["validation_r1" in line for line in lines] == [False, True, False, True]
     assert all(line["grad_norm"] > 0 for line in lines)
+    events = read_events(workdir / "tensorboard" / "metrics")
+    assert [step for step, _ in events] == [0, 1, 2, 3]
+    for (_, shown), line in zip(events, lines, strict=True):
+        assert shown == pytest.approx({k: v for k, v in line.items() if k != "step"}, nan_ok=True)
+    assert len(read_events(workdir / "tensorboard" / "warm_start")) == 4
     assert lines[0]["logp_gap_max"] < 1e-4  # sampler and learner are the same model
 
 
@@ -195,6 +201,9 @@ def test_a_run_that_keeps_being_killed_ends_as_if_it_had_not(finished):
 
     for name in ("warm_start.jsonl", "metrics.jsonl", "memory.txt"):
         assert (workdir / name).read_text() == (whole / name).read_text(), name
+    for name in ("warm_start", "metrics"):  # no step twice
+        left, right = (read_events(w / "tensorboard" / name) for w in (whole, workdir))
+        assert repr(left) == repr(right) and len(left) == 4, name
     before, after = (json.loads((w / "summary.json").read_text()) for w in (whole, workdir))
     assert before["results"] == after["results"]
     for stage in ("warm_start", "rl"):
