@@ -13,10 +13,10 @@ import pytest
 
 from configs import tiny
 from experiments.evaluate import describe, evaluate, results_overview
+from experiments.failures import ReaderFailureError
 from experiments.results import INSTANCES, QUESTIONS, Results, ResultsError, read_lines
 from experiments.sources import describe_source, known_sources, load_sources
 from experiments.systems import BASELINES, System, open_systems, open_workdir, trained_system
-from experiments.train import ReaderFailureError
 from memalpha.rollout import run_baseline, run_episodes, scripted_writer
 
 ROOT = Path(__file__).parent.parent
@@ -178,7 +178,7 @@ def test_a_reader_of_another_kind_is_another_config(run, tmp_path):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["trianed"], "unknown system 'trianed'; known: trained, untrained, perfect, flat, store"),
+        (["trianed"], "unknown system 'trianed'; known: trained, untrained, perfect, flat, long_context"),
         (["flat"], "second run"),
         (["trained"], "no checkpoint of stage 'rl' yet"),
     ],
