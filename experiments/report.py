@@ -105,7 +105,7 @@ def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         cells += [_figure(mean.get(name), 0) for name in SIZES]
         rows.append(_row("td", cells, "best" if system == TRAINED else ""))
     table = f"<table>{''.join(rows)}</table>"
-    note = "Mean over sources of r1 (share of questions answered), and r1 of each; greedy writing."
+    note = "Mean over sources of r1 (share of questions answered), and r1 of each."
     head = '<h2>Results on test instances</h2><div class="wide">'
     return f'{head}{table}</div><p class="soft">{note}</p>'
 

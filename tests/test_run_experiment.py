@@ -142,7 +142,8 @@ def test_end_to_end(finished):
     assert "before training" in timeline and "synthetic_updates" in timeline
     results = summary["results"]
     assert set(results) == {
-        *("perfect writer", "after RL", "untrained (warm start)"),
+        *("perfect writer", "after RL", "after RL, greedy"),
+        *("untrained (warm start)", "untrained (warm start), greedy"),
         *("store everything", "RAG-Top2", "no memory"),
     }
     assert set(results["after RL"]) == {"synthetic_facts", "synthetic_updates", "mean"}
