@@ -14,8 +14,8 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.measure import evaluate, evaluate_baseline
 from experiments.main_job import BASELINES
+from experiments.measure import evaluate, evaluate_baseline
 from experiments.setup import (
     build_environment,
     build_every,
