@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.evaluate import keep_compiled
 from experiments.failures import check_answers
@@ -44,6 +44,7 @@ def length_table(results: Sequence[Mapping]) -> Table:
 
 def main(_) -> None:
     args = flags.FLAGS
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     keep_compiled(args.workdir)
     folder = Path(args.workdir)
     config, policy = open_run(folder)
