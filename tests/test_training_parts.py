@@ -15,7 +15,7 @@ from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state
 from memalpha.model import ModelConfig, init_params
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
-from memalpha.tools import parse_calls
+from memalpha.tools import Call, parse_calls
 
 SMALL = "warm_start.rows=6,warm_start.micro_batch=0,rl.instances=2,rl.rollouts=2,rl.micro_batch=0"
 
@@ -33,21 +33,38 @@ def real_instance() -> Instance:
 LINES = [line for line in real_instance().chunks[0].split("\n") if line]
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_quotes_are_calls_that_store_pieces_of_the_chunk(micro, flat):
+def quoted(micro, env) -> list[list[Call]]:
     config = tiny.get_config(SMALL + ",data.chunks=1")
-    env = replace(micro.env, enabled=(True, False, False)) if flat else micro.env
     batch = quote_batch(config, env, lambda step, size: [real_instance()] * size, 0)
     assert batch.completion.shape[0] == 6
-    for row in range(6):
-        ids = batch.completion[row][batch.completion_mask[row]]
-        calls = parse_calls(micro.tokenizer.decode(ids, skip_special_tokens=True), env.dialect)
-        assert calls and all((c.arguments["memory_type"] == "core") == flat for c in calls)
-        pieces = [call.arguments["new_content" if flat else "content"] for call in calls]
+    rows = (batch.completion[row][batch.completion_mask[row]] for row in range(6))
+    return [
+        parse_calls(micro.tokenizer.decode(ids, skip_special_tokens=True), env.dialect)
+        for ids in rows
+    ]
+
+
+def test_quotes_are_calls_that_store_pieces_of_the_chunk(micro, monkeypatch):
+    monkeypatch.setattr("experiments.warm_start.QUOTE_CORE", 0.0)
+    for calls in quoted(micro, micro.env):
+        assert calls and all(c.arguments["memory_type"] in ("semantic", "episodic") for c in calls)
+        pieces = [call.arguments["content"] for call in calls]
         lines = [[n for n, line in enumerate(LINES) if piece in line] for piece in pieces]
         assert all(lines)
         clear = [found[0] for found in lines if len(found) == 1]
         assert clear == sorted(set(clear))  # no line twice, and in reading order
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_quotes_in_the_core_join_pieces_in_reading_order(micro, monkeypatch, flat):
+    monkeypatch.setattr("experiments.warm_start.QUOTE_CORE", 0.0 if flat else 1.0)
+    env = replace(micro.env, enabled=(True, False, False)) if flat else micro.env
+    for calls in quoted(micro, env):
+        (call,) = calls
+        assert call.arguments["memory_type"] == "core"
+        letters = iter("".join("".join(LINES).split()))
+        content = "".join(call.arguments["new_content"].split())
+        assert content and all(letter in letters for letter in content)
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
