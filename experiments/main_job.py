@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.evaluate import evaluate, greedy_writer, table_rows
+from experiments.evaluate import evaluate, greedy_writer, rollout_rows, table_rows
 from experiments.failures import check_answers
 from experiments.pictures import describe_episode, draw_curves, results_table
 from experiments.progress import console, progress
@@ -95,14 +95,14 @@ def final_table(
     """Results of every system on the same test instances, and the first episode of each source
     before and after training, with the memory after every step."""
     instances = build_every(config, "test", config.eval.test_instances)
-    rows = config.rl.instances * config.rl.rollouts
+    rows = rollout_rows(config)
     writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
     writers["after RL"] = greedy_writer(config, env, model, trained, rows)
     writers["untrained (warm start)"] = greedy_writer(config, env, model, untrained, rows)
     results = {}
     with progress("test", len(writers) + len(BASELINES)) as report:
         for name, writer in writers.items():
-            results[name], episodes = evaluate(env, instances, writer)
+            results[name], episodes = evaluate(env, instances, writer, rows)
             check_answers(config, env, episodes, f"test, {name}")
             report(len(results), name)
         for name, recall in BASELINES.items():

@@ -428,6 +428,23 @@ def test_the_state_is_donated():
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
+def test_refilled_rows_are_empty_and_the_others_stay():
+    state = random_memories(5, rows=4)
+    before = [contents(state, row) for row in range(4)]
+    state = memory.refill(state, np.array([False, True, False, True]), np.array([7, 70, 8, 80]))
+    assert [contents(state, row) for row in (0, 2)] == [before[0], before[2]]
+    assert [contents(state, row) for row in (1, 3)] == [((), [], [], 70), ((), [], [], 80)]
+    assert_equal(memory.take(state, np.array([1])), memory.init(1, N, L, C, 70))  # padding too
+    assert all(row[:3] != ((), [], []) for row in before)
+
+
+def test_taken_rows_are_those_memories_in_that_order():
+    state = random_memories(5, rows=4)
+    taken = memory.take(state, np.array([3, 1]))
+    assert [contents(taken, row) for row in (0, 1)] == [contents(state, row) for row in (3, 1)]
+    assert contents(state, 3) != contents(state, 1)
+
+
 def test_one_trace_a_shape(monkeypatch):
     traces, check = [], memory._check
     monkeypatch.setattr(memory, "_check", lambda *args: (traces.append(1), check(*args)))
