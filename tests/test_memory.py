@@ -429,20 +429,22 @@ def test_the_state_is_donated():
 
 
 def test_refilled_rows_are_empty_and_the_others_stay():
-    state = random_memories(5, rows=4)
-    before = [contents(state, row) for row in range(4)]
-    state = memory.refill(state, np.array([False, True, False, True]), np.array([7, 70, 8, 80]))
-    assert [contents(state, row) for row in (0, 2)] == [before[0], before[2]]
-    assert [contents(state, row) for row in (1, 3)] == [((), [], [], 70), ((), [], [], 80)]
-    assert_equal(memory.take(state, np.array([1])), memory.init(1, N, L, C, 70))  # padding too
-    assert all(row[:3] != ((), [], []) for row in before)
+    state, _ = random_memories(5)
+    before, odd = [contents(state, row) for row in range(R)], np.arange(R) % 2 == 1
+    state = memory.refill(state, odd, np.arange(R, dtype=np.int32))
+    after = [contents(state, row) for row in range(R)]
+    assert after[::2] == before[::2] != after[1::2]
+    assert after[1::2] == [((), [], [], row) for row in range(1, R, 2)] != before[1::2]
+    one = jax.tree.map(lambda x: x[7:8], state)
+    assert_equal(one, memory.init(1, N, L, C, 7))  # the padding too
 
 
 def test_taken_rows_are_those_memories_in_that_order():
-    state = random_memories(5, rows=4)
-    taken = memory.take(state, np.array([3, 1]))
-    assert [contents(taken, row) for row in (0, 1)] == [contents(state, row) for row in (3, 1)]
-    assert contents(state, 3) != contents(state, 1)
+    state, _ = random_memories(5)
+    taken = memory.take(state, np.arange(R)[::-2])
+    assert [contents(taken, row) for row in range(R // 2)] == [
+        contents(state, row) for row in range(R - 1, 0, -2)
+    ]
 
 
 def test_one_trace_a_shape(monkeypatch):
