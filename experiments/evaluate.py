@@ -37,7 +37,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
         "r1": float(np.mean(judged)) if judged else float("nan"),
         "r3": float(np.mean([episode.r3 for episode in episodes])),
         "failed": float(len(episodes) - len(judged)),
-        "unanswered": float(np.isnan(scores).mean()),
+        "unanswered": float(np.isnan(scores).mean()) if scores.size else float("nan"),
         "memory_tokens": float(np.mean([episode.memory_tokens for episode in episodes])),
         "chunk_tokens": float(np.mean([episode.chunk_tokens for episode in episodes])),
         "reader_tokens": float(np.mean(read)),
@@ -88,7 +88,7 @@ def validate(
     rows = rollout_rows(config)
     writer = greedy_writer(config, env, model, params, rows)
     episodes = run_episodes(env, instances, writer, rows=rows)
-    check_answers(config, env, episodes, "validation")
+    check_answers(config, episodes, "validation")
     result = {f"validation_{k}": v for k, v in summarise(episodes).items() if k in _SHOWN}
     for source, some in by_source(episodes).items():
         result[f"validation_r1_{source}"] = summarise(some)["r1"]

@@ -46,12 +46,12 @@ def run(config: ConfigDict, workdir: str) -> dict:
     """Runs or continues the experiment of a config in a workdir; returns the summary."""
     began = time.monotonic()
     check(config)
+    engines = build_engines(config, build_mesh(config))
+    probe(engines)
     folder = open_workdir(workdir, config)
     log_start(own_folder(folder), [sys.executable, *sys.argv])
     console.print(f"{config.title}\nworkdir {folder}")
     tokenizer = build_tokenizer(config, folder)
-    engines = build_engines(config, build_mesh(config))
-    probe(engines)
     env = build_environment(config, tokenizer, engines)
     model, params = build_model(config, len(tokenizer))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -103,11 +103,11 @@ def final_table(
     with progress("test", len(writers) + len(BASELINES)) as report:
         for name, writer in writers.items():
             results[name], episodes = evaluate(env, instances, writer, rows)
-            check_answers(config, env, episodes, f"test, {name}")
+            check_answers(config, episodes, f"test, {name}")
             report(len(results), name)
         for name, recall in BASELINES.items():
             episodes = run_baseline(env, instances, recall)
-            check_answers(config, env, episodes, f"test, {name}")
+            check_answers(config, episodes, f"test, {name}")
             results[name] = table_rows(episodes)
             report(len(results), name)
     of_source = {instance.source: instance for instance in reversed(instances)}

@@ -6,6 +6,7 @@
 """
 
 import json
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -134,9 +135,9 @@ def probe(engines: Mapping[str, Counted]) -> None:
 def with_readers(
     env: Environment, config: Mapping[str, Any], engines: Mapping[str, Counted]
 ) -> Environment:
-    """The environment with reader and judges of the config; accounts of failures go to
-    `env.failures`."""
-    env = replace(env, score_judge=recall_judge)
+    """The environment with reader and judges of the config; accounts of their failures go to its
+    own `failures`."""
+    env = replace(env, score_judge=recall_judge, failures=deque(maxlen=env.failures.maxlen))
     note = env.failures.append
     if "reader" in engines:
         answerer = lm_reader(engines["reader"], **_spoken(config, "reader"), on_failure=note)

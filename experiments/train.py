@@ -72,7 +72,7 @@ def train(
                 )  # fmt: skip
                 episodes = run_episodes(env, instances, writer, seed=step, clock=clock, rows=rows)
                 del policy, writer  # a gathered copy would stand in the way of the update
-                check_answers(config, env, episodes, f"step {step}")
+                check_answers(config, episodes, f"step {step}")
                 with clock("update"):
                     batch = to_batch(
                         episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,

@@ -27,7 +27,6 @@ from memalpha.lm_roles import lm_reader, lm_writer, prompted_environment
 from memalpha.lm_server import ServerModel
 from memalpha.memory import MEMORY_NAMES, Entry
 from memalpha.prompts import escape
-from memalpha.reader import extractive_answers
 from memalpha.store import Store
 from memalpha.tokenizer import load_tokenizer
 
@@ -100,11 +99,17 @@ def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAge
     writer = _server(options.writer_model, options.writer_url, "--writer")
     answers = _server(options.reader_model, options.reader_url or options.writer_url, "--reader")
     if writer is None:
-        given = extractive_answers if answers is None else lm_reader(answers)
-        return MemoryAgent.from_checkpoint(options.checkpoint, given, options.store, namespace)
-    env = prompted_environment(options.tokenizer and load_tokenizer(options.tokenizer))
-    env = replace(env, answerer=lm_reader(answers or writer, on_failure=env.failures.append))
-    return MemoryAgent(env, lm_writer(env, writer), Store(options.store), namespace, writer.name)
+        agent = MemoryAgent.from_checkpoint(
+            options.checkpoint, store=options.store, namespace=namespace
+        )
+    else:
+        env = prompted_environment(options.tokenizer and load_tokenizer(options.tokenizer))
+        write = lm_writer(env, writer, on_failure=env.failures.append)
+        agent = MemoryAgent(env, write, Store(options.store), namespace, writer.name)
+    if answers or writer:
+        read = lm_reader(answers or writer, on_failure=agent.env.failures.append)
+        agent.env = replace(agent.env, answerer=read)
+    return agent
 
 
 def _server(model: str | None, url: str | None, flag: str) -> ServerModel | None:

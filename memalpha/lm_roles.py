@@ -2,7 +2,8 @@
 
 What the model is shown goes through `prompts`, as data between tags. Thinking is removed from what
 it says (`scoring.visible`). Where the engine failed, reader and score judge give None and the
-content judge a failed verdict; the engine's words go to `on_failure`.
+content judge a failed verdict; the engine's words go to `on_failure`. Reader and judges carry a
+`name` for result files.
 """
 
 import math
@@ -85,6 +86,7 @@ def lm_reader(
         chats = [chat(request) for request in requests]
         return _say(engine, chats, max_new_tokens, temperature, seed, "reader", on_failure)
 
+    answer.name = _name(engine, max_new_tokens, temperature, template.name)
     return answer
 
 
@@ -108,6 +110,7 @@ def lm_score_judge(
                 on_failure(f"the judge said neither yes nor no: {reply[:SHOWN]!r}")
         return said
 
+    decide.name = _name(engine, max_new_tokens, temperature)
     return decide
 
 
@@ -157,6 +160,7 @@ def lm_content_judge(
                 on_failure(f"the judge gave no verdict: {reply[:SHOWN]!r}")
         return found
 
+    decide.name = _name(engine, max_new_tokens, temperature, template.name)
     return decide
 
 
@@ -169,7 +173,7 @@ def read_verdict(reply: str | None) -> Verdict:
     valid = {"true": True, "false": False}.get(str(valid).lower())
     if valid is None:
         return Verdict(False, ("the judge gave no verdict",), failed=True)
-    issues = found.get("ISSUES") or ()
+    issues = found.get("ISSUES") or []
     issues = tuple(map(str, issues)) if isinstance(issues, list) else (str(issues),)
     return Verdict(valid, () if valid else issues)
 
@@ -229,6 +233,12 @@ def prompted_environment(tokenizer=None) -> Environment:
         name: 4 * sizes[name].default for name in ("prompt_tokens", "entry_tokens", "core_tokens")
     }
     return Environment(train_tokenizer([], 258), template, **in_bytes)
+
+
+def _name(engine: LanguageModel, tokens: int, temperature: float, template: str = "") -> str:
+    """Says in result files by whom and how something was read or judged."""
+    form = f", template {template}" if template else ""
+    return f"{engine.name}, at most {tokens} tokens, temperature {temperature}{form}"
 
 
 def _say(

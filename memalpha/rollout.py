@@ -114,6 +114,7 @@ class Episode:
     r3: float = float("nan")
     memory_tokens: int = 0
     chunk_tokens: int = 0
+    failure: str = ""  # an account of what is without score or verdict, if there is one
 
     @property
     def valid(self) -> bool:
@@ -426,6 +427,9 @@ def _score(env: Environment, episodes: Sequence[Episode]) -> None:
         episodes[e].scores[q] = score
     for episode in episodes:
         scores = np.asarray(episode.scores)
+        unjudged = any(np.isnan(step.r4) for step in episode.steps)
+        if (unjudged or np.isnan(scores).any()) and env.failures:
+            episode.failure = env.failures[-1]
         episode.r1 = float(rewards.correctness(np.nan_to_num(scores), ~np.isnan(scores)))
         episode.chunk_tokens = sum(count_tokens(env, chunk) for chunk in episode.instance.chunks)
         episode.r3 = float(rewards.compression(episode.memory_tokens, episode.chunk_tokens))

@@ -399,7 +399,7 @@ def test_policy_rows_keep_what_was_sampled(micro, policy):
     instances = [synthetic.generate("facts", "train", 0, chunks=1)] * 3
     clock = Clock()
     episodes = run_episodes(env, instances, writer(), clock=clock)
-    assert set(clock) == {"render", "write", "parse", "apply", "retrieve", "read"}
+    assert set(clock) == {"render", "write", "parse", "apply", "judge", "retrieve", "read"}
     batch = to_batch(episodes, 3, 320, 8, 4)
     for row, episode in enumerate(episodes):
         response = episode.steps[0].response

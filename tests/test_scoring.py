@@ -1,5 +1,6 @@
 """Metrics against values worked by hand; names of sources; prefixes; what must be refused."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,23 +139,47 @@ def test_instruction_by_category():
 
 @pytest.mark.parametrize(
     ("reply", "expected"),
-    [("Yes.", 1), ("yes and no", 0), ("No", 0), ("I know: YES", 1), ("maybe", 0), ("", 0)],
+    [
+        *(("Yes.", 1), ("yes and no", 0), ("No", 0), ("I know: YES", 1)),
+        *(("maybe", np.nan), ("", np.nan), (None, np.nan), ("<think>yes", np.nan)),
+    ],
 )
 def test_judge_verdicts(reply, expected):
     seen = []
 
-    def judge(*arguments):
-        seen.append(arguments)
-        return reply
+    def judge(claims):
+        seen.extend(claims)
+        return [reply]
 
     given_answer = "<think>?</think>7 days"
     score = scoring.score("longmemeval_s*", given_answer, ("7",), judge=judge, question="How long?")
-    assert score == expected
-    assert seen == [("How long?", "7 days", ("7",))]
+    np.testing.assert_equal(score, expected)
+    assert seen == [scoring.Claim("longmemeval_s*", "How long?", "7 days", ("7",))]
+
+
+def test_a_judge_is_asked_once_for_all_its_claims_and_for_no_others():
+    asked = []
+
+    def judge(claims):
+        asked.append([claim.prediction for claim in claims])
+        return [{"a": "yes", "b": None, "c": "no"}[claim.prediction] for claim in claims]
+
+    claims = [
+        scoring.Claim("lme_train", "q", "a", ("x",)),
+        scoring.Claim("squad", "q", "the x", ("x",)),
+        scoring.Claim("lme_train", "q", "b", ("x",)),
+        scoring.Claim("lme_train", "q", "<think>yes", ("x",)),
+        scoring.Claim("longmemeval_s", "q", "c", ("x",), "multi-session"),
+    ]
+    np.testing.assert_equal(scoring.scores(claims, judge), [1, 1, np.nan, 0, 0])
+    assert asked == [["a", "b", "c"]]
+    assert scoring.scores([]) == []
+    with pytest.raises(ValueError, match="1 claims but 2 replies"):
+        scoring.scores(claims[:1], lambda _: ["yes", "no"])
 
 
 def test_judge_is_needed_and_its_failure_is_not_a_score():
-    def broken(question, prediction, answers):
+    def broken(claims):
         raise ConnectionError("down")
 
     with pytest.raises(ValueError, match="judge"):
@@ -167,9 +192,9 @@ def test_judge_is_needed_and_its_failure_is_not_a_score():
 
 def test_a_recording_judge_puts_down_every_verdict():
     verdicts = []
-    replies = iter(["Yes", "no"])
-    judge = scoring.recording(lambda *_: next(replies), verdicts)
-    for said in ("<think>?</think>7 days", "8"):
+    replies = iter(["Yes", "no", None])
+    judge = scoring.recording(lambda _: [next(replies)], verdicts)
+    for said in ("<think>?</think>7 days", "8", "9"):
         scoring.score("lme_train", said, ("7",), judge=judge, question="How long?")
     asked = {"question": "How long?", "answers": ["7"]}
     assert verdicts == [
@@ -187,8 +212,9 @@ def test_a_recording_judge_puts_down_every_verdict():
 
 def test_recall_judge_needs_most_words_of_a_gold_answer():
     gold = ("one two three four five",)
-    assert scoring.recall_judge("q", "Five, four and three; one.", gold) == "yes"  # 4 of 5
-    assert scoring.recall_judge("q", "one two three", gold) == "no"  # 3 of 5
+    said = ("Five, four and three; one.", "one two three")  # 4 and 3 of 5
+    claims = [scoring.Claim("lme_train", "q", reply, gold) for reply in said]
+    assert scoring.recall_judge(claims) == ["yes", "no"]
 
 
 @pytest.mark.parametrize("answers", [(), ("",), ("a", " "), "a"])

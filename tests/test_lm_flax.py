@@ -1,0 +1,167 @@
+"""The Flax model as an engine: the same tokens as the sampler gives, and what does not fit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memalpha import sampler
+from memalpha.lm_flax import FlaxModel, stated_context
+from memalpha.model import init_params
+from memalpha.prompts import encode_messages
+from memalpha.tokenizer import decode, train_tokenizer
+
+TIED = Path(__file__).parent / "fixtures" / "qwen3_tied"
+NEW = 6  # tokens of a reply
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def params(micro):
+    """Kernels so large that the model does not repeat what it has read last."""
+    made = init_params(micro.model, jax.random.key(5))
+    grow = lambda x: 9 * x if x.ndim == 2 else x
+    return {name: x if name == "embed" else jax.tree.map(grow, x) for name, x in made.items()}
+
+
+def engine(micro, params, **options):
+    options = {"context_tokens": 256, "tokens_at_once": 300} | options
+    return FlaxModel("micro", micro.model, params, micro.tokenizer, **options)
+
+
+def ask(*texts):
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+TEXTS = ["Rex is a dog.", "Basel " * 30, "x", "The head office of Alpina Press is in Basel.", "y z"]
+
+
+def alone(micro, params, chat, temperature=0.0, key=None):
+    """Tokens of the reply to one chat and of the chat, straight from the sampler."""
+    prompt = encode_messages(chat, micro.tokenizer)
+    tokens, mask = sampler.pad_prompts([prompt], [101])
+    keys = sampler.row_keys(jax.random.key(0), [0]) if key is None else key
+    end = jnp.asarray([micro.tokenizer.eos_token_id])
+    samples = sampler.generate(
+        params, micro.model, tokens, mask, keys, temperature, 1.0, jnp.asarray([NEW]), end, NEW
+    )
+    return np.asarray(samples.tokens[0])[np.asarray(samples.mask[0])].tolist(), len(prompt)
+
+
+def test_greedy_replies_are_those_of_the_sampler_whatever_the_company(micro, params):
+    chats = ask(*TEXTS)
+    given = engine(micro, params).generate(chats, NEW)
+    for chat, generation in zip(chats, given, strict=True):
+        tokens, size = alone(micro, params, chat)
+        assert generation.text == decode(micro.tokenizer, tokens)
+        assert generation.prompt_tokens == size
+        assert generation.completion_tokens == len(tokens)
+        assert not generation.error and not generation.cached
+    assert len({g.text for g in given}) > 1
+    one_by_one = [engine(micro, params).generate([chat], NEW)[0] for chat in chats]
+    assert one_by_one == given
+
+
+def test_samples_depend_on_seed_and_place_alone(micro, params):
+    chats = ask(*["Rex is a dog."] * 5)
+    one = engine(micro, params).generate(chats, NEW, temperature=1.0, seed=1)
+    narrow = engine(micro, params, tokens_at_once=1)
+    assert narrow.generate(chats, NEW, temperature=1.0, seed=1) == one
+    assert len({g.text for g in one}) > 1
+    assert engine(micro, params).generate(chats, NEW, temperature=1.0, seed=2) != one
+    tokens, _ = alone(micro, params, chats[3], 1.0, sampler.row_keys(jax.random.key(1), [3]))
+    assert one[3].text == decode(micro.tokenizer, tokens)
+
+
+def test_batches_keep_to_their_size_and_few_shapes(micro, params, monkeypatch):
+    shapes = []
+
+    def nothing(params, config, prompts, *_):
+        shapes.append(prompts.shape)
+        empty = np.zeros((len(prompts), NEW), int)
+        return sampler.Samples(empty, empty == 1, empty * 0.0, empty[:, 0] == 1)
+
+    monkeypatch.setattr(sampler, "generate", nothing)
+    texts = [f"{n} " * n for n in range(1, 12)] + ["Basel " * 30]
+    engine(micro, params).generate(ask(*texts), NEW)
+    longest = len(encode_messages(ask(TEXTS[1])[0], micro.tokenizer))
+    assert shapes == [(2, 128), (4, 64), (4, 64), (2, 64)] and 64 < longest <= 128
+    assert all(rows * (width + NEW) <= 300 for rows, width in shapes)
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_and_never_cut(micro, params):
+    one = engine(micro, params, context_tokens=40)
+    size = len(encode_messages(ask(TEXTS[3])[0], micro.tokenizer))
+    long, short, empty = one.generate(ask("Basel " * 90, "x", ""), NEW)
+    assert long.text == "" and "context of 40" in long.error and long.prompt_tokens > 40
+    assert not short.error and short.completion_tokens > 0
+    assert empty.error == "the prompt has no tokens"
+    edge = engine(micro, params, context_tokens=size + NEW)
+    assert not edge.generate(ask(TEXTS[3]), NEW)[0].error
+    assert edge.generate(ask(TEXTS[3]), NEW + 1)[0].error
+    assert one.generate([], NEW) == []
+    with pytest.raises(ValueError, match="max_new_tokens=0"):
+        one.generate(ask("x"), 0)
+
+
+def test_a_stop_token_ends_a_reply(micro, params):
+    tokens, _ = alone(micro, params, ask("x")[0])
+    assert len(tokens) > 1
+    (stopped,) = engine(micro, params, stop_ids=[tokens[0]]).generate(ask("x"), NEW)
+    assert stopped.completion_tokens == 1
+
+
+def test_wrong_sizes_are_refused(micro, params):
+    with pytest.raises(ValueError, match="context_tokens=1"):
+        engine(micro, params, context_tokens=1)
+    more = train_tokenizer([], 2000, [f"<phrase {n}>" for n in range(1200)])
+    with pytest.raises(ValueError, match="give the tokenizer of this model"):
+        FlaxModel("m", micro.model, params, more, 64)
+
+
+@pytest.fixture
+def folder(tmp_path, micro):
+    """A published model with a tokenizer that fits it, and a chat template."""
+    made = tmp_path / "models--me--small" / "snapshots" / "abc123"
+    shutil.copytree(TIED, made)
+    words = {"<|endoftext|>": 0, "<|im_end|>": 1, "<|im_start|>": 2, "user": 3, "assistant": 4}
+    words |= {f"w{n}": n for n in range(5, 60)}
+    tokenizer = word_tokenizer(words)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(made)
+    (made / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
+    return made
+
+
+def word_tokenizer(words):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel(words, unk_token="w59"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<|endoftext|>", "<|im_end|>", "<|im_start|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+
+
+def test_a_published_folder_with_its_chat_template_and_stops(folder):
+    loaded = FlaxModel.load(str(folder), dtype="float32")
+    assert loaded.name == f"{folder}@abc123"
+    assert loaded.context_tokens == stated_context(folder) == 32_768
+    assert loaded.stop_ids == [1, 7]
+    (given,) = loaded.generate(ask("w8 w9"), NEW)
+    # start, user, two words, end, start, assistant: the template and no more
+    assert given.prompt_tokens == 7 and given.completion_tokens > 0 and not given.error
+    assert FlaxModel.load(str(folder), context_tokens=64).context_tokens == 64
+    with pytest.raises(ValueError, match="states 32768"):
+        FlaxModel.load(str(folder), context_tokens=99_999)
+    (folder / "generation_config.json").unlink()
+    assert FlaxModel.load(str(folder)).stop_ids == [1]
