@@ -6,6 +6,7 @@ once a writer.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from os.path import commonprefix
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from memalpha import sampler
 from memalpha.batch import row_bucket
 from memalpha.memory import Entry, MemoryView
-from memalpha.model import ModelConfig, Params
+from memalpha.model import Cache, ModelConfig, Params
 from memalpha.prompts import fit_prompt
 from memalpha.rollout import Environment, Response, Turn, Writer
 from memalpha.sharding import mesh_of, row_parts
@@ -45,9 +46,13 @@ def policy_writer(
     stop_ids = jnp.asarray([env.tokenizer.eos_token_id], jnp.int32)
     limit = env.response_tokens if max_tokens is None else max_tokens
     parts = row_parts(mesh_of(params))
-    shared = common_prefix(env) if min_prefix else []
-    shared = shared if len(shared) >= max(min_prefix, 1) else []
-    prefix = sampler.prefill(params, config, shared) if shared else None
+
+    @lru_cache(maxsize=1)
+    def prefix() -> tuple[list[int], Cache | None]:
+        shared = common_prefix(env) if min_prefix else []
+        if len(shared) < max(min_prefix, 1):
+            return [], None
+        return shared, sampler.prefill(params, config, shared)
 
     def write(turns: Sequence[Turn]) -> list[Response]:
         responses = []
@@ -58,9 +63,11 @@ def policy_writer(
     def write_batch(turns: Sequence[Turn]) -> list[Response]:
         size = row_bucket(len(turns), rows, parts)
         prompts = [turn.prompt for turn in turns]
+        shared, known = prefix()
         # A tokenizer may join the end of the prefix with what follows: then there is none to share.
-        known = prefix if all(p[: len(shared)] == shared for p in prompts) else None
-        skipped = len(shared) if known is not None else 0
+        if not all(prompt[: len(shared)] == shared for prompt in prompts):
+            shared, known = [], None
+        skipped = len(shared)
         tokens, mask = sampler.pad_prompts(
             [prompt[skipped:] for prompt in prompts], [width - skipped for width in buckets], size
         )
