@@ -158,6 +158,8 @@ def run_episodes(
     """
     if not instances:
         raise ValueError("run_episodes: no instances; give at least one")
+    if rows < 0:
+        raise ValueError(f"run_episodes: rows={rows}; give at least 1, or 0 for all at once")
     for instance in instances:
         validate(instance)
     clock = Clock() if clock is None else clock

@@ -193,6 +193,8 @@ def test_waiting_episodes_take_the_rows_of_finished_ones(micro):
         [(0, 4, 0)],
     ]
     assert [len(episode.steps) for episode in episodes] == [1, 4, 2, 3, 1, 2]
+    with pytest.raises(ValueError, match="rows=-1"):
+        run_episodes(micro.env, unequal(1), writer, rows=-1)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 40])
