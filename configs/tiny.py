@@ -94,6 +94,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             steps=400,
             instances=5,
             rollouts=8,
+            rollout_rows=0,  # episodes sampled at once, while the others wait; 0: all
             learning_rate=3e-4,
             warmup_steps=10,
             schedule="constant",

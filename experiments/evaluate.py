@@ -75,8 +75,8 @@ def evaluate(
                 continue
             where, clock, began = f"{name} on {source}", Clock(), time.perf_counter()
 
-            def on_chunk(chunk: int, _: int, some=some, where=where, before=done) -> None:
-                report(before + sum(min(chunk, len(i.chunks)) for i in some), where)
+            def on_chunk(chunks: int, _: int, where=where, before=done) -> None:
+                report(before + chunks, where)
 
             episodes = system.run(some, clock, on_chunk)
             seconds = time.perf_counter() - began

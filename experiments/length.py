@@ -55,7 +55,7 @@ def main(_) -> None:
         writer = policy.writer(len(instances), config.eval.temperature)
         clock = Clock()
         chunks, began = max(len(i.chunks) for i in instances), time.perf_counter()
-        with progress(name, chunks) as report:
+        with progress(name, sum(len(i.chunks) for i in instances)) as report:
             episodes = run_episodes(
                 env, instances, writer, clock=clock, on_chunk=lambda done, _: report(done)
             )

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.failures import check_answers
-from experiments.measure import evaluate, table_rows, trained_writer
+from experiments.measure import evaluate, rollout_rows, table_rows, trained_writer
 from experiments.pictures import describe_episode, draw_curves, results_table
 from experiments.progress import console, progress
 from experiments.readers import build_engines, probe
@@ -98,7 +98,7 @@ def final_table(
     """Results of every system on the same test instances, and the first episode of each source
     before and after training, with the memory after every step."""
     instances = build_every(config, "test", config.eval.test_instances)
-    rows = config.rl.instances * config.rl.rollouts
+    rows = rollout_rows(config)
     writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
     for name, params in {"after RL": trained, "untrained (warm start)": untrained}.items():
         writers[name] = trained_writer(config, env, model, params, rows)
@@ -107,7 +107,7 @@ def final_table(
     results = {}
     with progress("test", len(writers) + len(BASELINES)) as report:
         for name, writer in writers.items():
-            results[name], episodes = evaluate(env, instances, writer)
+            results[name], episodes = evaluate(env, instances, writer, rows)
             check_answers(config, episodes, f"test, {name}")
             report(len(results), name)
         for name, recall in BASELINES.items():

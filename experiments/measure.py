@@ -17,10 +17,10 @@ from memalpha.rollout import (
     Recaller,
     Step,
     Writer,
-    policy_writer,
     run_baseline,
     run_episodes,
 )
+from memalpha.writer import policy_writer
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -86,14 +86,19 @@ def trained_writer(
     return policy_writer(params, model, env, prompt_buckets(config), rows, key, temperature)
 
 
+def rollout_rows(config: ConfigDict) -> int:
+    """Rows of a rollout's batch."""
+    return config.rl.rollout_rows or config.rl.instances * config.rl.rollouts
+
+
 def validate(
     config: ConfigDict, env: Environment, model: ModelConfig, params: Params
 ) -> dict[str, float]:
     """Rewards on validation instances, all together and r1 of each source."""
     instances = build_every(config, "validation", config.eval.instances)
-    rows = config.rl.instances * config.rl.rollouts
+    rows = rollout_rows(config)
     writer = trained_writer(config, env, model, params, rows)
-    episodes = run_episodes(env, instances, writer)
+    episodes = run_episodes(env, instances, writer, rows=rows)
     check_answers(config, episodes, "validation")
     result = {f"validation_{k}": v for k, v in summarise(episodes).items() if k in _SHOWN}
     for source, some in by_source(episodes).items():
@@ -105,10 +110,11 @@ _SHOWN = ("r1", "r2", "r3", "r4", "failed", "unanswered")
 
 
 def evaluate(
-    env: Environment, instances: Sequence[Instance], writer: Writer
+    env: Environment, instances: Sequence[Instance], writer: Writer, rows: int = 0
 ) -> tuple[dict[str, dict[str, float]], list[Episode]]:
-    """One row a source and their mean (`mean`): a mean over sources, as in the paper's tables."""
-    episodes = run_episodes(env, instances, writer)
+    """One row a source and their mean (`mean`): a mean over sources, as in the paper's tables.
+    rows: episodes at once, see `run_episodes`."""
+    episodes = run_episodes(env, instances, writer, rows=rows)
     return table_rows(episodes), episodes
 
 

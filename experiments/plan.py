@@ -43,7 +43,7 @@ def build_setting(config: ConfigDict, devices: int):
         gather=config.mesh.gather,
         prompt=config.prompt.tokens,
         response=config.prompt.response_tokens,
-        rows=rl.instances * rl.rollouts,
+        rows=rl.rollout_rows or rl.instances * rl.rollouts,
         micro_batch=rl.micro_batch or step_rows,
         step_rows=step_rows,
     )

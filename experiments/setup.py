@@ -292,7 +292,11 @@ def check(config: ConfigDict) -> None:
     if not config.data.sources:
         raise ValueError("config.data.sources is empty: name at least one source")
     rows = rl.instances * rl.rollouts * config.data.chunks
-    check_rows(mesh, rl.instances * rl.rollouts, "config.rl.instances x config.rl.rollouts")
+    if rl.rollout_rows < 0:
+        raise ValueError(f"config.rl.rollout_rows={rl.rollout_rows}: give rows, or 0 for all")
+    at_once = rl.rollout_rows or rl.instances * rl.rollouts
+    whole = "config.rl.instances x config.rl.rollouts"
+    check_rows(mesh, at_once, "config.rl.rollout_rows" if rl.rollout_rows else whole)
     if rl.algorithm == "ppo":
         if rows % rl.minibatches:
             raise ValueError(

@@ -10,8 +10,9 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from experiments.compilations import compilations
 from experiments.failures import check_answers
-from experiments.measure import summarise, validate
+from experiments.measure import rollout_rows, summarise, validate
 from experiments.progress import progress
 from experiments.setup import (
     build_lora,
@@ -35,8 +36,9 @@ from memalpha.learner import (
 )
 from memalpha.model import ModelConfig, Params
 from memalpha.rewards import combine
-from memalpha.rollout import Clock, Environment, policy_writer, run_episodes, to_batch
+from memalpha.rollout import Clock, Environment, run_episodes, to_batch
 from memalpha.sharding import mesh_of, shard
+from memalpha.writer import policy_writer
 
 
 def train(
@@ -66,14 +68,15 @@ def train(
         times = MetricsLog(own_folder(workdir) / "timing.jsonl", first, events)
         with progress("train", rl.steps, first) as report:
             for step in range(first, rl.steps):
-                start, clock = time.perf_counter(), Clock()
+                start, clock, compiled = time.perf_counter(), Clock(), compilations()
                 instances = [i for i in batches(step, rl.instances) for _ in range(rl.rollouts)]
                 policy = for_sampling(config, lora.attach(state.params, params, adapters))
+                rows = rollout_rows(config)
                 writer = policy_writer(
-                    policy, model, env, prompt_buckets(config), len(instances),
+                    policy, model, env, prompt_buckets(config), rows,
                     jax.random.fold_in(key, step), rl.temperature, rl.top_p,
                 )  # fmt: skip
-                episodes = run_episodes(env, instances, writer, seed=step, clock=clock)
+                episodes = run_episodes(env, instances, writer, seed=step, clock=clock, rows=rows)
                 del policy, writer  # a gathered copy would stand in the way of the update
                 check_answers(config, episodes, f"step {step}")
                 with clock("update"):
@@ -90,7 +93,9 @@ def train(
                         policy = lora.attach(state.params, params, adapters)
                         metrics |= validate(config, env, model, policy)
                 log.write(step, metrics)
-                times.write(step, dict(clock) | {"step_seconds": time.perf_counter() - start})
+                took = {"step_seconds": time.perf_counter() - start}
+                took["compilations"] = compilations() - compiled
+                times.write(step, dict(clock) | took)
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == rl.steps:
                     save(checkpoints, step + 1, state)
                 report(

@@ -41,6 +41,13 @@ class Batch:
     valid: Array | None = None  # [R] bool; None: every row is real
 
 
+def row_bucket(count: int, rows: int, parts: int = 1) -> int:
+    """The rows of an array that is to hold `count` of at most `rows`: all of them, a half, a
+    quarter or an eighth, rounded up to whole `parts`. Four shapes, and four compilations."""
+    sizes = (-(-rows // (half * parts)) * parts for half in (8, 4, 2))
+    return next((size for size in sizes if count <= size < rows), rows)
+
+
 def row_mask(batch: Batch) -> jax.Array:
     """Valid rows: [R] bool."""
     if batch.valid is None:

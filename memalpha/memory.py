@@ -12,6 +12,7 @@ slots from 0 in insertion order; a slot at or past `count` is spare, never read,
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 
 import flax.struct
 import jax
@@ -358,6 +359,24 @@ def grow(state: MemoryState, capacity: int) -> MemoryState:
         id=pad(state.id),
         written_at=pad(state.written_at),
     )
+
+
+@partial(jax.jit, donate_argnums=0)
+def refill(state: MemoryState, fresh: jax.Array, first_id: jax.Array) -> MemoryState:
+    """Empty memories in the rows of `fresh` [R] bool, each with its first id of `first_id` [R];
+    the others stay. The state is donated."""
+
+    def clear(x):
+        return jnp.where(fresh.reshape(-1, *[1] * (x.ndim - 1)), 0, x)
+
+    next_id = jnp.where(fresh, first_id, state.next_id)
+    return jax.tree.map(clear, state).replace(next_id=next_id)
+
+
+@jax.jit
+def take(state: MemoryState, rows: jax.Array) -> MemoryState:
+    """The memories `rows` [n] int32 of a batch, in that order."""
+    return jax.tree.map(lambda x: x[rows], state)
 
 
 @dataclass(frozen=True)

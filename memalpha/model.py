@@ -210,7 +210,8 @@ class Attention(nn.Module):
     def __call__(self, x: Array, rope, valid: Array, past, last: int) -> tuple[Array, KV]:
         """x [B,S,D] -> output [B,last,D] of the last tokens, and keys and values of all.
 
-        past: None, or (k, v, index) of the cache to write to and attend over.
+        past: None; or (k, v, index) of the cache to write to and attend over; or (k, v, None) of a
+        full one, which these tokens prolong.
         """
         c = self.config
         b, s, _ = x.shape
@@ -223,6 +224,9 @@ class Attention(nn.Module):
         k = rotate(RMSNorm(c, name="k_norm")(k), *rope)
         q, k, v = q.swapaxes(1, 2), k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         if past is None:
+            out = causal_attention(q, k, v, valid, c)
+        elif past[2] is None:
+            k, v = jnp.concatenate([past[0], k], axis=3), jnp.concatenate([past[1], v], axis=2)
             out = causal_attention(q, k, v, valid, c)
         else:
             past_k, past_v, index = past
@@ -283,6 +287,7 @@ class Transformer(nn.Module):
         mask: Array,
         cache: Cache | None = None,
         last: int | None = None,
+        full: bool = False,
     ) -> tuple[Array, Cache]:
         """Hidden states after the final norm, and the cache that holds these tokens too.
 
@@ -292,6 +297,8 @@ class Transformer(nn.Module):
         cache: None starts one with exactly S slots (a training step does not read it, so it costs
         nothing under jit); else the tokens are written at `cache.index`, and the caller makes sure
         with `grow` that they fit.
+        full: the cache has no free slot, and is prolonged by S (static). The tokens are then
+        attended to in causal blocks, as without a cache.
         last: give hidden states of the last so many tokens only (static; None: of all S). The last
         layer then works for these alone: a third of the cost in a model of three layers.
         Returns hidden [B, last, D] in the compute dtype, Cache.
@@ -317,11 +324,16 @@ class Transformer(nn.Module):
         x = constrain(jnp.take(table, tokens, axis=0), ROWS)
         rope = rope_tables(positions, c)
         index = jnp.int32(0) if cache is None else cache.index
-        valid = mask if cache is None else lax.dynamic_update_slice(cache.valid, mask, (0, index))
+        if cache is None:
+            valid = mask
+        elif full:
+            valid = jnp.concatenate([cache.valid, mask], axis=1)
+        else:
+            valid = lax.dynamic_update_slice(cache.valid, mask, (0, index))
         layer = Layer if cache is not None else _remat_layer(c)
         kv = []
         for i in range(c.num_layers):
-            past = None if cache is None else (cache.k[i], cache.v[i], index)
+            past = None if cache is None else (cache.k[i], cache.v[i], None if full else index)
             wanted = last if i == c.num_layers - 1 else x.shape[1]
             x, pair = layer(c, wanted, name=f"layers_{i}")(x, rope, valid, past)
             kv.append(pair)

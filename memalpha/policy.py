@@ -17,9 +17,10 @@ from memalpha.hub import find_folder, read_config
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import load_template
-from memalpha.rollout import Environment, Writer, policy_writer
+from memalpha.rollout import Environment, Writer
 from memalpha.tokenizer import load_tokenizer
 from memalpha.weights import load_params
+from memalpha.writer import policy_writer
 
 
 @dataclass(frozen=True)

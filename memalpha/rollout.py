@@ -1,7 +1,8 @@
 """Episodes, in batches: the seam between strings (prompts, calls, questions) and arrays.
 
-All episodes advance in lockstep, one chunk at a time, so that the device sees one full batch:
+Episodes advance together, one chunk at a time, so that the device sees one full batch:
 render -> write -> parse -> apply, and after the last chunk retrieve -> read -> score -> reward.
+Between chunks those that are over leave, and those that wait take their rows.
 Training, evaluation and use share this code; they differ in the writer alone.
 """
 
@@ -17,12 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memalpha import memory, rewards, sampler, scoring, tools
-from memalpha.batch import Batch, fill, from_tokens
+from memalpha import memory, rewards, scoring, tools
+from memalpha.batch import Batch, fill, from_tokens, row_bucket
 from memalpha.data.instance import Instance, validate
 from memalpha.judge import Verdict, judge
 from memalpha.memory import MemoryView, Outcome
-from memalpha.model import ModelConfig, Params
 from memalpha.prompts import CUT_MARK, Template, fit_prompt
 from memalpha.reader import Answer, Answerer, Request, extractive_answers, gather, read
 from memalpha.retrieval import make_index
@@ -61,7 +61,8 @@ class Environment:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one episode shows its writer at one chunk; `text` is the chunk, `prompt` token ids."""
+    """What one episode shows its writer at one chunk; `text` is the chunk, `prompt` token ids, and
+    `row` where its memory stands."""
 
     episode: int
     chunk: int
@@ -69,6 +70,7 @@ class Turn:
     instance: Instance
     view: MemoryView
     prompt: list[int]
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,42 +171,83 @@ def run_episodes(
     keep_views: bool = False,
     clock: Clock | None = None,
     on_chunk: Callable[[int, int], None] | None = None,
+    rows: int = 0,
 ) -> list[Episode]:
     """Runs one episode for each instance (repeat an instance for several rollouts of it).
 
     Args:
         seed: of the first ids of the entries; the writer has its own randomness.
         keep_views: keep the whole memory after every step, to look at.
-        on_chunk: called with (chunks done, chunks in all) after every chunk.
+        on_chunk: called with (chunks done, chunks in all), of all episodes, between chunks.
+        rows: episodes at once, best what the writer takes at once; 0: all. It changes no result:
+            a writer's sample depends on episode and chunk, not on its company.
 
     Raises:
         PromptTooLong: a prompt that does not fit even with no entry shown.
     """
     if not instances:
         raise ValueError("run_episodes: no instances; give at least one")
+    if rows < 0:
+        raise ValueError(f"run_episodes: rows={rows}; give at least 1, or 0 for all at once")
     for instance in instances:
         validate(instance)
     clock = Clock() if clock is None else clock
     episodes = [Episode(instance) for instance in instances]
-    state = first_state(env, len(episodes), seed)
-    chunks = max(len(instance.chunks) for instance in instances)
+    lengths = np.array([len(instance.chunks) for instance in instances])
+    # The longest first: then the rows run dry at about the same time.
+    order = np.argsort(-lengths, kind="stable")
+    rows = min(rows or len(order), len(order))
+    seats, waiting = np.sort(order[:rows]), deque(order[rows:])  # the episode of each row
+    first_ids = draw_first_ids(env, len(episodes), seed)
+    state = _empty(env, first_ids[seats])
     host = jax.device_get(state)
-    for chunk in range(chunks):
+    while (seats >= 0).any():
         with clock("render"):
             turns = [
-                make_turn(env, host, e, chunk, instance, instance.chunks[chunk])
-                for e, instance in enumerate(instances)
-                if chunk < len(instance.chunks)
+                _next_turn(env, host, row, e, episodes[e])
+                for row, e in enumerate(seats.tolist())
+                if e >= 0
             ]
         state, host, steps = memorise(env, state, turns, writer, clock)
         for turn, step in zip(turns, steps, strict=True):
+            episode = episodes[turn.episode]
+            episode.steps.append(step)
             if keep_views:
-                step.view = whole_view(env, host, turn.episode)
-            episodes[turn.episode].steps.append(step)
+                step.view = whole_view(env, host, turn.row)
+            if len(episode.steps) == lengths[turn.episode]:
+                episode.view = whole_view(env, host, turn.row)
+                seats[turn.row] = -1
         if on_chunk:
-            on_chunk(chunk + 1, chunks)
-    _read_out(env, episodes, host, clock)
+            on_chunk(sum(len(episode.steps) for episode in episodes), int(lengths.sum()))
+        with clock("apply"):
+            state, host, seats = _reseat(state, host, seats, waiting, first_ids, rows)
+    _read_out(env, episodes, clock)
     return episodes
+
+
+def _reseat(
+    state: memory.MemoryState,
+    host: memory.MemoryState,
+    seats: np.ndarray,
+    waiting: deque[int],
+    first_ids: np.ndarray,
+    rows: int,
+) -> tuple[memory.MemoryState, memory.MemoryState, np.ndarray]:
+    """Waiting episodes take the rows of those that are over (-1 in `seats`); when none waits, the
+    memories close up, to as few rows as the writer's batch has."""
+    taken = np.flatnonzero(seats < 0)[: len(waiting)]
+    if len(taken):
+        seats[taken] = [waiting.popleft() for _ in taken]
+        fresh = np.isin(np.arange(len(seats)), taken)
+        state = memory.refill(state, fresh, first_ids[seats])
+    running = int((seats >= 0).sum())
+    size = row_bucket(running, rows)
+    if 0 < running and size < len(seats):
+        kept = np.argsort(seats < 0, kind="stable")[:size]
+        state, seats = memory.take(state, kept), seats[kept]
+    elif not len(taken):
+        return state, host, seats
+    return state, jax.device_get(state), seats
 
 
 def memorise(
@@ -214,7 +257,7 @@ def memorise(
     writer: Writer,
     clock: Clock | None = None,
 ) -> tuple[memory.MemoryState, memory.MemoryState, list[Step]]:
-    """One chunk of an episode each: write, parse, apply. The turns share their chunk number.
+    """One chunk of an episode each: write, parse, apply.
 
     `state` is donated. Returns the new state, the same on the host, and one step a turn.
     """
@@ -224,12 +267,13 @@ def memorise(
     with clock("parse"):
         texts = [response_text(env, response) for response in responses]
         calls = [env.parse(text, env.dialect) for text in texts]
-        # Episodes that are over (or silent) do nothing.
-        of_episode: list[list[tools.Call]] = [[] for _ in range(state.core.shape[0])]
+        # Rows without an episode (or a silent one) do nothing.
+        of_row: list[list[tools.Call]] = [[] for _ in range(state.core.shape[0])]
+        chunks = np.zeros(len(of_row), np.int32)
         for turn, made in zip(turns, calls, strict=True):
-            of_episode[turn.episode] = made
+            of_row[turn.row], chunks[turn.row] = made, turn.chunk
     with clock("apply"):
-        state, ops, outcomes = apply_calls(env, state, of_episode, turns[0].chunk)
+        state, ops, outcomes = apply_calls(env, state, of_row, chunks)
         host = jax.device_get(state)
     with clock("judge"):
         every = [call for made in calls for call in made]
@@ -248,17 +292,26 @@ def memorise(
 
 def first_state(env: Environment, rows: int, seed: int) -> memory.MemoryState:
     """Empty memories; the first id of each is drawn from `env.first_ids`."""
+    return _empty(env, draw_first_ids(env, rows, seed))
+
+
+def draw_first_ids(env: Environment, episodes: int, seed: int) -> np.ndarray:
+    """[episodes] int32, the id that the first entry of each will have."""
     low, high = env.first_ids
-    first_ids = np.random.default_rng([seed, 7]).integers(low, high + 1, size=rows)
+    drawn = np.random.default_rng([seed, 7]).integers(low, high + 1, size=episodes)
+    return drawn.astype(np.int32)
+
+
+def _empty(env: Environment, first_ids: np.ndarray) -> memory.MemoryState:
     capacity = memory.capacity_bucket(env.max_calls)
-    return memory.init(rows, capacity, env.entry_tokens, env.core_tokens, first_ids)
+    return memory.init(len(first_ids), capacity, env.entry_tokens, env.core_tokens, first_ids)
 
 
 def make_turn(
-    env: Environment, host, episode: int, chunk: int, instance: Instance, text: str
+    env: Environment, host, episode: int, chunk: int, instance: Instance, text: str, row: int = 0
 ) -> Turn:
-    """Shows the chunk `text` with the memory of row `episode` of `host` (the state as numpy)."""
-    view = memory.view(host, episode, _decoder(env.tokenizer), last=env.recent)
+    """Shows the chunk `text` with the memory of row `row` of `host` (the state as numpy)."""
+    view = memory.view(host, row, _decoder(env.tokenizer), last=env.recent)
     prompt = fit_prompt(
         env.template,
         view,
@@ -270,7 +323,12 @@ def make_turn(
         env.dialect,
         env.enabled,
     )
-    return Turn(episode, chunk, text, instance, view, prompt)
+    return Turn(episode, chunk, text, instance, view, prompt, row)
+
+
+def _next_turn(env: Environment, host, row: int, number: int, episode: Episode) -> Turn:
+    chunk, instance = len(episode.steps), episode.instance
+    return make_turn(env, host, number, chunk, instance, instance.chunks[chunk], row)
 
 
 def whole_view(env: Environment, host, row: int) -> MemoryView:
@@ -284,21 +342,23 @@ def response_text(env: Environment, response: Response) -> str:
 
 
 def apply_calls(
-    env: Environment, state: memory.MemoryState, calls: Sequence[Sequence[tools.Call]], chunk: int
+    env: Environment,
+    state: memory.MemoryState,
+    calls: Sequence[Sequence[tools.Call]],
+    chunks: int | np.ndarray,
 ) -> tuple[memory.MemoryState, memory.Ops, np.ndarray]:
     """Runs the calls of every row on its memory, which grows where it has to.
 
-    `calls`: one list a row of `state`, which is donated. Returns state, ops, outcomes [R, O].
+    `calls`: one list a row of `state`, which is donated. `chunks`: the chunk number of all rows, or
+    of each [R]. Returns state, ops, outcomes [R, O].
     """
     width = max(env.entry_tokens, env.core_tokens)
     ops = tools.calls_to_ops(calls, _encoder(env.tokenizer), width, env.max_calls)
     inserts = (ops.kind == memory.OpKind.INSERT).sum(axis=1)
     state = memory.grow(state, memory.needed_capacity(state, inserts[:, None]))
-    rows = ops.kind.shape[0]
+    chunks = np.broadcast_to(np.asarray(chunks, np.int32), len(calls))
     cut_mark = jnp.asarray(encode(env.tokenizer, CUT_MARK), jnp.int32)
-    state, outcomes, _ = memory.apply_batch(
-        state, ops, jnp.full(rows, chunk, jnp.int32), cut_mark, jnp.asarray(env.enabled)
-    )
+    state, outcomes, _ = memory.apply_batch(state, ops, chunks, cut_mark, jnp.asarray(env.enabled))
     return state, ops, np.asarray(outcomes)
 
 
@@ -313,8 +373,8 @@ def _step(
 ) -> Step:
     # Calls past max_calls were not executed: they count as failed.
     left_out = len(calls) - ops.kind.shape[1]
-    mine = np.append(outcomes[turn.episode], [Outcome.MALFORMED] * left_out).astype(int)
-    kinds = np.append(ops.kind[turn.episode], [memory.OpKind.MALFORMED] * left_out).astype(int)
+    mine = np.append(outcomes[turn.row], [Outcome.MALFORMED] * left_out).astype(int)
+    kinds = np.append(ops.kind[turn.row], [memory.OpKind.MALFORMED] * left_out).astype(int)
     fit = np.zeros(len(mine), bool)
     fit[: len(calls)] = [verdict.valid for verdict in verdicts]
     r4 = float(rewards.content_share(kinds, mine, fit))
@@ -331,13 +391,10 @@ def _step(
     )
 
 
-def _read_out(env: Environment, episodes: list[Episode], host, clock: Clock) -> None:
+def _read_out(env: Environment, episodes: list[Episode], clock: Clock) -> None:
     """Answers the questions of all episodes from their final memories, and scores them."""
-    requests: list[list[Request]] = []
     with clock("retrieve"):
-        for row, episode in enumerate(episodes):
-            episode.view = whole_view(env, host, row)
-            requests.append(find_evidence(env, episode.instance, episode.view))
+        requests = [find_evidence(env, episode.instance, episode.view) for episode in episodes]
     with clock("read"):
         answer(env, episodes, requests, [episode.view.tokens for episode in episodes])
 
@@ -431,62 +488,6 @@ def _claim(instance: Instance, number: int, reply: str) -> scoring.Claim:
     if number < len(ids) and str(ids[number]).endswith("_abs"):  # as LongMemEval marks them
         kind = scoring.ABSTENTION
     return scoring.Claim(instance.source, asked.question, reply, asked.answers, kind)
-
-
-def policy_writer(
-    params: Params,
-    config: ModelConfig,
-    env: Environment,
-    buckets: Sequence[int],
-    rows: int,
-    key: jax.Array,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    max_tokens: int | None = None,
-) -> Writer:
-    """The policy as a writer. `rows` is the fixed row count of a device batch; more turns than
-    that go in several batches. `key`: an episode samples from (key, chunk, episode) alone."""
-    stop_ids = jnp.asarray([env.tokenizer.eos_token_id], jnp.int32)
-    limit = env.response_tokens if max_tokens is None else max_tokens
-
-    def write(turns: Sequence[Turn]) -> list[Response]:
-        responses = []
-        for start in range(0, len(turns), rows):
-            responses += write_batch(turns[start : start + rows])
-        return responses
-
-    def write_batch(turns: Sequence[Turn]) -> list[Response]:
-        prompts, mask = sampler.pad_prompts([turn.prompt for turn in turns], buckets, rows)
-        filler = [2**31 - 1 - i for i in range(rows - len(turns))]
-        keys = sampler.row_keys(
-            jax.random.fold_in(key, turns[0].chunk), [turn.episode for turn in turns] + filler
-        )
-        limits = np.where(np.arange(rows) < len(turns), limit, 0)
-        samples = jax.device_get(
-            sampler.generate(
-                params,
-                config,
-                prompts,
-                mask,
-                keys,
-                temperature,
-                top_p,
-                limits,
-                stop_ids,
-                env.response_tokens,
-            )
-        )
-        lengths = samples.mask.sum(axis=1)
-        return [
-            Response(
-                samples.tokens[row, : lengths[row]].tolist(),
-                samples.logps[row, : lengths[row]],
-                bool(samples.finished[row]),
-            )
-            for row in range(len(turns))
-        ]
-
-    return write
 
 
 def scripted_writer(env: Environment, respond: Callable[[Turn], str]) -> Writer:

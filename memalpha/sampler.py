@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,27 @@ from flax import struct
 from jax import lax
 from jax.sharding import NamedSharding
 
-from memalpha.model import ModelConfig, Params, Transformer, grow, inverse_temperature, logits
-from memalpha.sharding import ROWS, WHOLE, check_rows, constrain_tree, mesh_of, place, use
+from memalpha.model import (
+    Cache,
+    ModelConfig,
+    Params,
+    Transformer,
+    grow,
+    inverse_temperature,
+    logits,
+)
+from memalpha.sharding import (
+    CACHE,
+    ROWS,
+    WHOLE,
+    check_rows,
+    constrain,
+    constrain_tree,
+    mesh_of,
+    place,
+    row_parts,
+    use,
+)
 
 Array = jax.Array
 
@@ -79,9 +98,34 @@ def pad_prompts(
     return tokens, mask
 
 
-def row_keys(key: Array, ids: Array | Sequence[int]) -> Array:
-    """One typed key a row, [B], from a run's key and the rows' own numbers (not their places)."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(ids, jnp.uint32))
+def row_keys(key: Array, *ids: Array | Sequence[int]) -> Array:
+    """One typed key a row, [B], from a run's key and the rows' own numbers (not their places): one
+    or several [B] each, which are folded in one after the other."""
+
+    def one(*numbers):
+        return reduce(jax.random.fold_in, numbers, key)
+
+    return jax.vmap(one)(*(jnp.asarray(some, jnp.uint32) for some in ids))
+
+
+def prefill(params: Params, config: ModelConfig, tokens: Sequence[int]) -> Cache:
+    """The keys and values of a prefix that prompts share, for `generate`.
+
+    One row; on a mesh one for each part of data x fsdp, so that every device computes its own.
+    """
+    if not len(tokens):
+        raise ValueError("prefill: no tokens; call generate without a prefix")
+    mesh = mesh_of(params)
+    rows = np.tile(np.asarray(tokens, np.int32), (row_parts(mesh), 1))
+    with use(mesh):
+        return _prefill(params, config, place(jnp.asarray(rows), mesh, ROWS))
+
+
+@partial(jax.jit, static_argnames="config")
+def _prefill(params, config, tokens) -> Cache:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    mask = jnp.ones(tokens.shape, bool)
+    return Transformer(config).apply({"params": params}, tokens, positions, mask, last=1)[1]
 
 
 def generate(
@@ -95,6 +139,7 @@ def generate(
     limits: Array,
     stop_ids: Array,
     max_new_tokens: int,
+    prefix: Cache | None = None,
 ) -> Samples:
     """Sample a response to every prompt.
 
@@ -102,7 +147,8 @@ def generate(
     typed random keys (see `row_keys`): a row's sample depends on its own key and prompt, not on
     padding or on the other rows; temperature >= 0, where 0 is greedy; top_p in (0, 1]; limits [B]
     int32: the most tokens of each row, 0 for a row to skip; stop_ids [n] int32: a row ends with the
-    first of these it samples (-1 never occurs); max_new_tokens: the static buffer T.
+    first of these it samples (-1 never occurs); max_new_tokens: the static buffer T; prefix: what
+    all prompts begin with, from `prefill` with the same parameters; `prompts` are then the rest.
 
     `logps` are those of the whole distribution at this temperature (not of its top-p part), and of
     the raw distribution when greedy. Parameters on a mesh: rows are cut over data x fsdp, of which
@@ -146,6 +192,7 @@ def generate(
             limits,
             stop_ids,
             max_new_tokens,
+            prefix,
         )
 
 
@@ -178,11 +225,13 @@ def lower(params: Params, config: ModelConfig, rows: int, prompt_tokens: int, ma
 
 @partial(jax.jit, static_argnames=("config", "max_new_tokens"))
 def _generate(
-    params, config, prompts, prompt_mask, keys, temperature, top_p, limits, stop_ids, max_new_tokens
-) -> Samples:
+    params, config, prompts, prompt_mask, keys, temperature, top_p, limits, stop_ids,
+    max_new_tokens, prefix=None,
+) -> Samples:  # fmt: skip
     b, p = prompts.shape
+    shared = 0 if prefix is None else prefix.valid.shape[1]
     model = Transformer(config)
-    lengths = jnp.sum(prompt_mask, axis=1)
+    lengths = shared + jnp.sum(prompt_mask, axis=1)
     uniforms = _uniforms(keys, max_new_tokens)
 
     def advance(state: _State, hidden: Array, cache) -> _State:
@@ -214,8 +263,11 @@ def _generate(
         )
         return advance(state, hidden[:, 0], cache)
 
-    positions = jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
-    hidden, cache = model.apply({"params": params}, prompts, positions, prompt_mask, last=1)
+    positions = shared + jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
+    past = None if prefix is None else _repeat(prefix, b)
+    hidden, cache = model.apply(
+        {"params": params}, prompts, positions, prompt_mask, past, last=1, full=True
+    )
     empty = Samples(
         tokens=jnp.zeros((b, max_new_tokens), jnp.int32),
         mask=jnp.zeros((b, max_new_tokens), bool),
@@ -230,9 +282,22 @@ def _generate(
     segment = max(MIN_SEGMENT, math.ceil(max_new_tokens / MAX_SEGMENTS))
     for begin in range(0, max_new_tokens, segment):
         end = min(begin + segment, max_new_tokens)
-        state = state.replace(cache=grow(state.cache, p + end))
+        state = state.replace(cache=grow(state.cache, shared + p + end))
         state = lax.while_loop(lambda s, end=end: (s.step < end) & ~jnp.all(s.done), decode, state)
     return constrain_tree(state.samples, WHOLE)  # small, and read by every process
+
+
+def _repeat(prefix: Cache, rows: int) -> Cache:
+    """The same prefix in every one of `rows` rows; those of a device repeat its own."""
+
+    def each(x, spec):
+        return constrain(jnp.repeat(x, rows // x.shape[0], axis=0), spec)
+
+    return prefix.replace(
+        k=tuple(each(k, CACHE) for k in prefix.k),
+        v=tuple(each(v, CACHE) for v in prefix.v),
+        valid=each(prefix.valid, ROWS),
+    )
 
 
 def _uniforms(keys: Array, steps: int) -> Array:

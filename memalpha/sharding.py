@@ -130,9 +130,14 @@ def cache_shardings(cache: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda x: NamedSharding(mesh, spec[x.ndim]), cache)
 
 
+def row_parts(mesh: Mesh | None) -> int:
+    """data x fsdp: how many parts the rows of a batch are cut into."""
+    return 1 if mesh is None else _parts(mesh, ROWS[0])
+
+
 def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
     """Raises ValueError where data x fsdp does not divide the rows of `what`."""
-    parts = 1 if mesh is None else _parts(mesh, ROWS[0])
+    parts = row_parts(mesh)
     if rows % parts:
         raise ValueError(
             f"{what}: {rows} rows are cut over data x fsdp = {parts} of the mesh {_text(mesh)};"

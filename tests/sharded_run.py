@@ -47,6 +47,11 @@ def run(params, adapters: lora.LoraConfig) -> tuple[dict, learner.TrainState]:
         sharding.gather(params), MODEL, rows.prompt, rows.prompt_mask, keys, 1.0, 1.0, limits, [3],
         5,
     )  # fmt: skip
+    prefix = sampler.prefill(sharding.gather(params), MODEL, [5, 4, 3])
+    prefixed = sampler.generate(
+        sharding.gather(params), MODEL, rows.prompt, rows.prompt_mask, keys, 1.0, 1.0, limits, [3],
+        5, prefix,
+    )  # fmt: skip
     scores, _ = learner.make_token_logps(MODEL, LOSS, 8)(params, rows)
     rows = rows.replace(ref_logps=scores - 0.1)
     optimizer = learner.make_optimizer(1e-3)
@@ -59,7 +64,9 @@ def run(params, adapters: lora.LoraConfig) -> tuple[dict, learner.TrainState]:
     update = learner.make_update(MODEL, LOSS, optimizer, 8, attach)
     state, metrics = update(state, rows, params)
     moments = {i: x for i, x in enumerate(jax.tree.leaves(state.opt_state)) if x.ndim}
-    found = dict(sampled=sampled, scores=scores * rows.completion_mask, metrics=metrics)
+    found = dict(
+        sampled=sampled, prefixed=prefixed, scores=scores * rows.completion_mask, metrics=metrics
+    )
     return found | dict(gradient=moments, params=state.params), state
 
 

@@ -5,8 +5,19 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from memalpha.batch import Batch, fill, from_tokens, micro_batches, sequence, take, token_mask
+from memalpha.batch import (
+    Batch,
+    fill,
+    from_tokens,
+    micro_batches,
+    row_bucket,
+    sequence,
+    take,
+    token_mask,
+)
 
 
 def small() -> Batch:
@@ -94,3 +105,28 @@ def test_take_picks_rows():
     batch = take(small(), np.array([2, 0]))
     assert batch.group.tolist() == [5, 4]
     assert batch.completion[1].tolist() == small().completion[0].tolist()
+
+
+def test_row_buckets_by_hand():
+    assert [row_bucket(n, 40) for n in (1, 5, 6, 10, 11, 20, 21, 40)] == [
+        5,
+        5,
+        10,
+        10,
+        20,
+        20,
+        40,
+        40,
+    ]
+    assert [row_bucket(n, 3) for n in (0, 1, 2, 3)] == [1, 1, 2, 3]
+    assert row_bucket(1, 1) == 1
+    assert [row_bucket(n, 24, parts=4) for n in (1, 5, 9, 13)] == [4, 8, 12, 24]
+
+
+@given(rows=st.integers(1, 300), parts=st.integers(1, 8), data=st.data())
+def test_a_row_bucket_holds_its_rows_in_whole_parts(rows, parts, data):
+    rows = parts * rows
+    count = data.draw(st.integers(0, rows))
+    size = row_bucket(count, rows, parts)
+    assert count <= size <= rows and size % parts == 0
+    assert len({row_bucket(n, rows, parts) for n in range(rows + 1)}) <= 4

@@ -428,6 +428,25 @@ def test_the_state_is_donated():
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
 
 
+def test_refilled_rows_are_empty_and_the_others_stay():
+    state, _ = random_memories(5)
+    before, odd = [contents(state, row) for row in range(R)], np.arange(R) % 2 == 1
+    state = memory.refill(state, odd, np.arange(R, dtype=np.int32))
+    after = [contents(state, row) for row in range(R)]
+    assert after[::2] == before[::2] != after[1::2]
+    assert after[1::2] == [((), [], [], row) for row in range(1, R, 2)] != before[1::2]
+    one = jax.tree.map(lambda x: x[7:8], state)
+    assert_equal(one, memory.init(1, N, L, C, 7))  # the padding too
+
+
+def test_taken_rows_are_those_memories_in_that_order():
+    state, _ = random_memories(5)
+    taken = memory.take(state, np.arange(R)[::-2])
+    assert [contents(taken, row) for row in range(R // 2)] == [
+        contents(state, row) for row in range(R - 1, 0, -2)
+    ]
+
+
 def test_one_trace_a_shape(monkeypatch):
     traces, check = [], memory._check
     monkeypatch.setattr(memory, "_check", lambda *args: (traces.append(1), check(*args)))

@@ -17,13 +17,13 @@ from memalpha.reader import extractive_answers
 from memalpha.rollout import (
     Clock,
     count_tokens,
-    policy_writer,
     run_episodes,
     scripted_writer,
     to_batch,
 )
 from memalpha.tokenizer import decode, encode
 from memalpha.tools import format_call, format_response
+from memalpha.writer import policy_writer
 
 ROWS = 4  # of a device batch in these tests
 
@@ -154,7 +154,7 @@ def test_episodes_of_unequal_length_share_a_batch_unharmed(micro):
         keep_views=True,
         on_chunk=lambda done, all_: seen.append((done, all_)),
     )
-    assert seen == [(n, 4) for n in (1, 2, 3, 4)]
+    assert seen == [(n, 7) for n in (3, 5, 6, 7)]
     for episode, instance in zip(together, instances, strict=True):
         assert [step.chunk for step in episode.steps] == list(range(len(instance.chunks)))
         (alone,) = run_episodes(micro.env, [instance], perfect_writer(micro.env), keep_views=True)
@@ -162,6 +162,78 @@ def test_episodes_of_unequal_length_share_a_batch_unharmed(micro):
         assert alone.view == alone.steps[-1].view  # nothing changes after the last chunk
         assert [s.prompt for s in alone.steps] == [s.prompt for s in episode.steps]
         assert (alone.r1, alone.r3) == (episode.r1, episode.r3)
+
+
+def unequal(*chunks):
+    families = sorted(synthetic.FAMILIES)
+    return [
+        synthetic.generate(families[i % len(families)], "train", i, chunks=n)
+        for i, n in enumerate(chunks)
+    ]
+
+
+def counting(writer, turns_seen):
+    def write(turns):
+        turns_seen.append([(turn.row, turn.episode, turn.chunk) for turn in turns])
+        return writer(turns)
+
+    return write
+
+
+def test_waiting_episodes_take_the_rows_of_finished_ones(micro):
+    """By hand: of 1, 4, 2, 3, 1, 2 chunks the longest three go first, the single ones last."""
+    seen = []
+    writer = counting(perfect_writer(micro.env), seen)
+    episodes = run_episodes(micro.env, unequal(1, 4, 2, 3, 1, 2), writer, rows=3)
+    assert seen == [
+        [(0, 1, 0), (1, 2, 0), (2, 3, 0)],
+        [(0, 1, 1), (1, 2, 1), (2, 3, 1)],
+        [(0, 1, 2), (1, 5, 0), (2, 3, 2)],
+        [(0, 1, 3), (1, 5, 1), (2, 0, 0)],
+        [(0, 4, 0)],
+    ]
+    assert [len(episode.steps) for episode in episodes] == [1, 4, 2, 3, 1, 2]
+    with pytest.raises(ValueError, match="rows=-1"):
+        run_episodes(micro.env, unequal(1), writer, rows=-1)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 40])
+def test_an_episode_does_not_depend_on_the_rows_there_are(micro, rows):
+    env = replace(micro.env, first_ids=(5, 2000))
+    instances = unequal(1, 9, 2, 3, 12, 1, 2, 4, 8)
+
+    def run(**options):
+        return run_episodes(env, instances, perfect_writer(env), seed=3, keep_views=True, **options)
+
+    for one, other in zip(run(), run(rows=rows), strict=True):
+        assert other.view == one.view and other.view.tokens > 0  # texts, ids, provenance
+        assert [s.view for s in other.steps] == [s.view for s in one.steps]
+        assert [s.prompt for s in other.steps] == [s.prompt for s in one.steps]
+        assert [s.outcomes for s in other.steps] == [s.outcomes for s in one.steps]
+        assert (other.r1, other.r3, other.answers) == (one.r1, one.r3, one.answers)
+        written = [entry.written_at for entry in (*one.view.semantic, *one.view.episodic)]
+        assert set(written) <= set(range(len(one.instance.chunks)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_refilled_rows_write_what_they_would_in_lockstep(policy, temperature):
+    env, writer = policy
+    instances = unequal(1, 3, 2, 1, 2)
+
+    def run(episodes_at_once, device_rows):
+        made = run_episodes(
+            env,
+            instances,
+            writer(temperature=temperature, rows=device_rows),
+            rows=episodes_at_once,
+        )
+        return [[step.response for step in episode.steps] for episode in made]
+
+    lockstep = run(0, ROWS)
+    for other in (run(2, 2), run(ROWS, ROWS)):
+        for one, two in zip(sum(lockstep, []), sum(other, []), strict=True):
+            assert one.tokens == two.tokens
+            np.testing.assert_allclose(one.logps, two.logps, atol=1e-5)
 
 
 def test_the_writer_is_shown_the_memory_and_the_chunk(micro):

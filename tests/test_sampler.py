@@ -1,5 +1,7 @@
 """Sampling: what is drawn, what is recorded, and what must not depend on the batch."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,6 +219,38 @@ def test_greedy_ignores_the_random_number_and_reports_raw_logps():
     np.testing.assert_allclose(np.exp(logp), 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("attention", ["blocks", "xla"])
+def test_a_shared_prefix_changes_nothing(attention):
+    """The prefix computed once, and the whole prompts computed for every row."""
+    config = replace(CONFIG, attention=attention)
+    rng = np.random.default_rng(0)
+    prefix = rng.integers(1, 41, 70).tolist()  # longer than a block of causal attention
+    keys = row_keys(jax.random.key(7), range(5))
+    rest = (0.5, 0.9, [T, 3, T, T, 0], [2], T)
+
+    def run(prompts, width, *shared):
+        tokens, mask = pad_prompts(prompts, [width], 5)
+        return jax.device_get(generate(PARAMS, config, tokens, mask, keys, *rest, *shared))
+
+    whole = run([prefix + prompt for prompt in PROMPTS], 80)
+    short = run(PROMPTS, 8, sampler.prefill(PARAMS, config, prefix))
+    np.testing.assert_array_equal(short.tokens, whole.tokens)
+    np.testing.assert_array_equal(short.mask, whole.mask)
+    np.testing.assert_array_equal(short.finished, whole.finished)
+    np.testing.assert_allclose(short.logps, whole.logps, atol=1e-4)
+    other = run(PROMPTS, 8, sampler.prefill(PARAMS, config, prefix[::-1]))
+    assert np.abs(other.logps - short.logps).max() > 0.01  # it is read
+
+
+def test_keys_fold_in_number_after_number():
+    key = jax.random.key(3)
+    keys = row_keys(key, [4, 4, 5], [6, 7, 6])
+    data = jax.random.key_data(keys)
+    want = jax.random.fold_in(jax.random.fold_in(key, 4), 7)
+    np.testing.assert_array_equal(data[1], jax.random.key_data(want))
+    assert len({tuple(row) for row in data.tolist()}) == 3
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 99), max_size=9), min_size=1, max_size=5))
 def test_padded_prompts_hold_the_prompts(prompts):
@@ -240,5 +274,7 @@ def test_errors_say_what_to_do():
     keys = row_keys(jax.random.key(0), range(4))
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(PARAMS, CONFIG, tokens, mask, keys, *rest, 0)
+    with pytest.raises(ValueError, match="without a prefix"):
+        sampler.prefill(PARAMS, CONFIG, [])
     with pytest.raises(ValueError, match="prompt_mask"):
         generate(PARAMS, CONFIG, tokens, mask[:2], keys, *rest, 3)

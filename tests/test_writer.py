@@ -1,0 +1,132 @@
+"""The policy as a writer: one prefix for all prompts, and no shape that was not there before."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.compilations import compilations
+from memalpha import sampler
+from memalpha.data import synthetic
+from memalpha.learner import LossConfig, init_state, make_optimizer, make_update
+from memalpha.memory import apply_batch
+from memalpha.model import init_params
+from memalpha.prompts import load_template
+from memalpha.rollout import run_episodes, scripted_writer, to_batch
+from memalpha.tools import format_call
+from memalpha.writer import common_prefix, policy_writer
+
+ROWS = 4
+
+
+@pytest.fixture(scope="module")
+def env(micro):
+    """With the instructions for a pretrained model: hundreds of tokens that are always the same."""
+    return replace(
+        micro.env, template=load_template("full"), prompt_tokens=4096, response_tokens=5, recent=2
+    )
+
+
+@pytest.fixture(scope="module")
+def params(micro):
+    return init_params(micro.model, jax.random.key(0))
+
+
+def says_much(env):
+    """A writer that fills all three memories."""
+
+    def respond(turn):
+        text = turn.instance.chunks[turn.chunk]
+        insert = {"memory_type": "episodic", "content": text}
+        core = {"memory_type": "core", "new_content": text}
+        calls = ("new_memory_insert", insert), ("memory_update", core)
+        return "\n".join(format_call(*call, env.dialect) for call in calls)
+
+    return scripted_writer(env, respond)
+
+
+@pytest.mark.parametrize("dialect", ["qwen3", "qwen_agent"])
+@pytest.mark.parametrize("enabled", [(True, True, True), (True, False, False)])
+def test_all_prompts_begin_with_the_common_prefix(env, dialect, enabled):
+    env = replace(env, dialect=dialect, enabled=enabled)
+    shared = common_prefix(env)
+    assert len(shared) > 200
+    instances = [synthetic.generate("events", "train", i, chunks=3) for i in range(3)]
+    episodes = run_episodes(env, instances, says_much(env))
+    prompts = [step.prompt for episode in episodes for step in episode.steps]
+    assert all(prompt[: len(shared)] == shared for prompt in prompts)
+    assert any(episode.view.tokens for episode in episodes)
+
+
+def sampled(env, micro, params, min_prefix):
+    instances = [synthetic.generate("facts", "train", i, chunks=2) for i in range(3)]
+    writer = policy_writer(
+        params, micro.model, env, (3072,), ROWS, jax.random.key(1), min_prefix=min_prefix
+    )
+    episodes = run_episodes(env, instances, writer)
+    return [step.response for episode in episodes for step in episode.steps]
+
+
+def test_the_prefix_is_computed_once_and_changes_nothing(env, micro, params, monkeypatch):
+    made, given = [], []
+    prefill, generate = sampler.prefill, sampler.generate
+
+    def spy(*args):
+        given.append((args[2].shape[1], args[-1]))
+        return generate(*args)
+
+    monkeypatch.setattr(sampler, "prefill", lambda *args: made.append(args[2]) or prefill(*args))
+    monkeypatch.setattr(sampler, "generate", spy)
+    shared = common_prefix(env)
+    one = sampled(env, micro, params, 64)
+    assert made == [shared]  # for two chunks
+    assert [width for width, _ in given] == [3072 - len(shared)] * 2
+    for off in (0, len(shared) + 1):
+        two = sampled(env, micro, params, off)
+        assert given[-1] == (3072, None)
+        for a, b in zip(one, two, strict=True):
+            assert a.tokens == b.tokens
+            np.testing.assert_allclose(a.logps, b.logps, atol=1e-4)
+    assert len(made) == 1
+
+
+def test_prompts_without_the_prefix_are_written_to_whole(env, micro, params, monkeypatch):
+    want = sampled(env, micro, params, 0)
+    monkeypatch.setattr("memalpha.writer.common_prefix", lambda env: [1] * 100)
+    got = sampled(env, micro, params, 64)
+    assert [response.tokens for response in got] == [response.tokens for response in want]
+
+
+def test_nothing_is_compiled_after_the_warm_up(micro):
+    """Unequal episodes in any order, refilled and compacted, and the update of what they wrote."""
+    env = replace(micro.env, response_tokens=8)
+    optimizer = make_optimizer(1e-3)
+    update = make_update(micro.model, LossConfig(), optimizer, 8)
+    state = init_state(init_params(micro.model, jax.random.key(0)), optimizer)
+    lengths = (1, 7, 2, 5, 2, 1)  # 4 rows of the first are refilled, then 2 go on, then 1
+    pool = [synthetic.generate("facts", "train", i, chunks=n) for i, n in enumerate(lengths)]
+
+    def counts():
+        traces = sampler._generate._cache_size(), apply_batch._cache_size()
+        return np.array([*traces, compilations()])
+
+    def step(number):
+        nonlocal state
+        instances = [pool[i] for i in np.random.default_rng(number).permutation(len(pool))]
+        writer = policy_writer(state.params, micro.model, env, (320,), ROWS, jax.random.key(number))
+        episodes = run_episodes(env, instances, writer, seed=number, rows=ROWS)
+        batch = to_batch(episodes, 1, 320, 8, 24)
+        state, metrics = update(
+            state, batch.replace(advantages=np.linspace(-1, 1, 24, dtype=np.float32))
+        )
+        assert np.isfinite(jax.device_get(metrics["loss"]))
+
+    before = counts()
+    step(0)
+    generate, apply, compiled = counts() - before
+    assert (generate, apply) == (3, 3) and compiled >= 3 + 3 + 1
+    before = counts()
+    for number in (1, 2, 3):
+        step(number)
+        assert (counts() - before).tolist() == [0, 0, 0], number
