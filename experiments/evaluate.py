@@ -82,7 +82,7 @@ def evaluate(
             seconds = time.perf_counter() - began
             check_answers(config, episodes, where)
             questions = sum(len(instance.questions) for instance in some)
-            # A system that writes nothing does nothing but read.
+            # A baseline has no steps, and no clock inside: all of its time.
             reading = clock["retrieve"] + clock["read"] if episodes[0].steps else seconds
             new = [episode for episode, ask in zip(episodes, wanted, strict=True) if ask]
             results.add(name, new, (seconds / len(some), reading / questions))

@@ -101,9 +101,10 @@ def performance(cells: Sequence[Cell]) -> Estimate | None:
     return estimate(columns) if columns and all(map(len, columns)) else None
 
 
-def mean_over_columns(cells: Sequence[Cell], name: str) -> float:
-    """Of a size: the mean over columns of the mean over instances."""
-    return float(np.mean([getattr(cell, name).mean() for cell in cells]))
+def mean_over_columns(cells: Sequence[Cell], name: str) -> float | None:
+    """Of a size: the mean over columns of the mean over instances; None where one has none."""
+    columns = [getattr(cell, name) for cell in cells]
+    return float(np.mean([column.mean() for column in columns])) if all(map(len, columns)) else None
 
 
 def read_pool(folders: Sequence[str], small: Sequence[str] = ()) -> Pool:

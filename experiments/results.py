@@ -130,7 +130,7 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
             "prediction": answer.text,
             "score": _or_none(score),
             "retrieved": list(answer.ids),
-            "reader_tokens": answer.tokens,
+            "reader_tokens": answer.tokens if episode.held else None,
             "seconds": round(seconds, 6),
             "failed": math.isnan(score),
         }
@@ -140,23 +140,24 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
 
 def instance_row(system: str, episode: Episode, seconds: float) -> Row:
     """One row an instance. r2 and r4 are None for a system that makes no calls, r1 where every
-    answer failed."""
-    steps, read = episode.steps, [answer.tokens for answer in episode.answers]
+    answer failed; where the model of a baseline failed, there is no memory, so no size of one."""
+    steps, held = episode.steps, episode.held
+    read = [answer.tokens for answer in episode.answers]
     calls = [outcome for step in steps for outcome in step.outcomes]
     return _name(system, episode) | {
         "digest": digest(episode.instance),
         "r1": _or_none(episode.r1),
-        "r2": sum(step.r2 for step in steps) / len(steps) if steps else None,
-        "r3": episode.r3,
-        "r4": sum(step.r4 for step in steps) / len(steps) if steps else None,
-        "memory_tokens": int(episode.memory_tokens),
+        "r2": _mean_or_none([step.r2 for step in steps]),
+        "r3": episode.r3 if held else None,
+        "r4": _mean_or_none([step.r4 for step in steps]),
+        "memory_tokens": int(episode.memory_tokens) if held else None,
         "chunk_tokens": int(episode.chunk_tokens),
         "chunks": len(episode.instance.chunks),
         "calls": len(calls),
         "ok_calls": calls.count(Outcome.OK),
         "questions": len(episode.scores),
         "failed": sum(map(math.isnan, episode.scores)),
-        "reader_tokens": sum(read) / len(read),
+        "reader_tokens": sum(read) / len(read) if held else None,
         "seconds": round(seconds, 6),
     }
 
@@ -214,3 +215,9 @@ def _lines(rows: Iterable[Row]) -> str:
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def _mean_or_none(values: Sequence[float]) -> float | None:
+    """Of the steps that have a value: the judge may have failed on some."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else None

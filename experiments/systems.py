@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import finish
-from experiments.readers import build_engines
+from configs.common import finish, language_model
+from experiments.readers import ROLES, build_engines, check_readers, comparable
 from experiments.setup import (
     build_environment,
     build_mesh,
@@ -57,13 +57,16 @@ class Run:
 def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     """A workdir with `changes` to its config ("field=value,...", as after the colon of a config).
 
-    Raises ValueError where there is no config or tokenizer of a run, or for a change of a field
-    that is not there.
+    Raises ValueError where there is no config or tokenizer of a run, for a change of a field that
+    is not there, or for a reader that cannot work.
     """
     folder = Path(workdir)
-    config = ConfigDict(_settings(folder))
-    config.data.built = config.data.get("built", "")  # runs from before that field
-    config = finish(config, changes, {})
+    settings = _settings(folder)
+    for role in ROLES:  # runs from before these fields, which --set may now change
+        settings.setdefault(role, language_model())
+    settings["data"].setdefault("built", "")
+    config = finish(ConfigDict(settings), changes, {})
+    check_readers(config)
     name = config.tokenizer.path or config.model.path or str(folder / "tokenizer")
     engines = build_engines(config, build_mesh(config))
     env = build_environment(config, load_tokenizer(name), engines)
@@ -137,11 +140,12 @@ def _open(name: str, run: Run, flat: Run | None, rows: int, budget: int) -> Syst
             )
         settings = {"budget": budget} if name == "rag_matched" else {}
         recall = make_baseline(name, run.model, **settings)
+        about = settings | (_sizes(run.config) if needs_model(name) else {})
         return System(
-            lambda instances, clock, report: run_baseline(run.env, instances, recall), settings
+            lambda instances, clock, report: run_baseline(run.env, instances, recall), about
         )
     if name == "perfect":
-        return _writes(run.env, perfect_writer(run.env), {})
+        return _writes(run.env, perfect_writer(run.env), _sizes(run.config))
     of = flat if name == "flat" else run
     return trained_system(of, "warm_start" if name == "untrained" else "rl", rows)
 
@@ -154,10 +158,15 @@ def trained_system(run: Run, stage: str, rows: int) -> System:
         policy = Policy(f"{run.config.title}, as it was", model, params, run.env)
     else:
         policy = replace(load_run(run.folder, stage), env=run.env)
-    now = json.loads(run.config.to_json())
-    about = {"checkpoint": policy.name, "rows": rows, "trained": _settings(run.folder)}
-    about |= {k: now[k] for k in ("prompt", "memory", "eval")}  # which --set may have changed
-    return _writes(run.env, policy.writer(rows, run.config.eval.temperature), about)
+    about = {"checkpoint": policy.name, "rows": rows, "temperature": run.config.eval.temperature}
+    about |= {"trained": comparable(_settings(run.folder))} | _sizes(run.config)
+    writer = policy.writer(rows, run.config.eval.temperature, run.config.seed)
+    return _writes(run.env, writer, about)
+
+
+def _sizes(config: ConfigDict) -> dict[str, Any]:
+    """What a writer is shown and may keep, which --set may have changed."""
+    return {name: json.loads(config.to_json())[name] for name in ("prompt", "memory")}
 
 
 def _writes(env: Environment, writer, about: dict[str, Any]) -> System:

@@ -171,8 +171,9 @@ def _our_lines(label: str, cells: Sequence[Cell | None], shared: Sequence[int]):
     part = [cells[i] for i in shared] if all(cells[i] for i in shared) else []
     groups = [[cell] if cell else [] for cell in cells] + [whole] + ([part] if shared else [])
     perf = [_interval(performance(group)) if group else "" for group in groups]
-    held = [thousands(mean_over_columns(g, "memory_tokens")) if g else "" for g in groups]
-    measured = [cell for cell in cells if cell]
+    sizes = [mean_over_columns(group, "memory_tokens") if group else None for group in groups]
+    held = ["" if size is None else thousands(size) for size in sizes]
+    measured = [cell for cell in cells if cell and len(cell.reader_tokens)]
     read = f"{mean_over_columns(measured, 'reader_tokens'):.0f}" if measured else ""
     yield label, "Perf.", *perf, read
     yield "", "Mem.", *held, ""
@@ -212,7 +213,7 @@ def _sizes(columns: Sequence[str], split: str, some: Sequence[Sequence[Cell | No
         held = [cells[index] for cells in some if cells[index]]
         if not held:
             continue
-        counts = sorted({len(cell.memory_tokens) for cell in held})
+        counts = sorted({len(cell.chunk_tokens) for cell in held})
         count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         text = f"{_short(column)} {count} of {_long(held[0].chunk_tokens.mean())} tokens"
         if paper and (row := SIZES[split].get(column)):

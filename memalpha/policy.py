@@ -33,7 +33,7 @@ class Policy:
     env: Environment
 
     def writer(self, rows: int = 1, temperature: float = 0.0, seed: int = 0) -> Writer:
-        """The policy as a writer; greedy by default, as in the tables."""
+        """The policy as a writer; greedy by default."""
         buckets, key = (self.env.prompt_tokens,), jax.random.key(seed)
         return policy_writer(self.params, self.model, self.env, buckets, rows, key, temperature)
 

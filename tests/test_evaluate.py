@@ -16,7 +16,14 @@ from experiments.evaluate import describe, evaluate, results_overview
 from experiments.failures import ReaderFailureError
 from experiments.results import INSTANCES, QUESTIONS, Results, ResultsError, read_lines
 from experiments.sources import describe_source, known_sources, load_sources
-from experiments.systems import BASELINES, System, open_systems, open_workdir, trained_system
+from experiments.systems import (
+    BASELINES,
+    System,
+    describe_reading,
+    open_systems,
+    open_workdir,
+    trained_system,
+)
 from memalpha.rollout import run_baseline, run_episodes, scripted_writer
 
 ROOT = Path(__file__).parent.parent
@@ -178,7 +185,10 @@ def test_a_reader_of_another_kind_is_another_config(run, tmp_path):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["trianed"], "unknown system 'trianed'; known: trained, untrained, perfect, flat, "),
+        (
+            ["trianed"],
+            "unknown system 'trianed'; known: trained, untrained, perfect, flat, long_context",
+        ),
         (["flat"], "second run"),
         (["trained"], "no checkpoint of stage 'rl' yet"),
     ],
@@ -203,16 +213,33 @@ def test_changes_reach_the_environment_and_old_configs_are_read(workdir, tmp_pat
     (instance,) = load_sources(changed.config, SOURCES[:1], "test", 1)["synthetic_facts"]
     assert len(instance.questions) == 2
     settings = json.loads((workdir / "config.json").read_text())
-    del settings["data"]["built"]
+    del settings["data"]["built"], settings["reader"], settings["judge"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "tokenizer").symlink_to(workdir / "tokenizer")
-    assert "squad" in known_sources(open_workdir(tmp_path).config, "test")
+    old = open_workdir(tmp_path)
+    assert "squad" in known_sources(old.config, "test") and old.model is None
+    assert describe_reading(old.env) == describe_reading(open_workdir(workdir).env)
+    url = "url=http://127.0.0.1:9/v1"
+    asking = f"reader.engine=server,reader.model=m,reader.cache=,reader.{url}"
+    assert open_workdir(tmp_path, asking).model.name == "m"
+    with pytest.raises(ValueError, match="config.reader.engine='fast'"):
+        open_workdir(workdir, "reader.engine=fast")
+
+
+def test_rows_of_a_writing_baseline_belong_to_its_window(workdir):
+    asking = "reader.engine=server,reader.model=m,reader.cache=,reader.url=http://127.0.0.1:9/v1"
+    windows = ("prompt.tokens=320", "prompt.tokens=640")
+    runs = [open_workdir(workdir, f"{asking},{size}") for size in windows]
+    for name, differs in (("memagent", True), ("rag_top2", False), ("perfect", True)):
+        before, after = (open_systems([name], run, None, 2)[name].about for run in runs)
+        assert (before != after) == differs, name
 
 
 def test_a_run_without_warm_start_is_untrained_as_it_began(run):
     config = tiny.get_config("warm_start.steps=0,model.hidden_size=32,model.num_layers=1")
     system = trained_system(replace(run, config=config), "warm_start", 2)
     assert "as it was" in system.about["checkpoint"]
+    assert system.about["temperature"] == config.eval.temperature == 0.7
 
 
 def test_the_perfect_writer_is_measured_on_synthetic_text_alone(run, tmp_path, micro):

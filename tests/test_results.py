@@ -19,7 +19,7 @@ from experiments.results import (
 )
 from memalpha.data.instance import Instance, Question
 from memalpha.reader import Answer
-from memalpha.rollout import Episode
+from memalpha.rollout import Episode, Recall, Response, Step
 
 ABOUT = {"split": "test", "reading": {"top_k": 20}, "systems": {"a": {}}, "sources": {"squad": {}}}
 
@@ -57,6 +57,31 @@ def test_rows_by_hand():
     assert (row["questions"], row["failed"], row["chunks"], row["reader_tokens"]) == (2, 1, 2, 12)
     assert (row["memory_tokens"], row["chunk_tokens"], row["seconds"]) == (5, 20, 2.0)
     assert instance_row("a", episode(scores=(math.nan,), r1=math.nan), 1)["r1"] is None
+
+
+def test_a_baseline_whose_model_failed_has_no_sizes_and_is_kept(tmp_path):
+    failed = episode(scores=(math.nan,), r1=math.nan)
+    failed.r3, failed.memory_tokens = math.nan, 0  # as `run_baseline` leaves them
+    failed.recall = Recall([], 0, failure="no answer")
+    with Results(tmp_path, ABOUT) as results:
+        results.add("a", [failed], (1.0, 0.1))
+    ((row,), (asked,)) = (read_lines(tmp_path / name) for name in (INSTANCES, QUESTIONS))
+    assert [row[k] for k in ("r1", "r3", "memory_tokens", "reader_tokens")] == [None] * 4
+    assert (row["chunk_tokens"], row["failed"], asked["reader_tokens"]) == (20, 1, None)
+
+
+def test_steps_without_a_verdict_are_left_out_of_r4(tmp_path):
+    def step(r4):
+        return Step(0, [], Response([]), "", [], [], [], 0.5, r4)
+
+    made = episode()
+    made.steps = [step(1.0), step(math.nan), step(0.5)]
+    with Results(tmp_path, ABOUT) as results:
+        results.add("a", [made], (1.0, 0.1))
+    (row,) = read_lines(tmp_path / INSTANCES)
+    assert (row["r2"], row["r4"]) == (0.5, 0.75)
+    made.steps = [step(math.nan)]
+    assert instance_row("a", made, 1.0)["r4"] is None
 
 
 def test_what_is_written_is_found_again(tmp_path):

@@ -176,6 +176,15 @@ def test_an_unanswered_instance_is_left_out_and_said(tmp_path):
     assert row(alone, "Mem-α, trained writer (ours)")["squad"] == ""
 
 
+def test_a_memory_that_was_never_finished_has_no_size(tmp_path):
+    rows = [("mem0", "squad", "1", 0.5, 4000), ("mem0", "squad", "2", None, None)]
+    table = of(paper_tables(read_pool([write(tmp_path / "a", rows)])), "Table 1")
+    assert row(table, "Mem0 (ours)", "Mem.")["squad"] == "4"
+    assert any(note.startswith("Instances: squad 2 of") for note in table.notes)
+    alone = of(paper_tables(read_pool([write(tmp_path / "b", rows[1:])])), "Table 1")
+    assert row(alone, "Mem0 (ours)", "Mem.")["squad"] == ""
+
+
 def test_synthetic_and_small_sources_have_tables_of_their_own(tmp_path):
     rows = [(s, "synthetic_facts", "1", 0.5, 30) for s in ("untrained", "trained", "other")]
     first = write(tmp_path / "a", rows, "test")
