@@ -186,9 +186,9 @@ def iteration(settings: dict, rounds) -> None:
     )
     algorithm = GRPOConfig(num_generations=shape.group, num_iterations=1, beta=BETA, epsilon=CLIP)
     learner = GRPOLearner(rl_cluster=cluster, algo_config=algorithm, reward_fns=reward)
-    rng = np.random.default_rng(0)
+    prompts = np.array(texts(shape, np.random.default_rng(0), different))
     with mesh:
-        learner.train({"prompts": np.array(texts(shape, rng, different))} for _ in range(PLENTY))
+        learner.train([{"prompts": prompts}] * PLENTY)
 
 
 def finish_all() -> None:
