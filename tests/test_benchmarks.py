@@ -115,7 +115,8 @@ def test_the_record_has_seconds_versions_and_circumstances(tmp_path, capsys):
 
 
 def test_parameters_of_a_shape():
-    assert Shape().parameters == 5_248_768
+    # 8192 x 256, four layers of 3 x 65,536 + 64 + 589,824 + 512, a last norm
+    assert Shape().parameters == 2_097_152 + 4 * 787_008 + 256
     config, params = ours.build(Shape(**MINI))
     assert config.tie_embeddings
     with pytest.raises(ValueError, match="1 parameters"):
