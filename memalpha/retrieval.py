@@ -22,6 +22,7 @@ DIMENSIONS = 4096  # 0.9 of BM25's top 20 at 10,000 documents: benchmarks/retrie
 BRUTE_FORCE_BELOW = 50_000  # documents; above it asymmetric hashing is the faster of the two
 SIGNS = 4  # hashed columns a term: one collision costs a quarter of a match, not a whole one
 _BLOCK_CELLS = 4_000_000  # scores held at once, 32 MB of float64
+_BLOCK_DOCUMENTS = 32  # documents whose best is looked at first
 _WORDS = re.compile(r"\w+")
 
 
@@ -101,7 +102,9 @@ class BM25Index:
     """
 
     def __init__(self, documents: Sequence[str]):
-        self.postings = count_postings(_texts("documents", documents))
+        postings = self.postings = count_postings(_texts("documents", documents))
+        # What a posting adds to the score of its document: [P] float64.
+        self._gain = np.repeat(postings.idf, postings.frequency) * postings.weight
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the k best documents of each query: ids [Q, k] int32, scores [Q, k] float32.
@@ -123,15 +126,13 @@ class BM25Index:
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """Returns the BM25 score of every document for every query, [Q, N] float64."""
         postings = self.postings
+        scores = np.zeros((len(queries), postings.size))
         rows, terms = postings.query_terms(queries)
-        counts = postings.frequency[terms]
-        # Posting numbers of all query terms, one run after another, without a Python loop.
-        runs = np.repeat(postings.start[terms] - np.cumsum(counts) + counts, counts)
-        hits = runs + np.arange(len(runs))
-        cells = np.repeat(rows, counts) * postings.size + postings.document[hits]
-        values = np.repeat(postings.idf[terms], counts) * postings.weight[hits]
-        shape = (len(queries), postings.size)
-        return np.bincount(cells, values, minlength=shape[0] * shape[1]).reshape(shape)
+        # Term by term: no arrays of all postings of all queries, which take longer than the sums.
+        begin, end = postings.start[terms].tolist(), postings.start[terms + 1].tolist()
+        for row, first, last in zip(rows.tolist(), begin, end, strict=True):
+            scores[row][postings.document[first:last]] += self._gain[first:last]
+        return scores
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -139,8 +140,12 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
     size = len(scores)
     if k >= size:
         return np.argsort(-scores, kind="stable")
-    kth = np.partition(scores, size - k)[size - k]
-    candidates = np.flatnonzero(scores >= kth)  # all ties with the last place are still here
+    blocks = size // _BLOCK_DOCUMENTS
+    leaders = scores
+    if blocks >= k:  # the k-th best of the blocks' best is no better than the k-th best of all
+        leaders = scores[: blocks * _BLOCK_DOCUMENTS].reshape(blocks, -1).max(axis=1)
+    floor = np.partition(leaders, len(leaders) - k)[len(leaders) - k]
+    candidates = np.flatnonzero(scores >= floor)  # all ties with the last place are still here
     return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
 
 

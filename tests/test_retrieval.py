@@ -108,6 +108,14 @@ def test_bm25_ranks_like_rank_bm25_on_a_larger_corpus():
         np.testing.assert_allclose(scores[row], expected[order[:20]], atol=1e-5)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_best_is_the_head_of_a_stable_sort(size, k, levels, seed):
+    scores = np.random.default_rng(seed).integers(-levels, levels, size).astype(float)  # many ties
+    best = retrieval._best(scores, k)
+    assert best.tolist() == np.argsort(-scores, kind="stable")[:k].tolist()
+
+
 @pytest.mark.parametrize("documents", [["a b"], ["a b", "a c"]])
 def test_bm25_of_one_or_two_documents_is_never_positive(documents):
     _, scores = BM25Index(documents).search(["a", "b", "a b c"], 2)

@@ -1,0 +1,151 @@
+"""A whole training step of configs/tiny.py, stage by stage, and the share of the host.
+
+    python -m benchmarks.episode [--quick] [--workdir runs/tiny]
+
+With a workdir, its trained policy writes. Without one the policy is untrained: it does its work on
+the device, and the responses that count are those of the scripted writer, so that parsing, memory,
+retrieval and reader have something to do. `device`: sampling, memory operations, log-probs and
+gradients, until they are done; all else is the host's.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+
+from benchmarks.timing import Contender, arguments, run, spread, write
+from configs import tiny
+from experiments.setup import (
+    build_environment,
+    build_model,
+    build_tokenizer,
+    open_run,
+    poor_writer,
+    prompt_buckets,
+    training_batches,
+)
+from experiments.train import build_optimizer, init_trained, make_learner
+from memalpha import learner, memory, sampler
+from memalpha.rollout import Clock, Writer, policy_writer, run_episodes, to_batch
+
+QUICK = "rl.instances=2,rl.rollouts=2,rl.micro_batch=4"
+# What is timed apart within a stage: (where, name, stage it belongs to, is it the device's).
+PARTS = (
+    (sampler, "generate", "write", True),
+    (memory, "apply_batch", "apply", True),
+    (learner, "micro_batches", "update", False),
+)
+
+
+def load(settings: dict):
+    """Config, environment, model and parameters."""
+    if settings["workdir"]:
+        config, policy = open_run(settings["workdir"])
+        return config, policy.env, policy.model, policy.params
+    config = tiny.get_config(settings["arguments"])
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = build_tokenizer(config, Path(folder))
+    return config, build_environment(config, tokenizer), *build_model(config, len(tokenizer))
+
+
+def blocking(function: Callable, clock: Clock, name: str) -> Callable:
+    """`function`, timed until what it returns is computed."""
+
+    def timed(*args, **kwargs):
+        with clock(name):
+            return jax.block_until_ready(function(*args, **kwargs))
+
+    return timed
+
+
+def and_scripted(policy: Writer, scripted: Writer) -> Writer:
+    def write(turns):
+        policy(turns)
+        return scripted(turns)
+
+    return write
+
+
+def training_step(settings: dict, rounds) -> None:
+    config, env, model, params = load(settings)
+    rl = config.rl
+    optimizer = build_optimizer(config)
+    state = init_trained(config, params, optimizer)
+    batches, key = training_batches(config), jax.random.key(0)
+    scripted = poor_writer(config, env, np.random.default_rng(0))
+    inner = Clock()
+    with ExitStack() as patches:
+        for where, name, _, _ in PARTS:
+            timed = blocking(getattr(where, name), inner, name)
+            patches.enter_context(mock.patch.object(where, name, timed))
+        learn = make_learner(config, model, optimizer, params)
+        for step, _ in enumerate(rounds):
+            inner.clear()
+            clock = Clock()
+            with clock("data"):
+                instances = [i for i in batches(step, rl.instances) for _ in range(rl.rollouts)]
+            writer = policy_writer(
+                state.params, model, env, prompt_buckets(config), len(instances),
+                jax.random.fold_in(key, step), rl.temperature, rl.top_p,
+            )  # fmt: skip
+            if not settings["workdir"]:
+                writer = and_scripted(writer, scripted)
+            episodes = run_episodes(env, instances, writer, seed=step, clock=clock)
+            with clock("batch"):
+                batch = to_batch(
+                    episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,
+                    len(instances) * config.data.chunks,
+                )  # fmt: skip
+            with clock("update"):
+                state, metrics = jax.block_until_ready(learn(state, batch, step))
+            if float(metrics["nonfinite"]):
+                raise ValueError(f"step {step}: loss or gradient is not finite")
+            rounds.note(stages=shares(clock, inner))
+
+
+def shares(clock: dict[str, float], inner: dict[str, float]) -> dict[str, float]:
+    """Seconds of every stage, those that both have a part in cut in two: "write, device"."""
+    seconds = dict(clock)
+    for _, name, stage, device in PARTS:
+        part = inner[name]
+        rest = seconds.pop(stage) - part
+        own, other = ("device", "host") if device else ("host", "device")
+        seconds |= {f"{stage}, {own}": part, f"{stage}, {other}": rest}
+    return seconds
+
+
+CONTENDERS = (Contender("memalpha", "benchmarks.episode:training_step"),)
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=30)
+    parser.set_defaults(warmup=6)  # micro-batches of several widths have to be compiled
+    parser.add_argument("--workdir", default="", help="a run whose trained policy writes")
+    args = parser.parse_args()
+    if args.workdir and not Path(args.workdir, "config.json").is_file():
+        sys.exit(f"--workdir={args.workdir} is no workdir of run_experiment.py")
+    given = {
+        "workdir": args.workdir and str(Path(args.workdir).absolute()),
+        "arguments": QUICK if args.quick else "",
+    }
+    (timing,) = run(args, CONTENDERS, given)
+    low, middle, high = spread(timing.seconds)
+    print(f"\nseconds of a training step: {low:.2f} / {middle:.2f} / {high:.2f}\n")
+    print("| stage | share of a step, min / median / max |\n|---|---|")
+    stages = [note["stages"] for note in timing.notes]
+    rows = {name: [s[name] / sum(s.values()) for s in stages] for name in stages[0]}
+    rows["host in all"] = [
+        sum(v for k, v in s.items() if "device" not in k) / sum(s.values()) for s in stages
+    ]
+    for name, values in rows.items():
+        print(f"| {name} | {' / '.join(f'{x:.1%}' for x in spread(values))} |")
+    write(args, "episode", given, {"step": [timing]}, CONTENDERS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The helper of the benchmarks, and our side of them at miniature sizes; nothing is timed here."""
+
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+
+from benchmarks import episode, memory_ops, ours, retrieval, timing
+from benchmarks.shapes import QUICK, Shape, check_count, settings
+from benchmarks.timing import Contender, Timing
+
+MINI = {
+    "vocab": 67, "hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24,
+    "batch": 4, "prompt": 5, "new": 3, "group": 2,
+}  # fmt: skip
+
+
+class Rounds:
+    """As the worker's, for so many rounds in this process."""
+
+    def __init__(self, count: int):
+        self.left, self.told = count, []
+        self.prepare, self.share = lambda: None, 1.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.left:
+            raise StopIteration
+        self.left -= 1
+        return self.prepare()
+
+    def note(self, **facts):
+        self.told.append(facts)
+
+
+def here(function: str, **more) -> Contender:
+    return Contender(function, f"tests.contenders:{function}", **more)
+
+
+def test_contenders_take_turns_and_the_absent_are_named():
+    said = []
+    contenders = [
+        here("counts", settings={"share": 0.5}),
+        here("owns_its_loop"),
+        here("breaks"),
+        here("counts", packages=("jax", "no-such-package")),
+    ]
+    timings = timing.alternate(
+        contenders,
+        {"given": 7},
+        3,
+        2,
+        timing.environment(1),
+        lambda *words, **_: said.extend(words),
+    )
+    first, trainer, broken, absent = timings
+    assert [note["number"] for note in first.notes] == [2, 3, 4]  # after two to warm up
+    assert all(note["given"] == 7 for note in first.notes)
+    for whole in (first, trainer):
+        assert len(whole.seconds) == len(whole.cpu_seconds) == 3 and len(whole.warmup) == 2
+        assert not whole.absent
+    assert not broken.seconds and "RuntimeError: no such thing" in broken.absent
+    assert absent.absent == "not installed: no-such-package" and not absent.seconds
+    assert any("no-such-package" in words for words in said)
+    lines = timing.table(timings, 10, "items/s").splitlines()
+    assert len(lines) == 2 + 4 and "no-such-package" in lines[-1]
+
+
+def test_the_setting_is_the_same_for_all_and_a_users_own_wins(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    shared = timing.environment(2)
+    assert shared["GLIBC_TUNABLES"] == timing.ALLOCATOR
+    assert {shared[f"{name}_NUM_THREADS"] for name in timing.THREAD_VARIABLES} == {"2"}
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert timing.environment(2)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
+
+
+def test_ratios_are_taken_round_by_round():
+    assert timing.ratios([1.0, 2.0, 4.0], [3.0, 4.0, 4.0]) == (1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="2 rounds of ours, 1"):
+        timing.ratios([1.0, 1.0], [1.0])
+
+
+def test_table_golden():
+    timings = [
+        Timing("a", [1.0, 2.0, 4.0]),
+        Timing("b", [3.0, 4.0, 4.0]),
+        Timing("c", absent="not installed: c"),
+    ]
+    assert timing.table(timings, 8, "tokens/s").splitlines()[2:] == [
+        "| a | 1.000 / 2.000 / 4.000 | 2 / 4 / 8 |  |",
+        "| b | 3.000 / 4.000 / 4.000 | 2 / 2 / 3 | 1.00 / 2.00 / 3.00 |",
+        "| c | not installed: c |  |  |",
+    ]
+
+
+def test_only_keeps_ours_and_what_is_named():
+    contenders = [Contender(name, "") for name in ("ours", "torch a", "torch b", "tunix")]
+    assert [c.name for c in timing.chosen(contenders, "b,tun")] == ["ours", "torch b", "tunix"]
+    assert timing.chosen(contenders, "") == contenders
+
+
+def test_the_record_has_seconds_versions_and_circumstances(tmp_path, capsys):
+    args = Namespace(out=tmp_path / "deep" / "x.json", threads=2)
+    contenders = [Contender("a", "", ("jax", "no-such-package"))]
+    path = timing.write(args, "x", {"n": 1}, {"part": [Timing("a", [0.5])]}, contenders)
+    record = json.loads(path.read_text())
+    assert record["results"]["part"][0]["seconds"] == [0.5]
+    assert record["versions"]["jax"] and record["versions"]["no-such-package"] is None
+    assert record["threads"] == 2 and record["allocator"] and str(path) in capsys.readouterr().out
+
+
+def test_parameters_of_a_shape():
+    # 8192 x 256, four layers of 3 x 65,536 + 64 + 589,824 + 512, a last norm
+    assert Shape().parameters == 2_097_152 + 4 * 787_008 + 256
+    config, params = ours.build(Shape(**MINI))
+    assert config.tie_embeddings
+    with pytest.raises(ValueError, match="1 parameters"):
+        check_count(QUICK, 1)
+    assert settings(True)["batch"] == QUICK.batch != settings(False)["batch"]
+
+
+def test_our_rollout_gives_every_token_asked_for():
+    shape = Shape(**MINI)
+    config, params = ours.build(shape)
+    prompts = ours.draw_prompts(shape, np.random.default_rng(0))
+    assert (prompts[0] == prompts[1]).all() and (prompts[1] != prompts[2]).any()
+    samples = ours.rollout(shape, config, params, prompts, 0)
+    assert samples.tokens.shape == (4, 3) and samples.mask.all()
+    rounds = Rounds(1)
+    ours.generate(dict(MINI), rounds)
+    assert rounds.left == 0
+
+
+def test_our_step_is_the_same_in_micro_batches():
+    losses = []
+    for micro_batch in (None, 2):
+        rounds = Rounds(2)
+        ours.step(MINI | {"micro_batch": micro_batch}, rounds)
+        losses.append([note["loss"] for note in rounds.told])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert losses[0][0] != losses[0][1]  # the first one moved the parameters
+
+
+def test_our_iteration_runs():
+    rounds = Rounds(2)
+    ours.iteration(MINI | {"micro_batch": 2}, rounds)
+    assert rounds.left == 0
+
+
+def test_our_retrieval_ranks_like_the_library_and_a_difference_ends_the_program():
+    pytest.importorskip("rank_bm25")
+    given = {"entries": 60, "questions": 7}
+    timings = []
+    for contender in retrieval.CONTENDERS[:4]:
+        rounds = Rounds(1)
+        function = getattr(retrieval, contender.target.split(":")[1])
+        function(given | dict(contender.settings), rounds)
+        timings.append(Timing(contender.name, [1.0], notes=rounds.told))
+    assert len(timings[0].notes[0]["ranking"]) == 7
+    wrong = [Timing(t.name, notes=[dict(note) for note in t.notes]) for t in timings]
+    assert retrieval.agreement(timings).count("the same") == 2
+    wrong[1].notes[0]["ranking"][0] = wrong[1].notes[0]["ranking"][0][::-1]
+    with pytest.raises(SystemExit, match="index kept does not rank"):
+        retrieval.agreement(wrong)
+
+
+def test_memories_are_full_and_their_operations_succeed():
+    host = memory_ops.filled(2, memory_ops.SMALLEST, np.random.default_rng(0))
+    assert (host.count == memory_ops.SMALLEST).all() and (host.id[:, :, :100] > 0).all()
+    steps = memory_ops.draw_steps(host, np.random.default_rng(0))
+    named = np.concatenate([step.id[0] for step in steps])
+    assert len(set(named.tolist())) == memory_ops.STEPS * memory_ops.OPERATIONS
+    rounds = Rounds(1)
+    memory_ops.operate({"rows": 2, "entries": 100, "view": True}, rounds)
+    assert rounds.left == 0
+
+
+def test_stages_add_up_and_both_parts_are_named():
+    clock = {"render": 1.0, "write": 5.0, "apply": 2.0, "update": 9.0}
+    inner = {"generate": 4.0, "apply_batch": 0.5, "micro_batches": 1.0}
+    found = episode.shares(clock, inner)
+    assert found["write, device"] == 4.0 and found["write, host"] == 1.0
+    assert found["update, device"] == 8.0 and found["update, host"] == 1.0
+    assert sum(found.values()) == 17.0
