@@ -31,7 +31,8 @@ from experiments.setup import (
 )
 from experiments.train import build_optimizer, init_trained, make_learner
 from memalpha import learner, memory, sampler
-from memalpha.rollout import Clock, Writer, policy_writer, run_episodes, to_batch
+from memalpha.rollout import Clock, Writer, run_episodes, to_batch
+from memalpha.writer import policy_writer
 
 QUICK = "rl.instances=2,rl.rollouts=2,rl.micro_batch=4"
 # What is timed apart within a stage: (where, name, stage it belongs to, is it the device's).
