@@ -169,7 +169,7 @@ def test_pubmed_layouts_and_labels(tmp_path):
         first.question,
     )[1]
     assert first.answers == (str(pubmed_rct.LABELS.index(word.upper())),)
-    assert "-> " in add_notes(instance).metadata["notes"][0][0]["content"]
+    assert " Label: " in add_notes(instance).metadata["notes"][0][0]["content"]
 
 
 @pytest.mark.parametrize(
