@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.main_job import BASELINES
+from experiments.main_job import SIMPLE_MEMORIES
 from memalpha import scoring
 from memalpha.data import store
 from memalpha.data.instance import Instance
@@ -22,7 +22,7 @@ from memalpha.prompts import load_template
 from memalpha.rollout import Environment, run_baseline
 from memalpha.tokenizer import load_tokenizer, train_tokenizer
 
-SYSTEMS = {name: BASELINES[name] for name in ("no memory", "store everything", "RAG-Top2")}
+SYSTEMS = {name: SIMPLE_MEMORIES[name] for name in ("no memory", "store everything", "RAG-Top2")}
 
 
 def sample(folder: Path, instances: int, questions: int) -> list[Instance]:

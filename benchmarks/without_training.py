@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.main_job import BASELINES
+from experiments.main_job import SIMPLE_MEMORIES
 from experiments.measure import evaluate, evaluate_baseline
 from experiments.setup import (
     build_environment,
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     results = {"every note": evaluate(env, instances, perfect_writer(env))[0]}
     rng = np.random.default_rng(config.seed)
     results["poor writer"], poor = evaluate(env, instances, poor_writer(config, env, rng))
-    for name, recall in BASELINES.items():
+    for name, recall in SIMPLE_MEMORIES.items():
         results[name] = evaluate_baseline(env, instances, recall)
     print_scores(results, sources)
     print_sizes(poor, sources, (config.prompt.tokens, config.prompt.response_tokens))

@@ -30,15 +30,15 @@ from experiments.timeline import write_timeline
 from experiments.train import train
 from experiments.warm_start import warm_start
 from experiments.workdir import log_start, open_workdir, own_folder, read_metrics, write_json
-from memalpha.baselines import no_memory, rag_top2, store_everything
+from memalpha.baselines import BASELINES
 from memalpha.data.instance import Instance
 from memalpha.model import ModelConfig, Params
 from memalpha.rollout import Environment, Episode, run_baseline, run_episodes
 
-BASELINES = {
-    "store everything": store_everything.recall,
-    "RAG-Top2": rag_top2.recall,
-    "no memory": no_memory.recall,
+SIMPLE_MEMORIES = {  # as the table calls them
+    "store everything": BASELINES["store_everything"],
+    "RAG-Top2": BASELINES["rag_top2"],
+    "no memory": BASELINES["no_memory"],
 }
 
 
@@ -105,12 +105,12 @@ def final_table(
         if config.eval.temperature:
             writers[name + ", greedy"] = trained_writer(config, env, model, params, rows, 0.0)
     results = {}
-    with progress("test", len(writers) + len(BASELINES)) as report:
+    with progress("test", len(writers) + len(SIMPLE_MEMORIES)) as report:
         for name, writer in writers.items():
             results[name], episodes = evaluate(env, instances, writer, rows)
             check_answers(config, episodes, f"test, {name}")
             report(len(results), name)
-        for name, recall in BASELINES.items():
+        for name, recall in SIMPLE_MEMORIES.items():
             episodes = run_baseline(env, instances, recall)
             check_answers(config, episodes, f"test, {name}")
             results[name] = table_rows(episodes)
