@@ -67,8 +67,10 @@ def base() -> config_dict.ConfigDict:
         rollouts=8,
         learning_rate=1e-6,
         warmup_steps=10,  # 5 %
+        b2=0.999,
         weight_decay=0.01,
         groups="rows",
+        call_credit=0.0,
         divide_by_std=True,
         aggregation="sequence",
         kl="none",

@@ -288,6 +288,11 @@ def check(config: ConfigDict) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"config.{name}={value}: give at least 1")
+    if not 0 <= rl.call_credit <= 1 or (rl.call_credit and rl.algorithm == "ppo"):
+        raise ValueError(
+            f"config.rl.call_credit={rl.call_credit} with {rl.algorithm}: give a share from 0 to 1,"
+            " and 0 with ppo, whose critic tells tokens apart"
+        )
     check_readers(config)
     if not config.data.sources:
         raise ValueError("config.data.sources is empty: name at least one source")

@@ -23,7 +23,7 @@ from experiments.setup import (
 )
 from experiments.warm_start import check_finite
 from experiments.workdir import MetricsLog, own_folder
-from memalpha import lora, losses
+from memalpha import credit, lora, losses
 from memalpha.batch import Batch, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.learner import (
@@ -84,6 +84,8 @@ def train(
                         episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,
                         len(instances) * config.data.chunks,
                     )  # fmt: skip
+                    if rl.call_credit:
+                        batch = credit.add_credit(batch, episodes, env)
                     state, metrics = learn(state, _agree(batch), step)
                     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(metrics, step, "train")
@@ -114,8 +116,9 @@ def _agree(batch: Batch) -> Batch:
     """With the rewards of the first process: a server may answer each process differently."""
     if jax.process_count() == 1:
         return batch
-    rewards, valid = multihost_utils.broadcast_one_to_all((batch.rewards, batch.valid))
-    return batch.replace(rewards=rewards, valid=valid)
+    agreed = (batch.rewards, batch.gains, batch.valid)
+    rewards, gains, valid = multihost_utils.broadcast_one_to_all(agreed)
+    return batch.replace(rewards=rewards, gains=gains, valid=valid)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -128,6 +131,7 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         rl.schedule,
         rl.weight_decay,
         rl.max_grad_norm or None,
+        b2=rl.b2,
     )
 
 
@@ -146,11 +150,14 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
     def advantages(batch: Batch) -> tuple[Batch, dict]:
         how = rl.groups
         groups = losses.group_ids(batch.group, batch.episode, batch.chunk, how)
+        options = dict(normalise_each=reward.normalise_each, divide_by_std=rl.divide_by_std)
         values, counts = losses.combined_advantages(
             batch.rewards, weights, groups, batch.valid,
-            normalise_each=reward.normalise_each, divide_by_std=rl.divide_by_std,
-            episode=batch.episode if how == "episodes" else None,
+            episode=batch.episode if how == "episodes" else None, **options,
         )  # fmt: skip
+        if rl.call_credit:
+            of_parts = credit.part_advantages(batch, weights, groups, **options)
+            values = credit.mix(values, of_parts, batch, rl.call_credit)
         return batch.replace(advantages=values), counts
 
     def learn(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
@@ -181,4 +188,4 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
 
 def _lean(batch: Batch) -> Batch:
     """Without what the update does not read."""
-    return batch.replace(rewards=None, group=None, episode=None, chunk=None)
+    return batch.replace(rewards=None, part=None, gains=None, group=None, episode=None, chunk=None)

@@ -35,6 +35,8 @@ class Batch:
     advantages: Array | None = None  # [R] or [R, T] float32
     returns: Array | None = None  # [R, T] float32, the targets of the critic
     rewards: dict[str, Array] | None = None  # r1..r4, each [R] float32
+    part: Array | None = None  # [R, T] int32, the call a token belongs to (`credit`); -1: unknown
+    gains: dict[str, Array] | None = None  # what each part changed of r1..r4, each [R, S] float32
     group: Array | None = None  # [R] int32
     episode: Array | None = None  # [R] int32, unique over the batch
     chunk: Array | None = None  # [R] int32
@@ -103,8 +105,8 @@ def fill(batch: Batch, rows: int) -> Batch:
 def micro_batches(batch: Batch, size: int | None) -> list[tuple[np.ndarray, Batch]]:
     """Cut a batch into rows of like length, each part without the columns that none of it uses.
 
-    `size` rows a part (None: one part). Widths are whole quarters of P and T, so that at most
-    sixteen shapes are ever compiled, and a part pays for little padding. On the host, leaves become
+    `size` rows a part (None: one part). A part has two, three or four quarters of P and a half or
+    all of T, so that at most six shapes are ever compiled. On the host, leaves become
     numpy; nothing that is masked in is ever dropped. Returns (row numbers, part) pairs.
 
     Raises:
@@ -119,20 +121,20 @@ def micro_batches(batch: Batch, size: int | None) -> list[tuple[np.ndarray, Batc
         )
     batch = jax.tree.map(np.asarray, batch)
     p, t = batch.prompt.shape[1], batch.completion.shape[1]
-    prompts = _quarters(batch.prompt_mask[:, ::-1])
-    completions = _quarters(batch.completion_mask)
+    prompts = np.maximum(_parts_used(batch.prompt_mask[:, ::-1], 4), 2)
+    completions = _parts_used(batch.completion_mask, 2)
     order = np.lexsort((batch.completion_mask.sum(axis=1), prompts))
     parts = []
     for some in order.reshape(-1, size):
-        widths = -(-prompts[some].max() * p // 4), -(-completions[some].max() * t // 4)
+        widths = -(-prompts[some].max() * p // 4), -(-completions[some].max() * t // 2)
         parts.append((some, _trim(take(batch, some), *widths)))
     return parts
 
 
-def _quarters(mask: np.ndarray) -> np.ndarray:
-    """How many quarters of its columns each row uses, counted from the left: [R] in 1..4."""
+def _parts_used(mask: np.ndarray, parts: int) -> np.ndarray:
+    """How many of so many equal parts of its columns each row uses, from the left: [R] from 1."""
     used = (mask.astype(bool) * np.arange(1, mask.shape[1] + 1)).max(axis=1)
-    return np.maximum(-(-4 * used // mask.shape[1]), 1)
+    return np.maximum(-(-parts * used // mask.shape[1]), 1)
 
 
 def _trim(batch: Batch, p: int, t: int) -> Batch:

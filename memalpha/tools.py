@@ -8,7 +8,7 @@ cannot be used carries an `error` and becomes a MALFORMED operation.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import json_repair
@@ -44,11 +44,13 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call; `error` is empty, or says why the call is malformed."""
+    """One tool call; `error` is empty, or says why the call is malformed; `end` is where it ends
+    in the text of its response, in characters (-1: not known)."""
 
     name: str
     arguments: dict
     error: str = ""
+    end: int = field(default=-1, compare=False)
 
 
 def parse_calls(text: str, dialect: str, search: bool = False) -> list[Call]:
@@ -63,14 +65,17 @@ def parse_calls(text: str, dialect: str, search: bool = False) -> list[Call]:
     return [_checked(*found, search) for found in scan_calls(text, dialect)]
 
 
-def scan_calls(text: str, dialect: str) -> Iterator[tuple[object, object, str]]:
-    """Name, arguments and error of every call as it stands in a response, for tools of any name.
+def scan_calls(text: str, dialect: str) -> Iterator[tuple[object, object, str, int]]:
+    """Name, arguments, error and end of every call as it stands in a response, for tools of any
+    name.
 
     Parsed as by `parse_calls`, but not checked: name and arguments can be of any JSON type.
     """
     _check_dialect(dialect)
     parse = _parse_qwen3 if dialect == "qwen3" else _parse_qwen_agent
-    return parse(_without_thinking(text))
+    seen = _without_thinking(text)
+    hidden = len(text) - len(seen)
+    return ((*call, hidden + end) for *call, end in parse(seen))
 
 
 def read_object(text: str) -> dict | None:
@@ -194,13 +199,13 @@ def calls_to_ops(
     return Ops(kind=kind, target=target, id=ids, tokens=tokens, length=length)
 
 
-def _parse_qwen3(text: str) -> Iterator[tuple[object, object, str]]:
+def _parse_qwen3(text: str) -> Iterator[tuple[object, object, str, int]]:
     at = text.find(_OPEN)
     while at >= 0:
         at += len(_OPEN)
         value, end = _strict(text, at)
         if value is not None and (closed := _SPACE_CLOSE.match(text, end)):
-            yield value.get("name"), value.get("arguments"), ""
+            yield value.get("name"), value.get("arguments"), "", closed.end()
             at = text.find(_OPEN, closed.end())
             continue
         following = text.find(_OPEN, end)
@@ -209,11 +214,13 @@ def _parse_qwen3(text: str) -> Iterator[tuple[object, object, str]]:
             value = _repair(text[at:close])
         error = _CUT_OFF if close < 0 else "" if value else _NO_JSON
         value = value or {}
-        yield value.get("name"), value.get("arguments"), error
+        stop = following if following >= 0 else len(text)
+        ended = stop if close < 0 else close + len(_CLOSE)
+        yield value.get("name"), value.get("arguments"), error, ended
         at = following
 
 
-def _parse_qwen_agent(text: str) -> Iterator[tuple[object, object, str]]:
+def _parse_qwen_agent(text: str) -> Iterator[tuple[object, object, str, int]]:
     mark = _FLOWER.search(text)
     while mark and mark.group() == _FUNCTION:
         following = _FLOWER.search(text, mark.end())
@@ -221,7 +228,7 @@ def _parse_qwen_agent(text: str) -> Iterator[tuple[object, object, str]]:
         args = text.find(_ARGS, mark.end(), stop)
         name = text[mark.end() : args if args >= 0 else stop].lstrip(": \t\n").partition("\n")[0]
         if args < 0:
-            yield name, None, "" if following else _CUT_OFF
+            yield name, None, "" if following else _CUT_OFF, stop
             mark = following
             continue
         start = _COLON.match(text, args + len(_ARGS)).end()
@@ -232,7 +239,7 @@ def _parse_qwen_agent(text: str) -> Iterator[tuple[object, object, str]]:
             body = text[start:stop]
             value = _repair(body) if _ends(body) else None
             error = "" if value else _NO_JSON if _ends(body) else _CUT_OFF
-        yield name, value, error
+        yield name, value, error, following.start() if following else len(text)
         mark = following
 
 
@@ -269,7 +276,7 @@ def _ends(body: str) -> bool:
     return balanced and without_strings.rstrip("` \r\n\t").endswith("}")
 
 
-def _checked(name: object, arguments: object, error: str, search: bool) -> Call:
+def _checked(name: object, arguments: object, error: str, end: int, search: bool) -> Call:
     """A Call with the arguments that its tool knows (of an unknown tool all), strings free of lone
     surrogates."""
     name = clean(name).strip() if isinstance(name, str) else ""
@@ -281,7 +288,7 @@ def _checked(name: object, arguments: object, error: str, search: bool) -> Call:
     error = error or ("" if isinstance(arguments, dict) else "arguments are missing")
     if name == SEARCH and not search:
         error = error or f"{SEARCH} reads the memory: it is no writing call"
-    return Call(name, kept, error)
+    return Call(name, kept, error, end)
 
 
 def _argument_error(name: str, arguments: Mapping) -> str:

@@ -71,8 +71,8 @@ def test_micro_batches_hold_every_row_once_without_the_columns_they_do_not_use()
         values=np.arange(32, dtype=np.float32).reshape(4, 8),
     )
     parts = micro_batches(whole, 2)
-    # Rows 0 and 2 use quarters 1, 2 of P; their completions quarters 2, 1 of T.
-    assert [rows.tolist() for rows, _ in parts] == [[0, 2], [3, 1]]
+    # Rows 0 and 2 use at most a half of P, and of T.
+    assert [rows.tolist() for rows, _ in parts] == [[2, 0], [3, 1]]
     assert [b.prompt.shape[1] for _, b in parts] == [4, 8]
     assert [b.completion.shape[1] for _, b in parts] == [4, 8]
     for rows, part in parts:
@@ -88,11 +88,11 @@ def test_micro_batches_hold_every_row_once_without_the_columns_they_do_not_use()
 def test_micro_batches_of_odd_axes_and_of_empty_rows():
     ((rows, part),) = micro_batches(small(), None)
     assert sorted(rows) == [0, 1, 2]
-    assert part.prompt.shape == (3, 4) and part.completion.shape == (3, 4)  # 3/4 of 5 and 2/4 of 7
+    assert part.prompt.shape == (3, 4) and part.completion.shape == (3, 4)  # 3/4 of 5 and 1/2 of 7
     empty = small()
     empty = dataclasses.replace(empty, completion_mask=np.zeros_like(empty.completion_mask))
     ((_, part),) = micro_batches(empty, None)
-    assert part.completion.shape == (3, 2)
+    assert part.completion.shape == (3, 4)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4, 7])

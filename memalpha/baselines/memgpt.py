@@ -238,7 +238,7 @@ class _Main:
             if done >= self.env.max_calls:
                 self.rejected += 1
                 continue
-            name, arguments, error = call
+            name, arguments, error, _ = call
             name, arguments = str(clean(name)), _known(arguments)
             result = self._failure(name, arguments, error)
             failed = bool(result)
