@@ -70,7 +70,7 @@ def base() -> config_dict.ConfigDict:
         b2=0.999,
         weight_decay=0.01,
         groups="rows",
-        call_credit=0.0,
+        call_credit=False,
         divide_by_std=True,
         aggregation="sequence",
         kl="none",

@@ -288,10 +288,12 @@ def check(config: ConfigDict) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"config.{name}={value}: give at least 1")
-    if not 0 <= rl.call_credit <= 1 or (rl.call_credit and rl.algorithm == "ppo"):
+    if rl.call_credit and (
+        rl.algorithm == "ppo" or rl.divide_by_std or config.reward.normalise_each
+    ):
         raise ValueError(
-            f"config.rl.call_credit={rl.call_credit} with {rl.algorithm}: give a share from 0 to 1,"
-            " and 0 with ppo, whose critic tells tokens apart"
+            "config.rl.call_credit goes with rl.algorithm=grpo, rl.divide_by_std=False and"
+            " reward.normalise_each=False alone; set it to False"
         )
     check_readers(config)
     if not config.data.sources:

@@ -35,8 +35,9 @@ class Batch:
     advantages: Array | None = None  # [R] or [R, T] float32
     returns: Array | None = None  # [R, T] float32, the targets of the critic
     rewards: dict[str, Array] | None = None  # r1..r4, each [R] float32
-    part: Array | None = None  # [R, T] int32, the call a token belongs to (`credit`); -1: unknown
-    gains: dict[str, Array] | None = None  # what each part changed of r1..r4, each [R, S] float32
+    part: Array | None = None  # [R, T] int32, the call a token belongs to (see `credit`)
+    calls: Array | None = None  # [R] int32, how many there are
+    paid: dict[str, Array] | None = None  # terms of r2 and r4 by call, each [R, S] float32
     group: Array | None = None  # [R] int32
     episode: Array | None = None  # [R] int32, unique over the batch
     chunk: Array | None = None  # [R] int32

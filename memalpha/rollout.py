@@ -99,8 +99,6 @@ class Step:
     fit: list[bool]
     r2: float
     r4: float  # NaN: the judge failed
-    ids: list[int] = field(default_factory=list)  # of each call, the entry it was about, else -1
-    sizes: list[int] = field(default_factory=list)  # of each call, tokens of its content
     view: MemoryView | None = None  # the memory after the step, where it was asked for
 
 
@@ -275,7 +273,7 @@ def memorise(
         for turn, made in zip(turns, calls, strict=True):
             of_row[turn.row], chunks[turn.row] = made, turn.chunk
     with clock("apply"):
-        state, ops, outcomes, ids = apply_calls(env, state, of_row, chunks)
+        state, ops, outcomes = apply_calls(env, state, of_row, chunks)
         host = jax.device_get(state)
     with clock("judge"):
         every = [call for made in calls for call in made]
@@ -286,7 +284,7 @@ def memorise(
         judged = [[next(ordered) for _ in made] for made in calls]
     with clock("parse"):
         steps = [
-            _step(*row, ops, outcomes, ids)
+            _step(*row, ops, outcomes)
             for row in zip(turns, responses, texts, calls, judged, strict=True)
         ]
     return state, host, steps
@@ -348,11 +346,11 @@ def apply_calls(
     state: memory.MemoryState,
     calls: Sequence[Sequence[tools.Call]],
     chunks: int | np.ndarray,
-) -> tuple[memory.MemoryState, memory.Ops, np.ndarray, np.ndarray]:
+) -> tuple[memory.MemoryState, memory.Ops, np.ndarray]:
     """Runs the calls of every row on its memory, which grows where it has to.
 
     `calls`: one list a row of `state`, which is donated. `chunks`: the chunk number of all rows, or
-    of each [R]. Returns state, ops, outcomes [R, O], and ids [R, O] of the entries they were about.
+    of each [R]. Returns state, ops, outcomes [R, O].
     """
     width = max(env.entry_tokens, env.core_tokens)
     ops = tools.calls_to_ops(calls, _encoder(env.tokenizer), width, env.max_calls)
@@ -360,9 +358,8 @@ def apply_calls(
     state = memory.grow(state, memory.needed_capacity(state, inserts[:, None]))
     chunks = np.broadcast_to(np.asarray(chunks, np.int32), len(calls))
     cut_mark = jnp.asarray(encode(env.tokenizer, CUT_MARK), jnp.int32)
-    enabled = jnp.asarray(env.enabled)
-    state, outcomes, ids = memory.apply_batch(state, ops, chunks, cut_mark, enabled)
-    return state, ops, np.asarray(outcomes), np.asarray(ids)
+    state, outcomes, _ = memory.apply_batch(state, ops, chunks, cut_mark, jnp.asarray(env.enabled))
+    return state, ops, np.asarray(outcomes)
 
 
 def _step(
@@ -373,10 +370,9 @@ def _step(
     verdicts: list[Verdict],
     ops: memory.Ops,
     outcomes: np.ndarray,
-    ids: np.ndarray,
 ) -> Step:
     # Calls past max_calls were not executed: they count as failed.
-    left_out = max(len(calls) - ops.kind.shape[1], 0)
+    left_out = len(calls) - ops.kind.shape[1]
     mine = np.append(outcomes[turn.row], [Outcome.MALFORMED] * left_out).astype(int)
     kinds = np.append(ops.kind[turn.row], [memory.OpKind.MALFORMED] * left_out).astype(int)
     fit = np.zeros(len(mine), bool)
@@ -392,8 +388,6 @@ def _step(
         fit=fit[: len(calls)].tolist(),
         r2=float(rewards.format_share(mine)),
         r4=float("nan") if any(verdict.failed for verdict in verdicts) else r4,
-        ids=[*ids[turn.row].tolist(), *[-1] * left_out][: len(calls)],
-        sizes=[*ops.length[turn.row].tolist(), *[0] * left_out][: len(calls)],
     )
 
 

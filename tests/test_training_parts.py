@@ -11,6 +11,7 @@ from configs import tiny
 from experiments.setup import check, training_batches
 from experiments.train import build_optimizer, make_learner
 from experiments.warm_start import quote_batch, trace_batch
+from memalpha.credit import add_credit
 from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state
 from memalpha.model import ModelConfig, init_params
@@ -79,7 +80,7 @@ def test_warm_start_batches_have_the_rows_of_the_config(micro, chunks):
     "arguments",
     [
         "rl.groups=rows,rl.aggregation=sequence",
-        "rl.groups=episodes,rl.aggregation=token,reward.normalise_each=True",
+        "rl.groups=episodes,rl.aggregation=token,reward.normalise_each=True,rl.call_credit=False",
         "rl.groups=chunk,rl.kl=k3,rl.kl_coef=0.1",
         "ppo",
         "ppo,rl.epochs=2,rl.minibatches=2",
@@ -100,6 +101,8 @@ def test_every_learner_takes_a_step(micro, arguments):
         episode.r1 = 0.3 * number  # rewards that differ within every group
     batch = to_batch(episodes, 2, 600, 64, 8)
     batch = batch.replace(sample_logps=None)
+    if config.rl.call_credit:
+        batch = add_credit(batch, episodes, micro.env)
     learn = make_learner(config, model, optimizer, params)
     state, metrics = learn(state, batch, 0)
     assert metrics["nonfinite"] == 0
@@ -118,6 +121,8 @@ def test_every_learner_takes_a_step(micro, arguments):
         ("rl.groups=row", "rows"),
         ("rl.schedule=linear", "cosine"),
         ("eval.every=0", "eval.every=0: give at least 1"),
+        ("rl.divide_by_std=True", "rl.call_credit goes with"),
+        ("ppo,rl.call_credit=True", "rl.call_credit goes with"),
     ],
 )
 def test_settings_that_would_fail_late_fail_at_once(arguments, said):
