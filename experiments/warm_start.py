@@ -135,7 +135,7 @@ def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Wri
     """`rows` rows of a writer's episodes; responses over the buffer are left out."""
     rows, limit = config.warm_start.rows, config.prompt.response_tokens
     instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
-    episodes = run_episodes(env, instances, writer, seed=step)
+    episodes = run_episodes(env, instances, writer, seed=step, ask=False)
     for episode in episodes:
         episode.steps = [s for s in episode.steps if len(s.response.tokens) <= limit]
     room = sum(len(instance.chunks) for instance in instances)
@@ -145,7 +145,7 @@ def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Wri
         batch.prompt_mask,
         batch.completion,
         batch.completion_mask,
-        valid=batch.valid,
+        valid=batch.completion_mask.any(axis=1),  # no questions asked, so no reward is valid
     )
 
 

@@ -172,6 +172,7 @@ def run_episodes(
     clock: Clock | None = None,
     on_chunk: Callable[[int, int], None] | None = None,
     rows: int = 0,
+    ask: bool = True,
 ) -> list[Episode]:
     """Runs one episode for each instance (repeat an instance for several rollouts of it).
 
@@ -181,6 +182,7 @@ def run_episodes(
         on_chunk: called with (chunks done, chunks in all), of all episodes, between chunks.
         rows: episodes at once, best what the writer takes at once; 0: all. It changes no result:
             a writer's sample depends on episode and chunk, not on its company.
+        ask: False leaves the questions out, and the episodes without r1 and r3.
 
     Raises:
         PromptTooLong: a prompt that does not fit even with no entry shown.
@@ -221,7 +223,8 @@ def run_episodes(
             on_chunk(sum(len(episode.steps) for episode in episodes), int(lengths.sum()))
         with clock("apply"):
             state, host, seats = _reseat(state, host, seats, waiting, first_ids, rows)
-    _read_out(env, episodes, clock)
+    if ask:
+        _read_out(env, episodes, clock)
     return episodes
 
 

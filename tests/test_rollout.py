@@ -236,6 +236,16 @@ def test_refilled_rows_write_what_they_would_in_lockstep(policy, temperature):
             np.testing.assert_allclose(one.logps, two.logps, atol=1e-5)
 
 
+def test_without_questions_an_episode_is_written_all_the_same(micro):
+    instances = synthetic.generate_many(["facts", "story"], "train", 2)
+    writer = perfect_writer(micro.env)
+    unread = replace(micro.env, answerer=None)  # would fail if it were asked
+    asked = run_episodes(micro.env, instances, writer)
+    silent = run_episodes(unread, instances, writer, ask=False)
+    assert [e.view for e in silent] == [e.view for e in asked]
+    assert not any(e.valid or e.answers for e in silent)
+
+
 def test_the_writer_is_shown_the_memory_and_the_chunk(micro):
     shown = []
 
