@@ -116,9 +116,9 @@ def _agree(batch: Batch) -> Batch:
     """With the rewards of the first process: a server may answer each process differently."""
     if jax.process_count() == 1:
         return batch
-    agreed = (batch.rewards, batch.paid, batch.valid)
-    rewards, paid, valid = multihost_utils.broadcast_one_to_all(agreed)
-    return batch.replace(rewards=rewards, paid=paid, valid=valid)
+    agreed = (batch.rewards, batch.fit, batch.valid)
+    rewards, fit, valid = multihost_utils.broadcast_one_to_all(agreed)
+    return batch.replace(rewards=rewards, fit=fit, valid=valid)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -150,14 +150,14 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
     def advantages(batch: Batch) -> tuple[Batch, dict]:
         how = rl.groups
         groups = losses.group_ids(batch.group, batch.episode, batch.chunk, how)
-        of_response = weights | dict.fromkeys(credit.OF_CALLS, 0.0) if rl.call_credit else weights
+        of_response = weights | ({"r4": 0.0} if rl.call_credit else {})
         values, counts = losses.combined_advantages(
             batch.rewards, of_response, groups, batch.valid,
             normalise_each=reward.normalise_each, divide_by_std=rl.divide_by_std,
             episode=batch.episode if how == "episodes" else None,
         )  # fmt: skip
         if rl.call_credit:
-            values = values[:, None] + credit.call_advantages(batch, weights, groups)
+            values = values[:, None] + credit.call_advantages(batch, reward.gamma, groups)
         return batch.replace(advantages=values), counts
 
     def learn(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
@@ -188,5 +188,5 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
 
 def _lean(batch: Batch) -> Batch:
     """Without what the update does not read."""
-    read = ("rewards", "part", "calls", "paid", "group", "episode", "chunk")
+    read = ("rewards", "part", "fit", "group", "episode", "chunk")
     return batch.replace(**dict.fromkeys(read))

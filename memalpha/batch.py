@@ -36,8 +36,7 @@ class Batch:
     returns: Array | None = None  # [R, T] float32, the targets of the critic
     rewards: dict[str, Array] | None = None  # r1..r4, each [R] float32
     part: Array | None = None  # [R, T] int32, the call a token belongs to (see `credit`)
-    calls: Array | None = None  # [R] int32, how many there are
-    paid: dict[str, Array] | None = None  # terms of r2 and r4 by call, each [R, S] float32
+    fit: Array | None = None  # [R, S] float32, of each call: 1 fit, 0 not, NaN not executed
     group: Array | None = None  # [R] int32
     episode: Array | None = None  # [R] int32, unique over the batch
     chunk: Array | None = None  # [R] int32

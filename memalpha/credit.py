@@ -1,20 +1,19 @@
-"""Credit for single calls: every call is paid its own terms of r2 and r4.
+"""Credit for single calls: every call is paid for its own content, not for that of its neighbours.
 
-r2 and r4 are means over the calls of a response. With one advantage for all of its tokens (the
-paper) a good call is punished for the bad one beside it, and one more call is a risk without a
-gain, so that a writer learns to make few. Here a call is paid whether it was executed, and whether
-it was fit, and compared with other calls to the same chunk:
+r4 is the share of fit calls of a response. With one advantage for all of its tokens (the paper) a
+note in the right memory is punished for the one beside it in the wrong memory, and a further call
+is a risk without a gain. Here the tokens of call j get
 
-    A(token of call j) = A(r1 + beta r3) + (ok_j - mean ok) + gamma (fit_j - mean fit)
+    A(r1 + r2 + beta r3) + gamma (fit_j - mean fit over the executed calls of the group)
 
-A(r1 + beta r3) is that of the whole response, as ever, and all that the tokens after the last call
-get: stopping earns no share. The mean is over the calls of the group from the second on. The first
-is compared with the first of each response, of which a silent one has 0: silence is not a way out.
+A(...) is the advantage of the whole response, as ever. A call that failed has nothing to be judged
+and gets A alone, as the tokens after the last call do: whether to call, and how often, is left to
+the other rewards.
 
 Axes: R rows, T completion tokens, S calls a response can have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,38 +23,31 @@ from memalpha.rollout import Environment, Episode, Step, response_text
 from memalpha.tokenizer import decode
 from memalpha.tools import DELETE
 
-OF_CALLS = ("r2", "r4")
-
 
 def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> Batch:
-    """The batch that `to_batch` made of these episodes, with `part`, `calls` and `paid` (numpy).
+    """The batch that `to_batch` made of these episodes, with `part` and `fit` (numpy).
 
     Raises:
         ValueError: a call does not say where in its response it ends.
     """
     steps = [step for episode in episodes for step in episode.steps]
-    most = max([1, *(len(step.calls) for step in steps)])
+    most = max(len(step.calls) for step in steps)
     part = np.zeros(batch.completion.shape, np.int32)
-    calls = np.zeros(len(part), np.int32)
-    paid = {name: np.zeros((len(part), most), np.float32) for name in OF_CALLS}
+    fit = np.full((len(part), most + 1), np.nan, np.float32)  # the last: what follows the calls
     for row, step in enumerate(steps):
         if batch.valid[row]:
-            calls[row] = len(step.calls)
             part[row, : len(step.response.tokens)] = token_parts(env, step)
-            for name, values in zip(OF_CALLS, call_terms(step), strict=True):
-                paid[name][row, : len(values)] = values
-    return batch.replace(part=part, calls=calls, paid=paid)
+            fit[row, : len(step.calls)] = call_fit(step)
+    return batch.replace(part=part, fit=fit)
 
 
-def call_terms(step: Step) -> tuple[list[float], list[float]]:
-    """Of each call, whether it was executed and whether it wrote what was fit: 0 or 1. Their means
-    are the r2 and r4 of the step."""
-    executed = [outcome == Outcome.OK for outcome in step.outcomes]
-    fit = [
-        ok and (fit or call.name == DELETE)
-        for call, ok, fit in zip(step.calls, executed, step.fit, strict=True)
+def call_fit(step: Step) -> list[float]:
+    """For each call 1 if what it wrote was fit, or its delete found its target, 0 if not, and NaN
+    if it was not executed."""
+    return [
+        float(fit or call.name == DELETE) if outcome == Outcome.OK else float("nan")
+        for call, outcome, fit in zip(step.calls, step.outcomes, step.fit, strict=True)
     ]
-    return [float(ok) for ok in executed], [float(ok) for ok in fit]
 
 
 def token_parts(env: Environment, step: Step) -> np.ndarray:
@@ -93,31 +85,15 @@ def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
     return low
 
 
-def call_advantages(batch: Batch, weights: Mapping[str, float], groups: np.ndarray) -> np.ndarray:
-    """What r2 and r4 add to the advantage of every token: [R, T] float32.
-
-    `weights`: of the rewards; `groups` [R] int: rows that are compared. Rows that are not valid,
-    and tokens after the last call of a response that has any, get 0.
-    """
-    valid = np.asarray(batch.valid, bool)
-    total = np.zeros((len(valid), batch.paid["r2"].shape[1] + 1), np.float32)
-    made = np.arange(total.shape[1] - 1) < batch.calls[:, None]
+def call_advantages(batch: Batch, gamma: float, groups: np.ndarray) -> np.ndarray:
+    """What r4 adds to the advantage of every token: [R, T] float32. `groups` [R] int: rows that
+    are compared."""
+    executed = ~np.isnan(batch.fit)
+    fit = np.where(executed, batch.fit, 0)
     _, of_group = np.unique(groups, return_inverse=True)
-    for name in OF_CALLS:
-        paid = batch.paid[name]
-        first = _means(paid[:, :1], valid[:, None], of_group)
-        later = _means(paid[:, 1:], (made & valid[:, None])[:, 1:], of_group)
-        total[:, 0] += weights[name] * (paid[:, 0] - first)
-        total[:, 1:-1] += weights[name] * (paid[:, 1:] - later[:, None]) * made[:, 1:]
-    last = np.minimum(batch.calls, total.shape[1] - 1)
-    total[(np.arange(total.shape[1]) >= last[:, None]) & (last[:, None] > 0)] = 0
-    taken = np.take_along_axis(total, np.asarray(batch.part), axis=1)
-    return np.where(batch.completion_mask & valid[:, None], taken, 0).astype(np.float32)
-
-
-def _means(values: np.ndarray, there: np.ndarray, of_group: np.ndarray) -> np.ndarray:
-    """For each row, the mean of the values that are there over all rows of its group: [R]."""
-    total, count = np.zeros(of_group.max() + 1), np.zeros(of_group.max() + 1)
-    np.add.at(total, of_group, np.where(there, values, 0).sum(axis=1))
-    np.add.at(count, of_group, there.sum(axis=1))
-    return (total / np.maximum(count, 1)).astype(np.float32)[of_group]
+    total, count = (np.zeros(of_group.max() + 1) for _ in range(2))
+    np.add.at(total, of_group, fit.sum(axis=1))
+    np.add.at(count, of_group, executed.sum(axis=1))
+    mean = (total / np.maximum(count, 1))[of_group]
+    of_call = np.where(executed, gamma * (fit - mean[:, None]), 0).astype(np.float32)
+    return np.where(batch.completion_mask, np.take_along_axis(of_call, batch.part, axis=1), 0)

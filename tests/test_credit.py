@@ -5,6 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from configs import tiny
+from experiments import train
 from memalpha import credit, losses, rollout
 from memalpha.data.instance import Instance, Question
 from memalpha.tokenizer import encode
@@ -12,7 +14,7 @@ from memalpha.tools import DELETE, INSERT, Call, format_call, format_response
 
 ANNA, BERT = "The hobby of Anna Berg is chess.", "The town of Bert Lang is Basel."
 DIARY = "2024/05/01: I painted the red fence."
-WEIGHTS = {"r1": 1.0, "r2": 1.0, "r3": 0.05, "r4": 0.1}
+NAN = float("nan")
 
 
 def insert(content, memory="semantic"):
@@ -36,14 +38,14 @@ def batch_of(env, *responses):
     return credit.add_credit(batch, episodes, env)
 
 
-def values(batch, weights=WEIGHTS, groups=None):
+def values(batch, gamma=0.1, groups=None):
     """Advantages by row and call: {(row, call): value}; every token of a call has the same."""
     groups = batch.group if groups is None else groups
-    made = credit.call_advantages(batch, weights, groups)
+    made = credit.call_advantages(batch, gamma, groups)
     assert made.shape == batch.completion.shape and made.dtype == np.float32
     assert (made[~batch.completion_mask] == 0).all()
     found = {}
-    for row, call in np.ndindex(len(made), 1 + int(batch.calls.max())):
+    for row, call in np.ndindex(len(made), batch.fit.shape[1]):
         mine = made[row][batch.completion_mask[row] & (batch.part[row] == call)]
         if mine.size:
             assert (mine == mine[0]).all()
@@ -51,16 +53,13 @@ def values(batch, weights=WEIGHTS, groups=None):
     return found
 
 
-def test_terms_are_those_of_which_r2_and_r4_are_the_means(micro):
+def test_only_what_was_executed_is_judged(micro):
     # Fit and executed; executed, but a diary line in semantic memory; a duplicate.
     whole = episode(micro.env, [insert(ANNA), insert(DIARY), insert(ANNA)], "<tool_call>\n{", "")
-    three, cut, silent = whole.steps
-    assert credit.call_terms(three) == ([1, 1, 0], [1, 0, 0])
-    assert credit.call_terms(cut) == ([0], [0]) and credit.call_terms(silent) == ([], [])
-    for step in (three, cut):
-        assert [np.mean(terms) for terms in credit.call_terms(step)] == pytest.approx(
-            [step.r2, step.r4]
-        )
+    three, cut, silent = map(credit.call_fit, whole.steps)
+    assert three == pytest.approx([1, 0, NAN], nan_ok=True)
+    assert cut == pytest.approx([NAN], nan_ok=True) and silent == []
+    assert np.nansum(three) / 3 == pytest.approx(whole.steps[0].r4)
 
 
 def test_a_delete_is_fit_where_its_target_was_there(micro):
@@ -69,7 +68,7 @@ def test_a_delete_is_fit_where_its_target_was_there(micro):
         Call(DELETE, {"memory_type": "semantic", "memory_id": number}) for number in ("7", "8")
     )
     step = episode(env, [insert(ANNA), there, missing]).steps[0]
-    assert credit.call_terms(step) == ([1, 1, 0], [1, 1, 0])
+    assert credit.call_fit(step) == pytest.approx([1, 1, NAN], nan_ok=True)
 
 
 @pytest.mark.parametrize("dialect", ["qwen3", "qwen_agent"])
@@ -116,40 +115,59 @@ def test_calls_of_another_parser_are_refused_unless_they_keep_their_place(micro)
 def test_advantages_by_hand(micro):
     bad = [insert(ANNA), insert(DIARY), insert(ANNA)]  # fit; not fit; a duplicate
     found = values(batch_of(micro.env, [insert(ANNA)], bad, [insert(ANNA), insert(BERT)], ""))
-    # First calls: three were paid 1 + 0.1, the silent one 0. Later ones: ok 1, 0, 1; fit 0, 0, 1.
-    for row in range(3):
-        assert found[row, 0] == pytest.approx(1.1 / 4)
-    assert found[3, 0] == pytest.approx(-1.1 * 3 / 4)
-    assert found[1, 1] == pytest.approx(1 - 2 / 3 + 0.1 * (0 - 1 / 3))
-    assert found[1, 2] == pytest.approx(0 - 2 / 3 + 0.1 * (0 - 1 / 3))
-    assert found[2, 1] == pytest.approx(1 - 2 / 3 + 0.1 * (1 - 1 / 3))
-    assert found[0, 1] == found[1, 3] == found[2, 2] == 0  # to stop is neither paid nor charged
+    # Of five executed calls four were fit.
+    good = [found[place] for place in ((0, 0), (1, 0), (2, 0), (2, 1))]
+    assert good == pytest.approx([0.1 * 0.2] * 4)
+    assert found[1, 1] == pytest.approx(-0.1 * 0.8)
+    # The duplicate, the silent response, and what follows the last call.
+    assert found[1, 2] == found[3, 0] == found[0, 1] == found[1, 3] == found[2, 2] == 0
 
 
-def test_groups_are_apart_and_masked_rows_take_no_part(micro):
-    batch = batch_of(micro.env, [insert(ANNA)], "", [insert(ANNA)], "")
-    apart = values(batch, groups=np.array([0, 0, 1, 2, 3]))
-    assert apart == pytest.approx(
-        {(0, 0): 0.55, (1, 0): -0.55, (2, 0): 0, (3, 0): 0} | {(0, 1): 0, (2, 1): 0}
-    )
-    masked = batch.replace(valid=batch.valid & np.array([1, 0, 1, 1, 1], bool))
-    made = credit.call_advantages(masked, WEIGHTS, np.zeros(5, int))
-    assert (made[1] == 0).all() and made[0].max() == pytest.approx(1.1 / 3)
-
-
-def test_one_call_each_reduces_to_the_advantage_of_the_response(micro):
-    batch = batch_of(micro.env, [insert(ANNA)], [insert(DIARY)], "")
-    parts = {name: WEIGHTS[name] if name in credit.OF_CALLS else 0.0 for name in WEIGHTS}
-    whole, _ = losses.combined_advantages(
-        batch.rewards, parts, batch.group, batch.valid, divide_by_std=False
-    )
+def test_nobody_gains_or_loses_on_average_whatever_the_number_of_calls(micro):
+    batch = batch_of(micro.env, [insert(ANNA)], [insert(DIARY), insert(BERT)], [insert(DIARY)])
     found = values(batch)
-    assert [found[row, 0] for row in range(3)] == pytest.approx(np.asarray(whole)[:3].tolist())
+    assert sum(found.values()) == pytest.approx(0) and found[1, 0] < 0 < found[1, 1]
 
 
-def test_rows_of_filler_and_of_masked_episodes_have_no_calls(micro):
-    whole = episode(micro.env, [insert(ANNA)])
-    whole.r1 = float("nan")
-    batch = credit.add_credit(rollout.to_batch([whole], 1, 320, 96, 2), [whole], micro.env)
-    assert batch.calls.tolist() == [0, 0]
-    assert (credit.call_advantages(batch, WEIGHTS, batch.group) == 0).all()
+def test_groups_are_apart(micro):
+    batch = batch_of(micro.env, [insert(ANNA)], [insert(DIARY)], [insert(ANNA)], "")
+    apart = values(batch, 1.0, np.array([7, 7, 3, 3, 7]))
+    assert (apart[0, 0], apart[1, 0], apart[2, 0], apart[3, 0]) == (0.5, -0.5, 0, 0)
+
+
+def test_rows_of_filler_and_of_masked_episodes_take_no_part(micro):
+    masked, whole = (episode(micro.env, [insert(text)]) for text in (DIARY, ANNA))
+    masked.r1 = NAN
+    episodes = [masked, whole]
+    batch = credit.add_credit(rollout.to_batch(episodes, 2, 320, 96, 3), episodes, micro.env)
+    assert np.isnan(batch.fit[[0, 2]]).all()
+    assert (credit.call_advantages(batch, 1.0, np.zeros(3, int)) == 0).all()
+
+
+@pytest.mark.parametrize("credited", [False, True])
+def test_the_learner_is_given_the_sum_of_both(micro, monkeypatch, credited):
+    """r1 + r2 + beta r3 of the response, and r4 of the response or of the call."""
+    config = tiny.get_config(f"rl.call_credit={credited},rl.kl=none")
+    seen = {}
+
+    def update(state, batch, reference):
+        seen["batch"] = batch
+        return state, {}
+
+    monkeypatch.setattr(train, "make_update", lambda *arguments: update)
+    batch = batch_of(micro.env, [insert(ANNA), insert(DIARY)], [insert(BERT)], "")
+    learn = train.make_learner(config, micro.model, None, {})
+    learn(None, batch, 0)
+    given = np.asarray(seen["batch"].advantages)
+    weights = {"r1": 1.0, "r2": 1.0, "r3": config.reward.beta, "r4": config.reward.gamma}
+    of_response = weights | ({"r4": 0.0} if credited else {})
+    whole, _ = losses.combined_advantages(
+        batch.rewards, of_response, batch.group, batch.valid, divide_by_std=False
+    )
+    if credited:
+        own = credit.call_advantages(batch, config.reward.gamma, batch.group)
+        assert given == pytest.approx(np.asarray(whole)[:, None] + own) and own.any()
+    else:
+        assert given == pytest.approx(np.asarray(whole))
+    left_out = ("rewards", "part", "fit", "group", "episode", "chunk")
+    assert all(getattr(seen["batch"], name) is None for name in left_out)
