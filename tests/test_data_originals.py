@@ -89,6 +89,15 @@ def test_hotpot_supporting_paragraphs_stand_in_different_chunks(tmp_path):
             assert add_notes(instance).metadata["notes"]
 
 
+def test_hotpot_asks_every_question_before_one_is_asked_again(tmp_path):
+    hotpot_folder(tmp_path)
+    made = load_source(
+        "hotpotqa", tmp_path, split="test", **SIZES | {"count": 9, "questions": 2, "chunks": 2}
+    )
+    asked = [q.question for instance in made for q in instance.questions]
+    assert len(asked) == 18 and len(set(asked)) == 18  # of 21
+
+
 def test_hotpot_layouts_agree_and_a_test_question_is_not_trained_on(tmp_path):
     records = hotpotqa.load_folder(hotpot_folder(tmp_path))
     assert len(records.items) == 80

@@ -148,6 +148,26 @@ def shuffled(items: Iterable[T], key: Callable[[T], str], *parts: object) -> lis
     return sorted(items, key=lambda item: rank(*parts, key(item)))
 
 
+def go_on(
+    unread: Sequence[T], items: Iterable[T], key: Callable[[T], str], *parts: object
+) -> list[T]:
+    """`unread`, then the other items in a random order fixed by their keys and the parts.
+
+    For instances that are built one after the other: each reads the beginning of such an order
+    (`left`), so that every item is read once before one is read again.
+    """
+    waiting = set(map(key, unread))
+    return [*unread, *shuffled((i for i in items if key(i) not in waiting), key, *parts)]
+
+
+def left(order: list[T], unread: Sequence[T], read: int) -> list[T]:
+    """What is unread after the first `read` items of `order = go_on(unread, ...)`.
+
+    If that is nothing, a new round begins, in which what ended the old one comes last.
+    """
+    return order[read : len(unread)] or [*order[read:], *unread]
+
+
 def share(*parts: object) -> float:
     """A number in [0, 1) fixed by the parts."""
     return int.from_bytes(rank(*parts)[:6]) / 2**48
