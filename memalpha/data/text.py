@@ -25,6 +25,7 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s+[^\sa-z])|[。！？�
 _ABBREVIATIONS = frozenset(
     "dr mr mrs ms st vs no jr sr gen col sgt rev prof e.g i.e fig vol".split()
 )
+_LONGEST = 40  # letters before a full stop that are looked at: an abbreviation is shorter
 
 
 def read_bytes(path: str | Path) -> tuple[bytes, str]:
@@ -189,7 +190,8 @@ def sentence_ends(text: str) -> list[int]:
     """Positions at which a sentence is complete; the last is the end of the text."""
     ends = []
     for match in _SENTENCE_END.finditer(text):
-        words = text[: match.start()].rsplit(None, 1)
+        # Not the whole beginning of the text, whose copies would be quadratic in a long line.
+        words = text[max(match.start() - _LONGEST, 0) : match.start()].rsplit(None, 1)
         word = words[-1].lstrip("(\"'“‘[") if words else ""
         if match[0] == "." and (word.lower() in _ABBREVIATIONS or re.fullmatch(r"(\w\.)*\w", word)):
             if not word.isdigit():  # "Dr. Who", "J. Smith", "U.S. Navy"; but "in round 3. Then"
