@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -115,6 +116,9 @@ def test_the_hub_is_asked_for_the_pinned_commit(tmp_path, monkeypatch):
     fetch(remote, tmp_path)
     call = ("o/d", "x.parquet", "dataset", "c0ffee")
     assert asked == ["o/d", call, call]  # the second time the commit is known
+    fetch(Remote("y.parquet", "m/y.parquet", repository="o/d", revision="fee1"), tmp_path)
+    assert asked[3:] == [("o/d", "y.parquet", "dataset", "fee1")]  # not asked which is the newest
+    assert json.loads((tmp_path / "m" / LOCK).read_text())["y.parquet"]["origin"] == "fee1"
 
 
 def test_a_hub_that_is_not_reached_says_what_to_do(tmp_path, monkeypatch):
@@ -135,3 +139,15 @@ def test_every_remote_goes_where_its_loader_looks():
         "squad", "trec", "nlu", "hotpotqa", "perltqa", "longmemeval", "banking77", "clinc150",
         "booksum", "infinitebench", "memalpha", "memoryagentbench",
     }  # fmt: skip
+
+
+def test_what_is_pinned_before_the_first_fetch():
+    """A commit in every address of GitHub; the hashes that are known are whole ones."""
+    remotes = [remote for some in REMOTES.values() for remote in some]
+    for found in remotes:
+        if "githubusercontent" in found.url:
+            assert re.fullmatch("[0-9a-f]{40}", found.url.split("/")[5]), found
+        assert re.fullmatch("([0-9a-f]{40})?", found.revision), found
+        assert re.fullmatch("([0-9a-f]{64})?", found.sha256), found
+    unknown = {remote.path.split("/")[0] for remote in remotes if not remote.sha256}
+    assert unknown == {"nlu", "perltqa", "booksum", "memalpha", "memoryagentbench"}

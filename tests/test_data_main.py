@@ -109,7 +109,7 @@ def test_parquet_stratify_and_leakage(tmp_path, capsys):
             "questions_and_answers": [{"question": f"{source} {i}?", "answer": f"answer {i}"}],
             "data_source": source,
         }
-        for source in ("squad", "nlu")
+        for source in ("squad", "perltqa")
         for i in range(5)
     ]
     out = tmp_path / "out"
@@ -117,7 +117,7 @@ def test_parquet_stratify_and_leakage(tmp_path, capsys):
     parquet = f"--parquet={tmp_path / 'train.parquet'}"
     assert main(["build", parquet, f"--out={out}"]) == 0
     assert "5 (100)" in capsys.readouterr().out
-    subset = ["--subset=squad=3,nlu=2", "--seed=4"]
+    subset = ["--subset=squad=3,perltqa=2", "--seed=4"]
     assert main(["stratify", f"--built={out}", f"--out={out / 'subset'}", *subset]) == 0
     assert len(store.Built(out / "subset")) == 5
     assert main(["stratify", f"--built={out}", f"--out={out / 'b'}", "--subset=squad"]) == 1

@@ -89,6 +89,15 @@ def test_hotpot_supporting_paragraphs_stand_in_different_chunks(tmp_path):
             assert add_notes(instance).metadata["notes"]
 
 
+def test_hotpot_asks_every_question_before_one_is_asked_again(tmp_path):
+    hotpot_folder(tmp_path)
+    made = load_source(
+        "hotpotqa", tmp_path, split="test", **SIZES | {"count": 9, "questions": 2, "chunks": 2}
+    )
+    asked = [q.question for instance in made for q in instance.questions]
+    assert len(asked) == 18 and len(set(asked)) == 18  # of 21
+
+
 def test_hotpot_layouts_agree_and_a_test_question_is_not_trained_on(tmp_path):
     records = hotpotqa.load_folder(hotpot_folder(tmp_path))
     assert len(records.items) == 80
@@ -446,6 +455,47 @@ def test_perltqa_is_one_chunk_an_event_by_date(tmp_path):
         assert kept.metadata["dropped_questions"] == 2 and len(kept.questions) == 2
 
 
+def test_perltqa_second_edition_is_an_object_by_name_with_dates_in_words(tmp_path):
+    perltqa_folder(tmp_path)
+    folder = tmp_path / "perltqa"
+    memories = json.loads((folder / "perltmem_en.json").read_text())
+    for record in memories:
+        dates = ("during an election", "May 12, 2022", "October 2021")
+        for event, date in zip(record["events"].values(), dates, strict=True):
+            event["Creation Time"] = date
+    asked = json.loads((folder / "perltqa_en.json").read_text())
+    asked[0]["Ann"]["dialogues"] = [
+        {"1_1_1_#0": [{"Question": "Whose?", "Answer": "-", "Memory Anchors": [{"Al&#39;s": [1]}]}]}
+    ]
+    dump(folder / "perltmem_en_v2.json", {m["profile"]["Protagonist"]: m for m in memories})
+    dump(folder / "perltqa_en_v2.json", asked)
+    with pytest.raises(ValueError, match="perltmem_en.json, perltmem_en_v2.json; keep one edition"):
+        perltqa.load_folder(tmp_path)
+    (folder / "perltmem_en.json").unlink()
+    (folder / "perltqa_en.json").unlink()
+    ann = perltqa.load_folder(tmp_path).characters[0]
+    assert ann.name == "Ann"
+    assert [e.event_id for e in ann.events] == ["3_1_3", "2_1_2", "1_1_1"]
+    assert ("dialogues:1_1_1_#0:0", "Whose?", "Al's") in ann.questions
+
+
+@pytest.mark.parametrize(
+    "date, expected",
+    [
+        ("2022-05-12", (2022, 5, 12)),
+        ("2022/5", (2022, 5, 0)),
+        ("May 12, 2022", (2022, 5, 12)),
+        ("12th of December 2022", (2022, 12, 12)),
+        ("March 05, 2021", (2021, 3, 5)),
+        ("October 2021", (2021, 10, 0)),
+        ("2012", (2012, 0, 0)),
+        ("during an election", (9999, 0, 0)),
+    ],
+)
+def test_perltqa_dates(date, expected):
+    assert perltqa.when(date) == expected
+
+
 def test_perltqa_long_events_go_on_and_long_lives_are_left_out(tmp_path):
     perltqa_folder(tmp_path)
     records = perltqa.load_folder(tmp_path)
@@ -489,6 +539,16 @@ def test_perltqa_long_events_go_on_and_long_lives_are_left_out(tmp_path):
             "perltqa_en.json",
             lambda d: d[0]["Ann"]["social_relationship"][0].pop("Answer"),
             r"record 0: Ann: social_relationship\[0\]: field 'Answer' is missing",
+        ),
+        (
+            "perltqa_en.json",
+            lambda d: d[0]["Ann"].update(events=3),
+            "record 0: Ann: events must be a list or an object",
+        ),
+        (
+            "perltqa_en.json",
+            lambda d: d[0]["Ann"].update(events=[{"1_1_1": 3}]),
+            r"record 0: Ann: events\[0\]: must be an object, not int",
         ),
     ],
 )

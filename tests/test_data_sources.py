@@ -168,6 +168,18 @@ def test_squad_questions_come_from_all_chunks_in_turn(folder):
         assert sorted(homes) == [0, 1, 2]
 
 
+def test_squad_reads_every_paragraph_before_one_is_read_again(folder):
+    paragraphs = [p for p in squad.load_folder(folder).paragraphs if p.split == "train"]
+    times = Counter()
+    for instance in load(folder, "squad", count=2 * len(paragraphs) // 3, questions=1):
+        shown = [p.context for p in paragraphs if any(p.context in c for c in instance.chunks)]
+        assert len(shown) == sum(map(len, instance.metadata["titles"]))
+        times.update(shown)
+        counts = [times[p.context] for p in paragraphs]
+        assert max(counts) - min(counts) <= 1
+    assert max(counts) == 2
+
+
 def test_squad_splits_are_disjoint_by_article(folder):
     records = squad.load_folder(folder)
     owners = {split: set() for split in text.SPLITS}

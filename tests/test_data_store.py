@@ -1,6 +1,7 @@
 """Built folders: whole or not at all, the same bytes; checks of answers and leakage; the subset."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,18 @@ def test_a_build_that_stops_leaves_nothing_that_looks_finished(tmp_path):
     with pytest.raises(KeyboardInterrupt):  # a good build survives a bad one over it
         store.write(folder, broken(), {}, count_words, overwrite=True)
     assert len(store.Built(folder)) == 1
+
+
+def test_what_a_killed_build_leaves_is_not_found(tmp_path):
+    """Killed after the manifest was written, or while an old folder was being replaced."""
+    made = tmp_path / "squad" / "train"
+    store.write(made, [instance(0)], {"source": "squad", "split": "train"}, len)
+    for suffix in (".unfinished", ".old"):
+        shutil.copytree(made, made.with_name(made.name + suffix))
+    assert store.find(tmp_path, "train") == {"squad": made}
+    shutil.rmtree(made)
+    with pytest.raises(ValueError, match="no built set"):
+        store.every(tmp_path)
 
 
 def test_a_folder_is_replaced_only_when_told(tmp_path):

@@ -1,6 +1,7 @@
 """Shared helpers of the text sources, instances, and the errors of malformed files."""
 
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -189,3 +190,16 @@ def test_nlu_errors_name_the_line_and_the_column(tmp_path, content, named):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"nlu\.csv: .*" + named):
         nlu.load([path])
+
+
+@given(st.integers(1, 13), st.lists(st.integers(1, 13), max_size=12))
+def test_every_item_is_read_before_one_is_read_again(items, amounts):
+    """Whatever number is read at a time; and the order is always one of all items."""
+    names, times, unread = [str(i) for i in range(items)], Counter(), []
+    for turn, amount in enumerate(amounts):
+        order = text.go_on(unread, names, str, "read", turn)
+        assert sorted(order) == sorted(names) and order[: len(unread)] == unread
+        times.update(order[:amount])
+        counts = [times[name] for name in names]
+        assert max(counts) - min(counts) <= 1
+        unread = text.left(order, unread, min(amount, items))

@@ -32,6 +32,11 @@ def rows(count=3, source="squad", first=0):
     ]
 
 
+def labelled(count, source, first=0):
+    asked = [{"question": "Sentence: a", "answer": "17"}]
+    return [row | {"questions_and_answers": asked} for row in rows(count, source, first)]
+
+
 def write(path, records, **options):
     pq.write_table(pa.Table.from_pylist(records), path, **options)
     return path
@@ -69,7 +74,7 @@ def test_an_answer_may_be_a_text_or_a_number(tmp_path):
 
 
 def test_sources_are_told_apart_and_ids_made_where_there_are_none(tmp_path):
-    records = rows(2, "pubmed-rct") + rows(2, "icl_nlu_8296shot_balance", first=7)
+    records = labelled(2, "pubmed-rct") + labelled(2, "icl_nlu_8296shot_balance", first=7)
     path = write(
         tmp_path / "test.parquet",
         [{k: v for k, v in row.items() if k != "instance_id"} for row in records],
@@ -97,6 +102,16 @@ def test_rows_that_are_refused(tmp_path, change, named):
     records[1] |= change
     path = write(tmp_path / "train.parquet", records)
     with pytest.raises(ValueError, match=rf"train\.parquet: {named}"):
+        list(published.read(path, "train"))
+
+
+@pytest.mark.parametrize("source", ["ttl_train", "pubmed-rct", "icl_banking77_5900shot_balance"])
+@pytest.mark.parametrize("answer", ["alarm_set", "-1", "1.0", "٣"])
+def test_a_label_that_is_no_integer_is_refused(tmp_path, source, answer):
+    records = labelled(2, source)
+    records[1]["questions_and_answers"] = [{"question": "Sentence: a", "answer": answer}]
+    path = write(tmp_path / "train.parquet", records)
+    with pytest.raises(ValueError, match=r"record 1: questions\[0\]: the label '.*' is no integer"):
         list(published.read(path, "train"))
 
 

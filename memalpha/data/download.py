@@ -24,92 +24,83 @@ HUB = "https://huggingface.co/datasets"
 @dataclass(frozen=True)
 class Remote:
     """A file: its URL, or its name in a data set repository of the hub; where it goes below the
-    data folder; its SHA-256 if known."""
+    data folder; its SHA-256 and the commit of the repository, if known."""
 
     url: str
     path: str
     sha256: str = ""
     repository: str = ""
+    revision: str = ""
 
 
-def _hub(repository: str, file: str, path: str) -> Remote:
-    return Remote(file, path, repository=repository)
+def _files(base: str, folder: str, hashes: dict[str, str]) -> tuple[Remote, ...]:
+    """Files below one URL; "" for a hash that is not known."""
+    return tuple(
+        Remote(f"{base}/{name}", f"{folder}/{name}", digest) for name, digest in hashes.items()
+    )
 
 
-_SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
-_TREC = "https://cogcomp.seas.upenn.edu/Data/QA/QC"
+def _hub(
+    repository: str, folder: str, hashes: dict[str, str], revision: str = ""
+) -> tuple[Remote, ...]:
+    """Files of a data set repository; without a revision the first fetch pins one."""
+    return tuple(
+        Remote(name, f"{folder}/{name.rpartition('/')[2]}", digest, repository, revision)
+        for name, digest in hashes.items()
+    )
+
+
 _RAW = "https://raw.githubusercontent.com"
-_HOTPOT = "http://curtis.ml.cmu.edu/datasets/hotpot"
-_PERLTQA = f"{_RAW}/Elvin-Yiming-Du/PerLTQA/main/Dataset/en"
-_NLU = f"{_RAW}/xliuhw/NLU-Evaluation-Data/master/AnnotatedData"
-_NLU_FILE = "NLU-Data-Home-Domain-Annotated-All.csv"
-_BENCH = "xinrongzhang2022/InfiniteBench"
-# Hashes as TensorFlow Datasets publishes them; the two of TREC were compared with real files. The
-# other addresses could not be tried where this was written.
+_BANKING = f"{_RAW}/PolyAI-LDN/task-specific-datasets/57ec275d8078af65b7731c2a98be812d844a6d6b"
+_CLINC = f"{_RAW}/clinc/oos-eval/828f8093932c8fe6ca7936c3d2e52903b1c523de"
+_NLU = f"{_RAW}/xliuhw/NLU-Evaluation-Data/f6071b496b17d71e6eb43f543af0707f4ff30557"
+_PERLTQA = f"{_RAW}/Elvin-Yiming-Du/PerLTQA/8d9e19868e239740ef701e603ec205cd581f221b"
+# Hashes and commits as others have published them (docs/data.md); the two of TREC were compared
+# with real files. No address could be tried where this was written.
 REMOTES: dict[str, tuple[Remote, ...]] = {
-    "squad": (
-        Remote(
-            f"{_SQUAD}/train-v1.1.json",
-            "squad/train-v1.1.json",
-            "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
-        ),
-        Remote(
-            f"{_SQUAD}/dev-v1.1.json",
-            "squad/dev-v1.1.json",
-            "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
-        ),
-    ),
-    "trec": (
-        Remote(
-            f"{_TREC}/train_5500.label",
-            "trec/train_5500.label",
-            "9e4c8bdcaffb96ed61041bd64b564183d52793a8e91d84fc3a8646885f466ec3",
-        ),
-        Remote(
-            f"{_TREC}/TREC_10.label",
-            "trec/TREC_10.label",
-            "033f22c028c2bbba9ca682f68ffe204dc1aa6e1cf35dd6207f2d4ca67f0d0e8e",
-        ),
-    ),
-    "nlu": (Remote(f"{_NLU}/{_NLU_FILE}", f"nlu/{_NLU_FILE}"),),
-    "hotpotqa": tuple(
-        Remote(f"{_HOTPOT}/{name}", f"hotpotqa/{name}")
-        for name in ("hotpot_train_v1.1.json", "hotpot_dev_distractor_v1.json")
-    ),
-    "perltqa": tuple(
-        Remote(f"{_PERLTQA}/{name}", f"perltqa/{name}")
-        for name in ("perltmem_en.json", "perltqa_en.json")
-    ),
-    "longmemeval": tuple(
-        _hub("xiaowu0162/longmemeval-cleaned", name, f"longmemeval/{name}")
-        for name in ("longmemeval_oracle.json", "longmemeval_s_cleaned.json")
-    ),
-    "banking77": tuple(
-        Remote(
-            f"{_RAW}/PolyAI-LDN/task-specific-datasets/master/banking_data/{name}",
-            f"banking77/{name}",
-        )
-        for name in ("train.csv", "test.csv")
-    ),
-    "clinic150": (
-        Remote(f"{_RAW}/clinc/oos-eval/master/data/data_full.json", "clinc150/data_full.json"),
-    ),
-    "booksum": tuple(
-        _hub("ubaada/booksum-complete-cleaned", f"chapters/{name}", f"booksum/{name}")
-        for name in ("train.jsonl", "val.jsonl", "test.jsonl")
-    ),
-    "infinitebench": tuple(
-        _hub(_BENCH, name, f"infinitebench/{name}")
-        for name in ("longbook_sum_eng.jsonl", "longbook_qa_eng.jsonl")
-    ),
-    "memalpha": tuple(
-        _hub("YuWangX/Memalpha", name, f"memalpha/{name}")
-        for name in ("train.parquet", "test.parquet")
-    ),
-    "memoryagentbench": (
-        _hub(
-            "YuWangX/Memalpha-Memoryagentbench", "test.parquet", "memoryagentbench/test.parquet"
-        ),
+    "squad": _files("https://rajpurkar.github.io/SQuAD-explorer/dataset", "squad", {
+        "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
+        "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+    }),
+    "trec": _files("https://cogcomp.seas.upenn.edu/Data/QA/QC", "trec", {
+        "train_5500.label": "9e4c8bdcaffb96ed61041bd64b564183d52793a8e91d84fc3a8646885f466ec3",
+        "TREC_10.label": "033f22c028c2bbba9ca682f68ffe204dc1aa6e1cf35dd6207f2d4ca67f0d0e8e",
+    }),
+    "nlu": _files(f"{_NLU}/AnnotatedData", "nlu", {"NLU-Data-Home-Domain-Annotated-All.csv": ""}),
+    "hotpotqa": _files("http://curtis.ml.cmu.edu/datasets/hotpot", "hotpotqa", {
+        "hotpot_train_v1.1.json":
+            "26650cf50234ef5fb2e664ed70bbecdfd87815e6bffc257e068efea5cf7cd316",
+        "hotpot_dev_distractor_v1.json":
+            "4e9ecb5c8d3b719f624d66b60f8d56bf227f03914f5f0753d6fa1b359d7104ea",
+    }),
+    "perltqa": _files(f"{_PERLTQA}/Dataset/en", "perltqa", {
+        "perltmem_en.json": "", "perltqa_en.json": "",
+    }),
+    "longmemeval": _hub("xiaowu0162/longmemeval-cleaned", "longmemeval", {
+        "longmemeval_oracle.json":
+            "821a2034d219ab45846873dd14c14f12cfe7776e73527a483f9dac095d38620c",
+        "longmemeval_s_cleaned.json":
+            "d6f21ea9d60a0d56f34a05b609c79c88a451d2ae03597821ea3d5a9678c3a442",
+    }, "98d7416c24c778c2fee6e6f3006e7a073259d48f"),
+    "banking77": _files(f"{_BANKING}/banking_data", "banking77", {
+        "train.csv": "b06e26ac675513959a63135f11b94ea7786ed02da65db93a5650d8838cbc664b",
+        "test.csv": "d12d6e3bc4c3103966ae786dc435913c0c563dfa328f5a3646d0e62cfeeb474d",
+    }),
+    "clinic150": _files(f"{_CLINC}/data", "clinc150", {
+        "data_full.json": "36923c3705a59e08fe9c3883d8bc2dd966ef93e22cb78ac41171782a698d56e0",
+    }),
+    "booksum": _hub("ubaada/booksum-complete-cleaned", "booksum", {
+        "chapters/train.jsonl": "", "chapters/val.jsonl": "", "chapters/test.jsonl": "",
+    }),
+    "infinitebench": _hub("xinrongzhang2022/InfiniteBench", "infinitebench", {
+        "longbook_sum_eng.jsonl":
+            "3928828a83a42d47d1e4f93bc28d8bdea7cd8282814505fa0dd6dfda72d4802a",
+        "longbook_qa_eng.jsonl":
+            "660892d133a7669198428ad0c92d6ce8404312af742b728391a1cdf9524fab93",
+    }),
+    "memalpha": _hub("YuWangX/Memalpha", "memalpha", {"train.parquet": "", "test.parquet": ""}),
+    "memoryagentbench": _hub(
+        "YuWangX/Memalpha-Memoryagentbench", "memoryagentbench", {"test.parquet": ""}
     ),
 }  # fmt: skip
 
@@ -131,11 +122,12 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
     expected = remote.sha256 or pin.get("sha256", "")
     if target.exists():
         found = _check(target, expected)
-        _pin(target, found, pins, pin.get("origin", remote.url if not remote.repository else ""))
+        known = remote.revision if remote.repository else remote.url
+        _pin(target, found, pins, pin.get("origin", known))
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    origin = pin.get("origin", "")
+    origin = pin.get("origin", remote.revision)
     try:
         if remote.repository:
             origin = _fetch_from_hub(remote, origin, part)

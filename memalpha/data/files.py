@@ -103,10 +103,12 @@ def json_records(path: str | Path, prefix: str = "item") -> Iterator[tuple[str, 
                 yield f"{path}: record {number}", record
                 number += 1
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            problem = " ".join(str(error).split())[:120]
+            said = error.args[0] if error.args else ""  # bytes, where the file is no UTF-8
+            said = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(error)
+            problem = " ".join(said.split())[:120]
             raise ValueError(
-                f"{path}: not valid JSON after record {number - 1} ({problem}); is the file cut"
-                " off, or no UTF-8?"
+                f"{path}: record {number}: not valid JSON ({problem}); is the file cut off, or no"
+                " UTF-8?"
             ) from error
     if not number:
         wanted = "a list" if prefix == "item" else f"a list at {prefix.removesuffix('.item')!r}"

@@ -128,9 +128,10 @@ def build(
 ) -> Iterator[Instance]:
     """Yield `count` instances of `split`: about `questions` questions over `chunks` chunks.
 
-    All supporting paragraphs of the questions asked are there, the two of one question in
-    different chunks; other paragraphs of theirs fill the room that is left. A question whose
-    paragraphs find no room is not asked. Errors: ValueError if the split is too small.
+    No question is drawn twice before all others were. All supporting paragraphs of the questions
+    asked are there, the two of one question in different chunks; other paragraphs of theirs fill
+    the room that is left. A question whose paragraphs find no room is not asked. Errors: ValueError
+    if the split is too small.
     """
     text.check_request(split, count, chunks, chunk_tokens, questions)
     pool = [item for item in records.items if item.split == split]
@@ -142,15 +143,18 @@ def build(
     count_cached = lru_cache(maxsize=2**16)(count_tokens)
     frame = partial(text.dialogue_chunk, LEAD_IN, ACKNOWLEDGEMENT)
     room = chunk_tokens - count_cached(frame(0, ""))
+    unread: list[Item] = []
     for index in range(count):
-        order = text.shuffled(pool, lambda item: item.record_id, "draw", seed, index)
+        order = text.go_on(unread, pool, lambda item: item.record_id, "draw", seed, index)
         bins = Bins(chunks, room, count_cached, (seed, index))
-        asked = []
-        for item in order:
+        asked, drawn = [], 0
+        for number, item in enumerate(order, start=1):
             if len(asked) == questions:
                 break
             if bins.put_apart([_render(p) for p in item.support()]):
                 asked.append(item)
+                drawn = number
+        unread = text.left(order, unread, drawn)
         for item in asked:
             for paragraph in item.paragraphs:
                 bins.put(_render(paragraph))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 # Carried by every instance of a built source; raised whenever the same files and arguments give
 # other instances than before.
-BUILDER = "memalpha-data-1"
+BUILDER = "memalpha-data-2"
 
 
 @dataclass(frozen=True)

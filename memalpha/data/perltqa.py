@@ -1,5 +1,7 @@
 """PerLTQA (English): the events of a character and the dialogues about them, one chunk an event."""
 
+import html
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +15,7 @@ from memalpha.data.instance import Instance, Question
 SOURCE = "perltqa"
 SECTIONS = ("social_relationship", "events", "dialogues")  # of the questions; not the profile
 VALIDATION_SHARE = 0.13  # of the characters: 4 of 31 in the paper
+MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,14 @@ class Characters:
 
 
 def load_folder(data_dir: str | Path) -> Characters:
-    """Read perltqa/perltmem_en.json (memories) and perltqa/perltqa_en.json (questions).
+    """Read perltqa/perltmem_en*.json (memories) and perltqa/perltqa_en*.json (questions).
 
-    Characters without questions or without events are left out. Errors: ValueError naming file,
-    record and field.
+    The first edition or the second (`_v2`), whose memories are an object by name. Characters
+    without questions or without events are left out. Errors: ValueError naming file, record and
+    field, also for two editions at once.
     """
     folder = Path(data_dir) / SOURCE
-    paths = [folder / "perltmem_en.json", folder / "perltqa_en.json"]
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{path}: no such file; put the published {path.name} there")
+    paths = [_find(folder, stem) for stem in ("perltmem_en", "perltqa_en")]
     digests = {path.name: files.digest(path) for path in paths}
     asked: dict[str, tuple] = {}
     for where, record in files.json_records(paths[1]):
@@ -65,7 +66,7 @@ def load_folder(data_dir: str | Path) -> Characters:
                 raise ValueError(f"{where}: the questions of {name!r} stand twice")
             asked[name] = tuple(_read_questions(sections, f"{where}: {name}"))
     characters: dict[str, Character] = {}
-    for where, record in files.json_records(paths[0]):
+    for where, record in _memories(paths[0]):
         profile = text.require(record, "profile", dict, where)
         name = text.require(profile, "Protagonist", str, f"{where}: profile")
         if name in characters:
@@ -79,11 +80,31 @@ def load_folder(data_dir: str | Path) -> Characters:
     return Characters(usable, digests)
 
 
+def _find(folder: Path, stem: str) -> Path:
+    found = files.find(folder, [f"{stem}*.json"], f"put the published {stem}.json there")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{folder}: {names}; keep one edition")
+    return found[0]
+
+
+def _memories(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, character) of a list of them, or of an object {name: character}."""
+    data, _ = text.read_json(path)  # 13 MB in the second edition
+    if not isinstance(data, list | dict) or not data:
+        raise ValueError(f"{path}: must be a list of characters or an object {{name: character}}")
+    named = data.items() if isinstance(data, dict) else enumerate(data)
+    return ((f"{path}: record {name}", record) for name, record in named)
+
+
 def _read_questions(sections: Any, where: str) -> Iterator[tuple[str, str, str]]:
     if not isinstance(sections, dict):
         raise ValueError(f"{where}: must be an object with the sections {', '.join(SECTIONS)}")
     for section in SECTIONS:
-        for number, (group, record) in enumerate(_flatten(sections.get(section, []))):
+        found = sections.get(section, [])
+        if not isinstance(found, list | dict):
+            raise ValueError(f"{where}: {section} must be a list or an object")
+        for number, (group, record) in enumerate(_flatten(found)):
             place = f"{where}: {section}[{number}]"
             question = text.require(record, "Question", str, place).strip()
             answer = text.require(record, "Answer", str, place).strip()
@@ -97,6 +118,7 @@ def _flatten(records: Any) -> Iterator[tuple[str, Any]]:
     for record in [records] if isinstance(records, dict) else records:
         if isinstance(record, dict) and "Question" not in record:
             for name, some in record.items():
+                some = some if isinstance(some, list) else [some]
                 yield from ((name, item) for item in some)
         else:
             yield "", record
@@ -117,7 +139,7 @@ def _anchors(value: Any, where: str) -> Iterator[str]:
             raise ValueError(f"{where}: Memory Anchors: {anchor!r} is no text and no object")
         for phrase in anchor if isinstance(anchor, dict) else (anchor,):
             if phrase.strip():
-                yield phrase.strip()
+                yield html.unescape(phrase).strip()  # some hold &#39;
 
 
 def _read_events(record: dict, name: str, where: str) -> Iterator[Event]:
@@ -146,7 +168,25 @@ def _read_events(record: dict, name: str, where: str) -> Iterator[Event]:
                 tuple(turns),
             )
         )
-    yield from sorted(found, key=lambda event: (event.date, event.event_id))
+    yield from sorted(found, key=lambda event: (when(event.date), event.event_id))
+
+
+def when(date: str) -> tuple[int, int, int]:
+    """(year, month, day) of "2022-05-12", "May 12, 2022", "October 2021" or "2012".
+
+    0 for a month or a day that is not told; without a year ("during an election") the year is
+    9999, so that such events come last.
+    """
+    numbers = re.search(r"\b(\d{4})[-/.](\d{1,2})(?:[-/.](\d{1,2}))?", date)
+    if numbers:
+        return int(numbers[1]), int(numbers[2]), int(numbers[3] or 0)
+    year = re.search(r"\b\d{4}\b", date)
+    if year is None:
+        return 9999, 0, 0
+    words = re.findall(r"[a-z]+", date.lower())
+    month = next((MONTHS.index(w[:3]) + 1 for w in words if w[:3] in MONTHS), 0)
+    day = re.search(r"\b(0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?\b", date) if month else None
+    return int(year[0]), month, int(day[1]) if day else 0
 
 
 def _read_dialogue(dialogue: Any, where: str) -> Iterator[tuple[str, tuple[tuple[str, str], ...]]]:

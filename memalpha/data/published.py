@@ -19,6 +19,8 @@ from memalpha.data.instance import Instance, Question, validate
 BATCH = 8  # rows read at once: an instance of the benchmark has up to 3 MB
 LEAD_IN = "Please remember this text:"
 ACKNOWLEDGEMENT = "I will remember it."
+# Sources whose answers are integers, as their names begin after "icl_".
+LABELLED = ("ttl_train", "nlu", "trec", "pubmed", "banking77", "clinic150", "clinc150")
 REQUIRED = {
     "memalpha": ("chunks", "questions_and_answers", "data_source"),
     "memoryagentbench": ("context", "questions", "answers", "metadata"),
@@ -46,7 +48,8 @@ def read(
 
     Raises:
         ValueError: naming file, record and field: no parquet, cut off, an LFS pointer, a column
-            that is missing, an empty chunk list, an answer that is none, an id that stands twice.
+            that is missing, an empty chunk list, an answer that is none, a label that is no
+            integer, an id that stands twice.
     """
     path = Path(path)
     digest = files.digest(path)
@@ -68,6 +71,8 @@ def read(
             if not sources(source):
                 continue
             name, chunks, questions, metadata = make(record, source, where)
+            if source.lower().removeprefix("icl_").startswith(LABELLED):
+                _check_labels(questions, where)
             name = name or f"{source}-{split}-{text.rank(*chunks).hex()[:8]}"
             if name in seen:
                 raise ValueError(f"{where}: instance_id {name!r} stands already at {seen[name]}")
@@ -81,6 +86,16 @@ def read(
                 yield validate(Instance(source, name, chunks, questions, metadata))
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
+
+
+def _check_labels(questions: tuple[Question, ...], where: str) -> None:
+    for number, question in enumerate(questions):
+        for answer in question.answers:
+            if not (answer.isascii() and answer.strip().isdigit()):
+                raise ValueError(
+                    f"{where}: questions[{number}]: the label {answer!r} is no integer, as all"
+                    " labels of this source are"
+                )
 
 
 def _layout(columns: list[str], path: Path) -> str:

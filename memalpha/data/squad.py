@@ -124,6 +124,7 @@ def build(
 ) -> Iterator[Instance]:
     """Yield `count` instances of `split`: paragraphs of its articles in a random order.
 
+    No paragraph is read twice, in an instance or in two, before all others were read.
     Paragraphs stand whole in chunks of at most `chunk_tokens` tokens; one that is longer than a
     chunk is cut after its last sentence that fits. Only questions whose answer is inside the kept
     text are asked, at most `questions` of them, taken from the chunks in turn. A paragraph of
@@ -148,8 +149,9 @@ def build(
         )
         return kept if any(_inside(question, kept) for question in paragraph.questions) else ""
 
+    unread: list[Paragraph] = []
     for index in range(count):
-        order = text.shuffled(paragraphs, _paragraph_key, "read", seed, index)
+        order = text.go_on(unread, paragraphs, _paragraph_key, "read", seed, index)
         packed = text.pack(map(keep, order), frame, chunks, chunk_tokens, count_cached)
         if len(packed) < chunks:
             raise ValueError(
@@ -158,6 +160,7 @@ def build(
                 "are the text around the content); ask for fewer chunks or other sizes"
             )
         shown = [[order[item] for item in items] for _, items in packed]
+        unread = text.left(order, unread, packed[-1][1][-1] + 1)
         asked, unanswerable = _choose_questions(shown, keep, questions, (seed, index))
         texts = tuple(chunk for chunk, _ in packed)
         asked_now = tuple(Question(q.question, tuple(a for _, a in q.answers)) for q in asked)

@@ -19,6 +19,7 @@ from memalpha.data.files import sha256
 from memalpha.data.instance import BUILDER, Instance, Question, Totals, stamp, validate
 
 ROWS, MANIFEST = "instances.jsonl", "manifest.json"
+ASIDE, OLD = ".unfinished", ".old"  # behind the name of a folder while it is written or replaced
 
 
 def write(
@@ -43,7 +44,7 @@ def write(
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder}: is there already; remove it, or overwrite it (--overwrite)")
-    aside = folder.with_name(folder.name + ".unfinished")
+    aside = folder.with_name(folder.name + ASIDE)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -97,7 +98,7 @@ def _answered(verdicts: Counter[bool | None]) -> dict[str, float | None]:
 
 
 def _take_the_name(aside: Path, folder: Path) -> None:
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
@@ -155,6 +156,8 @@ def every(folder: str | Path) -> dict[str, dict[str, Path]]:
     folder = Path(folder)
     found: dict[str, dict[str, Path]] = {}
     for path in sorted({*folder.glob(MANIFEST), *folder.glob(f"*/*/{MANIFEST}")}):
+        if path.parent.name.endswith((ASIDE, OLD)):  # of a build that was killed
+            continue
         description = Built(path.parent).manifest["description"]
         found.setdefault(description["split"], {})[description["source"]] = path.parent
     if not found:

@@ -25,6 +25,7 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s+[^\sa-z])|[。！？�
 _ABBREVIATIONS = frozenset(
     "dr mr mrs ms st vs no jr sr gen col sgt rev prof e.g i.e fig vol".split()
 )
+_LONGEST = 40  # letters before a full stop that are looked at: an abbreviation is shorter
 
 
 def read_bytes(path: str | Path) -> tuple[bytes, str]:
@@ -148,6 +149,26 @@ def shuffled(items: Iterable[T], key: Callable[[T], str], *parts: object) -> lis
     return sorted(items, key=lambda item: rank(*parts, key(item)))
 
 
+def go_on(
+    unread: Sequence[T], items: Iterable[T], key: Callable[[T], str], *parts: object
+) -> list[T]:
+    """`unread`, then the other items in a random order fixed by their keys and the parts.
+
+    For instances that are built one after the other: each reads the beginning of such an order
+    (`left`), so that every item is read once before one is read again.
+    """
+    waiting = set(map(key, unread))
+    return [*unread, *shuffled((i for i in items if key(i) not in waiting), key, *parts)]
+
+
+def left(order: list[T], unread: Sequence[T], read: int) -> list[T]:
+    """What is unread after the first `read` items of `order = go_on(unread, ...)`.
+
+    If that is nothing, a new round begins, in which what ended the old one comes last.
+    """
+    return order[read : len(unread)] or [*order[read:], *unread]
+
+
 def share(*parts: object) -> float:
     """A number in [0, 1) fixed by the parts."""
     return int.from_bytes(rank(*parts)[:6]) / 2**48
@@ -169,7 +190,8 @@ def sentence_ends(text: str) -> list[int]:
     """Positions at which a sentence is complete; the last is the end of the text."""
     ends = []
     for match in _SENTENCE_END.finditer(text):
-        words = text[: match.start()].rsplit(None, 1)
+        # Not the whole beginning of the text, whose copies would be quadratic in a long line.
+        words = text[max(match.start() - _LONGEST, 0) : match.start()].rsplit(None, 1)
         word = words[-1].lstrip("(\"'“‘[") if words else ""
         if match[0] == "." and (word.lower() in _ABBREVIATIONS or re.fullmatch(r"(\w\.)*\w", word)):
             if not word.isdigit():  # "Dr. Who", "J. Smith", "U.S. Navy"; but "in round 3. Then"
