@@ -4,11 +4,12 @@ r4 is the share of fit calls of a response. With one advantage for all of its to
 note in the right memory is punished for the one beside it in the wrong memory, and a further call
 is a risk without a gain. Here the tokens of call j get
 
-    A(r1 + r2 + beta r3) + gamma (fit_j - mean fit over the executed calls of the group)
+    A(r1 + r2 + beta r3) + gamma (fit_j - mean fit of the executed j-th calls of the group)
 
 A(...) is the advantage of the whole response, as ever. A call that failed has nothing to be judged
 and gets A alone, as the tokens after the last call do: whether to call, and how often, is left to
-the other rewards.
+the other rewards. That is why a call is compared with those in its own place: later ones are filed
+worse, and against the mean of all they would be discouraged as such.
 
 Axes: R rows, T completion tokens, S calls a response can have.
 """
@@ -91,9 +92,9 @@ def call_advantages(batch: Batch, gamma: float, groups: np.ndarray) -> np.ndarra
     executed = ~np.isnan(batch.fit)
     fit = np.where(executed, batch.fit, 0)
     _, of_group = np.unique(groups, return_inverse=True)
-    total, count = (np.zeros(of_group.max() + 1) for _ in range(2))
-    np.add.at(total, of_group, fit.sum(axis=1))
-    np.add.at(count, of_group, executed.sum(axis=1))
+    total, count = (np.zeros((of_group.max() + 1, fit.shape[1])) for _ in range(2))
+    np.add.at(total, of_group, fit)
+    np.add.at(count, of_group, executed)
     mean = (total / np.maximum(count, 1))[of_group]
-    of_call = np.where(executed, gamma * (fit - mean[:, None]), 0).astype(np.float32)
+    of_call = np.where(executed, gamma * (fit - mean), 0).astype(np.float32)
     return np.where(batch.completion_mask, np.take_along_axis(of_call, batch.part, axis=1), 0)

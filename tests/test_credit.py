@@ -114,19 +114,22 @@ def test_calls_of_another_parser_are_refused_unless_they_keep_their_place(micro)
 
 def test_advantages_by_hand(micro):
     bad = [insert(ANNA), insert(DIARY), insert(ANNA)]  # fit; not fit; a duplicate
-    found = values(batch_of(micro.env, [insert(ANNA)], bad, [insert(ANNA), insert(BERT)], ""))
-    # Of five executed calls four were fit.
-    good = [found[place] for place in ((0, 0), (1, 0), (2, 0), (2, 1))]
-    assert good == pytest.approx([0.1 * 0.2] * 4)
-    assert found[1, 1] == pytest.approx(-0.1 * 0.8)
+    good = [insert(DIARY, "episodic"), insert(BERT)]
+    found = values(batch_of(micro.env, [insert(DIARY)], bad, good, ""))
+    # Of three first calls two were fit, of two second ones one.
+    assert found[0, 0] == pytest.approx(-0.1 * 2 / 3)
+    assert found[1, 0] == found[2, 0] == pytest.approx(0.1 / 3)
+    assert found[1, 1] == pytest.approx(-0.05) and found[2, 1] == pytest.approx(0.05)
     # The duplicate, the silent response, and what follows the last call.
     assert found[1, 2] == found[3, 0] == found[0, 1] == found[1, 3] == found[2, 2] == 0
 
 
-def test_nobody_gains_or_loses_on_average_whatever_the_number_of_calls(micro):
-    batch = batch_of(micro.env, [insert(ANNA)], [insert(DIARY), insert(BERT)], [insert(DIARY)])
+def test_calls_in_one_place_gain_nothing_on_average(micro):
+    """Else a place that is filed worse than others would be unlearned as such."""
+    batch = batch_of(micro.env, [insert(ANNA)], [insert(BERT), insert(DIARY)], [insert(DIARY)])
     found = values(batch)
-    assert sum(found.values()) == pytest.approx(0) and found[1, 0] < 0 < found[1, 1]
+    assert sum(found[row, 0] for row in range(3)) == pytest.approx(0) and found[2, 0] < 0
+    assert found[1, 1] == 0  # not fit, but nobody else made a second call
 
 
 def test_groups_are_apart(micro):
@@ -155,7 +158,7 @@ def test_the_learner_is_given_the_sum_of_both(micro, monkeypatch, credited):
         return state, {}
 
     monkeypatch.setattr(train, "make_update", lambda *arguments: update)
-    batch = batch_of(micro.env, [insert(ANNA), insert(DIARY)], [insert(BERT)], "")
+    batch = batch_of(micro.env, [insert(ANNA), insert(DIARY)], [insert(DIARY)], "")
     learn = train.make_learner(config, micro.model, None, {})
     learn(None, batch, 0)
     given = np.asarray(seen["batch"].advantages)
