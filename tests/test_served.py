@@ -24,8 +24,7 @@ from memalpha.lm_server import ServerModel
 from memalpha.policy import Policy
 
 ROOT = Path(__file__).parent.parent
-CHUNKS = ("Anna Berger has a parrot.", "Her parrot is called Zora since May.")
-ASKED = (Question("Which pet has Anna Berger?", ("parrot",)), Question("What is it?", ("Zora",)))
+PETS = (("Anna Berger", "parrot", "Zora"), ("Ida Mohr", "tortoise", "Bella"))
 SYSTEMS = ["perfect", "rag_top2", "no_memory", "memagent"]
 SOURCES = ["synthetic_facts", "longmemeval_s"]
 EXTRA = '{"top_p": 0.5, "seed": 3}'
@@ -34,6 +33,14 @@ EXTRA = '{"top_p": 0.5, "seed": 3}'
 def language_model(url, name, **fields):
     fields = {"engine": "server", "url": url, "model": name, "retries": 0, "cache": ""} | fields
     return fields | {"concurrency": 1, "max_new_tokens": 64}
+
+
+def judged(who, pet, name):
+    """An instance of a source whose answers are judged."""
+    chunks = (f"{who} has a {pet}.", f"Since May the {pet} of {who} is called {name}.")
+    asked = (f"Which pet has {who}?", pet), (f"What does {who} call it?", name)
+    questions = tuple(Question(question, (gold,)) for question, gold in asked)
+    return Instance("longmemeval_s", who, chunks, questions)
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def workdir(micro, tmp_path, chat_server):
 @pytest.fixture
 def built(tmp_path):
     """Two instances of a source that is judged."""
-    some = [Instance("longmemeval_s", f"i{n}", CHUNKS, ASKED) for n in range(2)]
+    some = [judged(*pet) for pet in PETS]
     about = {"source": "longmemeval_s", "split": "test", "tokens": "words"}
     store.write(
         tmp_path / "built" / "longmemeval_s" / "test", some, about, lambda t: len(t.split())
@@ -96,7 +103,7 @@ class Scripted:
 def model(workdir, chat_server):
     config = tiny.get_config()
     some = load_sources(config, ["synthetic_facts"], "test", 2)["synthetic_facts"]
-    chat_server.behave = Scripted([*some, Instance("longmemeval_s", "i", CHUNKS, ASKED)])
+    chat_server.behave = Scripted([*some, *(judged(*pet) for pet in PETS)])
     return chat_server.behave
 
 
@@ -112,7 +119,7 @@ def measure(workdir, built, out, systems, sources, changes=""):
 
 def test_from_a_server_to_the_tables(workdir, built, model, chat_server, tmp_path):
     out = tmp_path / "out"
-    model.refused = "Which pet has Anna"
+    model.refused = "Which pet has"
     # Half of a judged source is too long for the server: what was measured before is kept.
     with pytest.raises(ReaderFailureError) as caught:
         measure(workdir, built, out, SYSTEMS, SOURCES)
@@ -130,7 +137,6 @@ def test_from_a_server_to_the_tables(workdir, built, model, chat_server, tmp_pat
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     reads = [b for b in chat_server.bodies[asked:] if b["model"] == "reads"]
-    assert not [b for b in reads if "facts" in json.dumps(b)]
     # A word at the start; then three systems ask 2 x 2 questions, and one writes two chunks twice.
     assert len(reads) == 1 + 3 * 4 + 4
     assert {b["top_p"] for b in reads} == {0.5}
@@ -143,13 +149,19 @@ def test_from_a_server_to_the_tables(workdir, built, model, chat_server, tmp_pat
         f"reads, extra {json.dumps(json.loads(EXTRA), sort_keys=True)}, at most 64"
     )
     assert about["reading"]["judge"] == "judges, at most 64 tokens, temperature 0.0"
-    r1 = {(r["system"], r["source"]): r["r1"] for r in rows if r["instance"].endswith(("0", "i0"))}
+    r1 = {(r["system"], r["source"]): r["r1"] for r in rows}
     for source in ("synthetic_facts", "longmemeval_s"):
         assert (r1["rag_top2", source], r1["no_memory", source]) == (1.0, 0.0)
         assert r1["memagent", source] == 1.0
     assert r1["perfect", "synthetic_facts"] == 1.0 and ("perfect", "longmemeval_s") not in r1
     said = {q["prediction"] for q in read_lines(out / QUESTIONS) if q["source"] == "longmemeval_s"}
-    assert said == {"parrot", "Zora", "unknown"}  # what was thought is not there
+    assert said == {
+        "parrot",
+        "Zora",
+        "tortoise",
+        "Bella",
+        "unknown",
+    }  # what was thought is not there
 
     pool = read_pool([str(out)])
     (judged,) = [t for t in paper_tables(pool) if t.title.startswith("Table 2.")]
