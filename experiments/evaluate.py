@@ -26,6 +26,7 @@ from rich.table import Table
 from experiments import sources as measured
 from experiments.failures import check_answers
 from experiments.progress import console, progress
+from experiments.readers import accounts
 from experiments.results import Results, read_results
 from experiments.systems import (
     BASELINES,
@@ -149,6 +150,8 @@ def main(argv: list[str]) -> None:
             raise
         sys.exit(f"{type(error).__name__}: {error}")
     console.print(results_overview(Path(args.out)))
+    for line in [line for used in (run, flat) if used for line in accounts(used.engines)]:
+        console.print(line)
     console.print(f"rows {args.out}; tables: python -m experiments.tables --results={args.out}")
 
 

@@ -10,7 +10,7 @@ import sys
 from absl import app, flags, logging
 
 from experiments.progress import console
-from experiments.setup import open_run
+from memalpha.policy import load_run
 from memalpha.weights import export
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a checkpoint.", required=True)
@@ -20,8 +20,8 @@ DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; no
 
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
-    _, policy = open_run(WORKDIR.value)
     try:
+        policy = load_run(WORKDIR.value)
         done = export(policy.params, policy.model, OUT.value, policy.env.tokenizer, DTYPE.value)
     except ValueError as error:
         sys.exit(str(error))

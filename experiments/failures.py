@@ -27,6 +27,5 @@ def check_answers(config: ConfigDict, episodes: Sequence[Episode], where: str) -
             words = f". The last failure: {accounts[-1]}" if accounts else ""
             raise ReaderFailureError(
                 f"{where}: {what.format(share)}, more than max_failed_share="
-                f"{config.max_failed_share:.0%}{words}. What is finished is kept: the same command"
-                " continues from the last checkpoint"
+                f"{config.max_failed_share:.0%}{words}. What is on disk is kept"
             )

@@ -44,6 +44,18 @@ class Pool:
     reading: Row
     rows: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
     small: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
+    made: dict[tuple, tuple[Path, Row]] = field(default_factory=dict)
+
+    def agree(self, place: tuple, folder: Path, made: Row) -> None:
+        """Notes how the rows of a column or system (the end of `place`) were made; ResultsError
+        where those of another folder were made otherwise: a mean would be of two things."""
+        first, before = self.made.setdefault(place, (folder, made))
+        if differ := [item for item in differences(before, made) if not _of_a_seed(item[0])]:
+            lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
+            raise ResultsError(
+                f"{place[-1]!r} of {first} and of {folder} are two things, and a table has one"
+                f" place for both ({lines}): make a table of each"
+            )
 
     def systems(self, split: str, small: bool) -> list[str]:
         """Measured with the weights of the first folder, in the order of their first row."""
@@ -113,7 +125,7 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = ()) -> Pool:
 
     Raises:
         ResultsError: no folder, one without results, folders read in different ways (one table, one
-            reader), or two sources of a folder for one column.
+            reader), or a column or system that was made in different ways.
     """
     pool: Pool | None = None
     for folder, aside in [*((f, False) for f in folders), *((f, True) for f in small)]:
@@ -125,27 +137,33 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = ()) -> Pool:
         elif differ := differences(pool.reading, reading):
             lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
             raise ResultsError(f"{folder} was read in another way than the first folder: {lines}")
-        _add(pool, Path(folder), about["split"], weights, rows, aside)
+        _add(pool, Path(folder), about, weights, rows, aside)
     if pool is None:
         raise ResultsError("no results folder: give at least one")
     return pool
 
 
 def _add(
-    pool: Pool, folder: Path, split: str, weights: Weights, rows: Sequence[Row], small: bool
+    pool: Pool, folder: Path, about: Row, weights: Weights, rows: Sequence[Row], small: bool
 ) -> None:
-    named: dict[str, str] = {}
+    split = about["split"]
     for row in rows:
-        source, aside = row["source"], small or row["source"].startswith("synthetic_")
+        source, system = row["source"], row["system"]
+        aside = small or source.startswith("synthetic_")
         column = source if aside else column_of(source)
-        if named.setdefault(column, source) != source:
-            raise ResultsError(
-                f"{folder}: {named[column]!r} and {source!r} are both of column {column!r}; measure"
-                " them into folders of their own"
-            )
-        key = Key(split, weights, row["system"], column)
+        text = {"source": source} | about["sources"].get(source, {})
+        pool.agree((split, aside, column), folder, text)
+        written = about["systems"].get(system, {})
+        pool.agree((split, aside, weights, system), folder, written)
+        key = Key(split, weights, system, column)
         cells = (pool.small if aside else pool.rows).setdefault(key, {})
         cells.setdefault(f"{row['instance']} {row['digest']}", []).append(row)
+
+
+def _of_a_seed(name: str) -> bool:
+    """Whether a field may differ between runs that are put together as seeds."""
+    free = ("seed", "rows", "trained.seed", "trained.checkpoint_every", "trained.data.dir")
+    return name in free or name.startswith("trained.eval.")
 
 
 def column_of(source: str) -> str:

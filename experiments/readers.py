@@ -132,6 +132,16 @@ def probe(engines: Mapping[str, Counted]) -> None:
             raise ValueError(f"config.{role}: {engine.name} does not answer: {generation.error}")
 
 
+def accounts(engines: Mapping[str, Counted]) -> list[str]:
+    """What every engine was asked for and what that took, in words; roles may share one."""
+    return [
+        f"{engine.name}: {used.chats} chats, {used.cached} of them from the cache, {used.failed}"
+        f" failed; {used.prompt_tokens} tokens read and {used.completion_tokens} generated"
+        for engine in {id(engine): engine for engine in engines.values()}.values()
+        for used in [engine.usage]
+    ]
+
+
 def with_readers(
     env: Environment, config: Mapping[str, Any], engines: Mapping[str, Counted]
 ) -> Environment:

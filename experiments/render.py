@@ -59,7 +59,7 @@ def _plain(text: str) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """One table environment each; needs no package."""
+    """One table environment each; needs no package. Small print: the widest fits a landscape A4."""
     return "\n".join(_latex(table) for table in tables)
 
 
@@ -69,6 +69,7 @@ def _latex(table: Table) -> str:
         [
             r"\begin{table}",
             rf"\caption{{{_tex(table.title)}}}",
+            r"\scriptsize\setlength{\tabcolsep}{2pt}",
             rf"\begin{{tabular}}{{l{'r' * (len(table.heads) - 1)}}}",
             r"\hline",
             _ampersands(table.heads),

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerBase
 
-from experiments.readers import build_engines, check_readers, with_readers
+from experiments.readers import build_engines, check_readers, probe, with_readers
 from memalpha.baselines.scripted import Flaws, perfect, poor_response
 from memalpha.data import PHRASES, load_source, store, synthetic
 from memalpha.data.batches import batch_indices
@@ -205,12 +205,14 @@ def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Param
 
 def open_run(workdir: str | Path) -> tuple[ConfigDict, Policy]:
     """The config and the trained writer of a run, with reader and judge as configured there; ends
-    the program where there is none."""
+    the program where there is none, or one of them does not answer."""
     try:
         policy = load_run(workdir)
         config = ConfigDict(json.loads((Path(workdir) / "config.json").read_text()))
-        env = with_readers(policy.env, config, build_engines(config, build_mesh(config)))
-    except ValueError as error:
+        engines = build_engines(config, build_mesh(config))
+        env = with_readers(policy.env, config, engines)
+        probe(engines)
+    except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
     return config, replace(policy, env=env)
 

@@ -89,9 +89,11 @@ def main(argv: list[str]) -> None:
     try:
         run = open_workdir(args.workdir, measured.changes())
         sources, _ = measured.from_flags(run.config)
+        some = [i for name, held in sources.items() if applies(args.system, name) for i in held]
+        if not some:
+            raise ValueError(f"system {args.system!r} writes on none of {', '.join(sources)}")
         rows = run.config.rl.instances * run.config.rl.rollouts
         system = open_systems([args.system], run, None, rows)[args.system]
-        some = [i for name, held in sources.items() if applies(args.system, name) for i in held]
         with progress("chunks", max(len(i.chunks) for i in some)) as report:
             episodes = system.run(some, Clock(), lambda done, _: report(done, "writing"))
         results = sweep(run, episodes, args.retrievers, [int(k) for k in args.top_k])

@@ -7,14 +7,14 @@ results of a system depend on goes with it, so that a results folder can tell.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.common import finish, language_model
-from experiments.readers import ROLES, build_engines, check_readers, comparable
+from experiments.readers import ROLES, build_engines, check_readers, comparable, probe
 from experiments.setup import (
     build_environment,
     build_mesh,
@@ -25,7 +25,7 @@ from experiments.setup import (
 from experiments.workdir import differences
 from memalpha.baselines import BASELINES, make_baseline, needs_model
 from memalpha.data.instance import Instance
-from memalpha.lm import LanguageModel
+from memalpha.lm import Counted, LanguageModel
 from memalpha.policy import Policy, load_run
 from memalpha.rollout import Clock, Environment, Episode, run_baseline, run_episodes
 from memalpha.tokenizer import load_tokenizer
@@ -46,19 +46,24 @@ class System:
 @dataclass(frozen=True)
 class Run:
     """A workdir as an evaluation sees it: its config, with changes, and what reads its memories;
-    `model`, where the reader is a language model, writes those of the baselines that need one."""
+    `engines` are the language models among reader and judge, by role."""
 
     folder: Path
     config: ConfigDict
     env: Environment
-    model: LanguageModel | None = None
+    engines: Mapping[str, Counted] = field(default_factory=dict)
+
+    @property
+    def model(self) -> LanguageModel | None:
+        """Writes for the baselines that need a model: the one that reads."""
+        return self.engines.get("reader")
 
 
 def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     """A workdir with `changes` to its config ("field=value,...", as after the colon of a config).
 
     Raises ValueError where there is no config or tokenizer of a run, for a change of a field that
-    is not there, or for a reader that cannot work.
+    is not there, or for a reader or judge that cannot work or does not answer.
     """
     folder = Path(workdir)
     settings = _settings(folder)
@@ -70,7 +75,8 @@ def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     name = config.tokenizer.path or config.model.path or str(folder / "tokenizer")
     engines = build_engines(config, build_mesh(config))
     env = build_environment(config, load_tokenizer(name), engines)
-    return Run(folder, config, env, engines.get("reader"))
+    probe(engines)
+    return Run(folder, config, env, engines)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -41,6 +41,7 @@ PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(enco
 LABELS = {
     "long_context": "Long-Context",
     "rag_top2": "RAG-Top2",
+    "rag_matched": "RAG, budget matched",
     "memagent": "MemAgent",
     "mem1": "MEM1",
     "memgpt": "MemGPT",

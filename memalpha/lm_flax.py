@@ -94,7 +94,7 @@ class FlaxModel:
             where = lambda path: NamedSharding(mesh, spec_of(path))
         revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
         return cls(
-            path_or_hub_id.partition("@")[0] + revision,
+            f"{path_or_hub_id.partition('@')[0]}{revision} in {dtype}",
             config,
             load_params(folder, config, where),
             load_tokenizer(path_or_hub_id),

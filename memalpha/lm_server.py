@@ -77,9 +77,12 @@ class ServerModel:
         ):
             if not value >= least:
                 raise ValueError(f"server {url}: {name}={value}: give at least {least}")
-        self.url, self.name, self.key_variable = url, model, key_variable
+        self.url, self.model, self.key_variable = url, model, key_variable
         self.concurrency, self.retries, self.first_wait = concurrency, retries, first_wait
         self.extra = dict(extra or {})
+        # What is asked for beside the settings of a role changes the answers too.
+        also = f", extra {json.dumps(self.extra, sort_keys=True)}" if self.extra else ""
+        self.name = model + also
         self._key = os.environ.get(key_variable, "")
         # Retries are ours: the client's own know nothing of broken replies, and cannot be stopped.
         self._client = openai.OpenAI(
@@ -104,7 +107,7 @@ class ServerModel:
             raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
         bodies, seen = [], Counter()
         for chat in prompts:
-            body = {"model": self.name, "messages": list(chat), "max_tokens": max_new_tokens}
+            body = {"model": self.model, "messages": list(chat), "max_tokens": max_new_tokens}
             body["temperature"] = temperature
             if temperature > 0:
                 chat_key = _digest(body)
@@ -192,7 +195,7 @@ class ServerModel:
         return text if len(text) <= WORDS else text[:WORDS] + "…"
 
     def _advice(self, status: int, words: str) -> str:
-        todo = f"is the url right (most end in /v1), and does the server have {self.name!r}?"
+        todo = f"is the url right (most end in /v1), and does the server have {self.model!r}?"
         if status != 404:
             state = "set, but refused" if self._key else "not set"
             todo = f"the environment variable {self.key_variable} is {state}: put the key there"

@@ -281,30 +281,6 @@ def scores(claims: Sequence[Claim], judge: Judge | None = None) -> list[float]:
     return results
 
 
-def recording(judge: Judge, verdicts: list[dict]) -> Judge:
-    """The judge, with every verdict put down in `verdicts`: what was asked, the reply, its score.
-
-    A judge that raises or gives None puts down nothing: a broken judge is no verdict.
-    """
-
-    def judge_and_record(claims: Sequence[Claim]) -> list[str | None]:
-        replies = judge(claims)
-        for claim, reply in zip(claims, replies, strict=True):
-            if reply is not None:
-                verdicts.append(
-                    {
-                        "question": claim.question,
-                        "prediction": claim.prediction,
-                        "answers": list(claim.answers),
-                        "reply": reply,
-                        "score": verdict(reply),
-                    }
-                )
-        return replies
-
-    return judge_and_record
-
-
 def recall_judge(claims: Sequence[Claim]) -> list[str]:
     """Offline stand-in for the rubric judge: yes if the prediction holds most of the gold's words.
 

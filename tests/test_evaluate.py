@@ -207,7 +207,7 @@ def test_sources_and_workdirs_that_are_not_there(run, workdir, tmp_path):
         open_workdir(workdir, "rl.setps=3")
 
 
-def test_changes_reach_the_environment_and_old_configs_are_read(workdir, tmp_path):
+def test_changes_reach_the_environment_and_old_configs_are_read(workdir, tmp_path, chat_server):
     changed = open_workdir(workdir, "reward.top_k=3,data.max_questions=2")
     assert changed.env.top_k == 3
     (instance,) = load_sources(changed.config, SOURCES[:1], "test", 1)["synthetic_facts"]
@@ -219,15 +219,14 @@ def test_changes_reach_the_environment_and_old_configs_are_read(workdir, tmp_pat
     old = open_workdir(tmp_path)
     assert "squad" in known_sources(old.config, "test") and old.model is None
     assert describe_reading(old.env) == describe_reading(open_workdir(workdir).env)
-    url = "url=http://127.0.0.1:9/v1"
-    asking = f"reader.engine=server,reader.model=m,reader.cache=,reader.{url}"
+    asking = f"reader.engine=server,reader.model=m,reader.cache=,reader.url={chat_server.url}"
     assert open_workdir(tmp_path, asking).model.name == "m"
     with pytest.raises(ValueError, match="config.reader.engine='fast'"):
         open_workdir(workdir, "reader.engine=fast")
 
 
-def test_rows_of_a_writing_baseline_belong_to_its_window(workdir):
-    asking = "reader.engine=server,reader.model=m,reader.cache=,reader.url=http://127.0.0.1:9/v1"
+def test_rows_of_a_writing_baseline_belong_to_its_window(workdir, chat_server):
+    asking = f"reader.engine=server,reader.model=m,reader.cache=,reader.url={chat_server.url}"
     windows = ("prompt.tokens=320", "prompt.tokens=640")
     runs = [open_workdir(workdir, f"{asking},{size}") for size in windows]
     for name, differs in (("memagent", True), ("rag_top2", False), ("perfect", True)):

@@ -154,7 +154,7 @@ def word_tokenizer(words):
 
 def test_a_published_folder_with_its_chat_template_and_stops(folder):
     loaded = FlaxModel.load(str(folder), dtype="float32")
-    assert loaded.name == f"{folder}@abc123"
+    assert loaded.name == f"{folder}@abc123 in float32"
     assert loaded.context_tokens == stated_context(folder) == 32_768
     assert loaded.stop_ids == [1, 7]
     (given,) = loaded.generate(ask("w8 w9"), NEW)

@@ -190,26 +190,6 @@ def test_judge_is_needed_and_its_failure_is_not_a_score():
     assert scoring.score("lme_train", "<think>x", ("x",), judge=broken) == 0
 
 
-def test_a_recording_judge_puts_down_every_verdict():
-    verdicts = []
-    replies = iter(["Yes", "no", None])
-    judge = scoring.recording(lambda _: [next(replies)], verdicts)
-    for said in ("<think>?</think>7 days", "8", "9"):
-        scoring.score("lme_train", said, ("7",), judge=judge, question="How long?")
-    asked = {"question": "How long?", "answers": ["7"]}
-    assert verdicts == [
-        asked | {"prediction": "7 days", "reply": "Yes", "score": 1.0},
-        asked | {"prediction": "8", "reply": "no", "score": 0.0},
-    ]
-
-    def broken(*_):
-        raise ConnectionError("down")
-
-    with pytest.raises(ConnectionError):
-        scoring.score("lme_train", "7", ("7",), judge=scoring.recording(broken, verdicts))
-    assert len(verdicts) == 2
-
-
 def test_recall_judge_needs_most_words_of_a_gold_answer():
     gold = ("one two three four five",)
     said = ("Five, four and three; one.", "one two three")  # 4 and 3 of 5

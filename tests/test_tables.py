@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,10 +19,11 @@ from experiments.tables import PUBLISHED, paper_tables, small_tables, thousands
 from memalpha.data import store
 from memalpha.data.instance import Instance, Question
 
+PDFLATEX = shutil.which("pdflatex")  # Debian: texlive-latex-base
 HOSTILE = "<script>alert(1)</script>|&$_{%#\\^~[*`"
 
 
-def write(folder, rows, split="validation", beta=0.05, gamma=0.1, **reading):
+def write(folder, rows, split="validation", beta=0.05, gamma=0.1, about=None, **reading):
     """A results folder of rows (system, source, instance, r1, memory tokens)."""
     about = {
         "split": split,
@@ -28,7 +31,7 @@ def write(folder, rows, split="validation", beta=0.05, gamma=0.1, **reading):
         "reading": {"reader": "rules", "judge": "rule", "top_k": 20, "tokenizer": "t"} | reading,
         "systems": {},
         "sources": {},
-    }
+    } | (about or {})
     folder.mkdir()
     (folder / "about.json").write_text(json.dumps(about))
     lines = [
@@ -217,8 +220,47 @@ def test_one_table_one_reader(tmp_path):
     with pytest.raises(ResultsError, match="give at least one"):
         read_pool([])
     two = [("trained", "nlu", "1", 0.0, 9), ("trained", "icl_nlu_8296shot", "1", 0.0, 9)]
-    with pytest.raises(ResultsError, match="both of column 'nlu'"):
+    with pytest.raises(ResultsError, match="'nlu' of .*c and of .*c are two things.*icl_nlu"):
         read_pool([write(tmp_path / "c", two)])
+    with pytest.raises(ResultsError, match="'nlu' of .*d and of .*e are two things.*icl_nlu"):
+        read_pool([write(tmp_path / "d", two[:1]), write(tmp_path / "e", two[1:])])
+
+
+def test_streams_of_different_lengths_have_no_mean(tmp_path):
+    def long(name, chunks, system="trained", small="synthetic_facts", **more):
+        about = {"sources": {small: {"seed": len(name), "chunks": chunks}}, "systems": {}} | more
+        return write(tmp_path / name, [(system, small, name, 0.5, 9)], about=about)
+
+    two, again, twenty = long("a", 2), long("bb", 2), long("c", 20)
+    cells = read_pool([two, again]).small  # seeds differ, and the text with them
+    assert [len(instances) for instances in cells.values()] == [2]
+    for folders in (([two, twenty],), ([two], [twenty])):
+        with pytest.raises(
+            ResultsError, match="'synthetic_facts' of .*a and of .*c .*chunks: 2 and 20"
+        ):
+            read_pool(*folders)
+    # As a main column and as a small one it has two places.
+    real = [long(f"r{n}", n, small="squad") for n in (3, 5)]
+    assert len(read_pool(real[:1], real[1:]).rows) == 1
+
+
+def test_settings_of_a_system_are_one_in_a_table(tmp_path):
+    def one(name, system, made, **more):
+        rows = [(system, "squad", "1", 0.5, 9)]
+        return write(tmp_path / name, rows, about={"systems": {system: made}}, **more)
+
+    budgets = [one(f"b{n}", "rag_matched", {"budget": n}) for n in (60, 1024)]
+    with pytest.raises(ResultsError, match="'rag_matched' .*budget: 60 and 1024"):
+        read_pool(budgets)
+    writer = {"temperature": 0.7, "rows": 8, "trained": {"seed": 0, "eval": {"every": 5}}}
+    first = one("w1", "trained", writer)
+    other_seed = {"rows": 4, "trained": {"seed": 1, "eval": {"every": 9}}}
+    read_pool([first, one("w2", "trained", writer | other_seed)])
+    greedy = one("w3", "trained", writer | {"temperature": 0})
+    with pytest.raises(ResultsError, match="'trained' .*temperature: 0.7 and 0"):
+        read_pool([first, greedy])
+    # Weights are rows of their own.
+    read_pool([first, one("w4", "trained", writer | {"trained": {"beta": 0.4}}, beta=0.4)])
 
 
 def test_every_table_renders_with_nothing_measured(tmp_path):
@@ -292,6 +334,28 @@ def test_names_are_data_in_every_form():
     )
     assert f"a & {expected} \\\\\n" in text and f"{expected} & 1 \\\\\n" in text
     assert "{[}b & two lines \\\\\n" in text  # "\\\\[b" would be read as a length
+
+
+def test_latex_is_well_formed(tmp_path):
+    pool = read_pool([write(tmp_path / "a", [("trained", "squad", "1", 0.5, 9)])])
+    tables = [*small_tables(pool), *paper_tables(pool), *data_tables()]
+    tables.append(Table(HOSTILE, ("a", HOSTILE), (("[b", HOSTILE), ("*", "é")), (HOSTILE,)))
+    text = latex(tables)
+    bare = re.sub(r"\\[{}\\&$#_%]", "", text.replace("\\\\\n", "\n"))  # what is escaped is text
+    depth = [bare[:n].count("{") - bare[:n].count("}") for n in range(len(bare) + 1)]
+    assert min(depth) == depth[-1] == 0 and bare.count("$") % 2 == 0
+    assert not set(bare) & set("#%_") and "^" not in re.sub(r"\\\^", "", bare)
+    for part, table in zip(text.split(r"\begin{table}")[1:], tables, strict=True):
+        lines = [line for line in part.splitlines() if line.endswith(r" \\")]
+        ends = {len(re.findall(r"(?<!\\)&", line)) for line in lines}
+        assert len(lines) == 1 + len(table.rows) and ends == {len(table.heads) - 1}
+    if PDFLATEX is None:
+        return
+    whole = "\\documentclass{article}\n\\begin{document}\n" + text + "\\end{document}\n"
+    (tmp_path / "t.tex").write_text(whole)
+    command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert made.returncode == 0, made.stdout[-1500:]
 
 
 def test_greek_letters_in_latex():

@@ -22,6 +22,7 @@ from memalpha.tokenizer import decode
 from memalpha.tools import clean
 
 FORMS = BUILT_IN / "baselines"  # the folder of the prompts
+MEMORY = 1024  # tokens of a rewritten memory (MemAgent)
 MIN_PIECE = 32  # tokens of text in a prompt; with less room a stream would take endless turns
 
 
@@ -98,17 +99,19 @@ def _finished(env: Environment, instance: Instance, recall: Recall, written: Wri
 
 
 def rewrite(
-    env: Environment,
-    instances: Sequence[Instance],
     name: str,
     take: Callable[[str], str],
+    env: Environment,
+    instances: Sequence[Instance],
+    *,
     model: LanguageModel,
-    memory_tokens: int,
-    temperature: float,
-    seed: int,
-    folder: str | Path,
+    memory_tokens: int = MEMORY,
+    temperature: float = 0.0,
+    seed: int = 0,
+    folder: str | Path = FORMS,
 ) -> list[Recall]:
-    """One text as memory, rewritten at each chunk: what MemAgent and MEM1 share.
+    """One text as memory, rewritten at each chunk: what MemAgent and MEM1 share. One request a
+    question, with the final text as core.
 
     `name` is that of the form; `take` gets the new memory out of a reply, "" where there is none,
     which keeps the old one and counts as rejected. Past the budget it is cut off.
