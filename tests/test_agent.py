@@ -17,7 +17,7 @@ from memalpha.agent import NOTED, UNKNOWN, MemoryAgent, dialogue, split_text
 from memalpha.checkpoint import open_checkpoints, save
 from memalpha.contents import EditRefusedError, difference, state_of
 from memalpha.data import synthetic
-from memalpha.events import ConflictError, Event, UnknownNamespaceError
+from memalpha.events import ConflictError, Event, StoreError, UnknownNamespaceError
 from memalpha.learner import init_state, make_optimizer
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import init_params
@@ -260,7 +260,7 @@ def test_a_reader_that_fails_is_an_error_and_not_an_answer(env):
         agent.ask("What is Rex?")
 
 
-def test_what_is_saved_is_loaded_and_a_store_of_its_own_is_kept(env, tmp_path):
+def test_what_is_saved_is_loaded_in_memory_and_into_a_file(env, tmp_path):
     agent = agent_of(env)
     agent.observe("Rex is a dog.")
     agent.of("bo").observe("Bo has a boat.")
@@ -272,8 +272,14 @@ def test_what_is_saved_is_loaded_and_a_store_of_its_own_is_kept(env, tmp_path):
     other.observe("A later change.")  # is not in the file
     third = agent_of(env, store=Store(tmp_path / "s.db"))
     assert third.memory.to_json() == agent.memory.to_json()
-    with pytest.raises(ValueError, match="works on the store"):
-        third.load(tmp_path / "s.db")
+    fourth = agent_of(env, store=Store(tmp_path / "mine.db"))
+    fourth.of("cy").observe("This gives way to what is loaded.")
+    fourth.load(tmp_path / "s.db")
+    fourth.observe("And on it goes.")
+    again = Store(tmp_path / "mine.db")
+    assert again.namespaces() == ["bo", "default"] and len(again.events("default")) == 2
+    with pytest.raises(StoreError, match="no store at"):
+        fourth.load(tmp_path / "nowhere.db")
 
 
 def test_a_change_during_a_step_is_not_lost(env):
