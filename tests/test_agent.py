@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from configs.tiny import get_config
 from memalpha import cli, memory
 from memalpha.agent import NOTED, UNKNOWN, MemoryAgent, dialogue, split_text
-from memalpha.checkpoint import open_checkpoints, save
+from memalpha.checkpoint import CheckpointError, open_checkpoints, save
 from memalpha.contents import EditRefusedError, difference, state_of
 from memalpha.data import synthetic
 from memalpha.events import ConflictError, Event, StoreError, UnknownNamespaceError
@@ -367,6 +367,9 @@ def test_checkpoints_that_are_not_there_are_named(workdir, tmp_path):
     folder, _ = workdir
     with pytest.raises(ValueError, match="no checkpoint of stage 'warm_start'"):
         load_run(folder, "warm_start")
+    assert load_run(folder, step=7).name.endswith("rl step 7")
+    with pytest.raises(CheckpointError, match="no checkpoint of step 8; there are: 7"):
+        load_run(folder, step=8)
     with pytest.raises(ValueError, match="nowhere"):
         load_policy(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="config.json"):
