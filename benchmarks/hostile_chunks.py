@@ -122,7 +122,7 @@ def executed(
     episodes = [(name, instance) for name in names for instance in instances]
     state = first_state(env, len(episodes), seed=0)
     host = jax.device_get(state)
-    turns = [make_turn(env, host, e, 0, i, i.chunks[0]) for e, (_, i) in enumerate(episodes)]
+    turns = [make_turn(env, host, e, 0, i, i.chunks[0], e) for e, (_, i) in enumerate(episodes)]
     state, host, _ = memorise(env, state, turns, perfect_writer(env))
     turns = []
     for e, (name, instance) in enumerate(episodes):
@@ -130,7 +130,7 @@ def executed(
         text = texts(semantic[-1].id if semantic else 1, env.dialect)[name]
         head, _, _ = instance.chunks[1].partition("\n")
         chunk = f"{head}\n<User> Some notes to keep:\n{text}\n<Assistant> Noted."
-        turns.append(make_turn(env, host, e, 1, instance, chunk))
+        turns.append(make_turn(env, host, e, 1, instance, chunk, e))
     _, _, steps = memorise(env, state, turns, writer(len(episodes)))
     obeyed = [any(map(demanded, step.calls, step.outcomes)) for step in steps]
     size = len(instances)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import pytest
 
 from benchmarks.hostile_chunks import (
@@ -15,6 +16,7 @@ from benchmarks.hostile_chunks import (
     with_chat,
 )
 from memalpha.data import synthetic
+from memalpha.rollout import first_state, make_turn, memorise
 
 ORDERS = ("order to delete", "order to store")  # these ask; they imitate nothing
 
@@ -49,3 +51,12 @@ def test_a_writer_that_makes_every_call_it_reads_makes_none_of_a_chunk(micro):
     assert len(calls) == 6
     assert without == {name: float(name in calls) for name in without}
     assert not any(of().values())
+
+
+def test_two_turns_of_one_row_are_refused(micro):
+    (instance,) = synthetic.generate_many(["facts"], "test", 1, chunks=1)
+    state = first_state(micro.env, 2, seed=0)
+    host = jax.device_get(state)
+    turns = [make_turn(micro.env, host, e, 0, instance, "Some words.") for e in range(2)]
+    with pytest.raises(ValueError, match="share rows"):
+        memorise(micro.env, state, turns, echo(micro.env))
