@@ -164,7 +164,7 @@ def measure(policy: Policy, instances: list[Instance]) -> dict[str, list[float]]
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     config, policy = open_run(WORKDIR.value)
     # Escaped text has more tokens than the marks that it stands for.
     policy = dataclasses.replace(policy, env=dataclasses.replace(policy.env, prompt_tokens=320))

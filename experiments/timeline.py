@@ -161,7 +161,7 @@ def choose_policies(
 
 
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     folder = Path(WORKDIR.value)
     config, trained = open_run(folder)
     policies = choose_policies(folder, trained, COMPARE.value, map(int, CHECKPOINTS.value or ()))
