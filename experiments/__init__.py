@@ -1,0 +1,1 @@
+import memalpha  # noqa: F401 (quiets transformers, so it comes first)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.failures import check_answers
 from experiments.measure import evaluate, rollout_rows, table_rows, trained_writer
-from experiments.pictures import describe_episode, draw_curves, results_table
+from experiments.pictures import LEGEND, describe_episode, draw_curves, results_table
 from experiments.progress import console, progress
 from experiments.readers import build_engines, probe
 from experiments.report import write_report
@@ -69,9 +69,10 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
     if jax.process_index():
         return {"results": results}  # the first process writes it up
     console.print(results_table(f"test instances, {config.title}", results))
+    console.print(f"{LEGEND}.", markup=False)
     write_timeline(folder / "timeline.html", config.title, env, shown)
-    text = "\n".join(describe_episode(name, some[0]) for name, some in shown.items())
-    (folder / "memory.txt").write_text(text)
+    told = [describe_episode(name, some[0]) for name, some in shown.items()]
+    (folder / "memory.txt").write_text("\n".join([f"{which_example(shown)}.", *told]))
     picture = draw_curves(folder, config.title)
     summary = {
         "title": config.title,
@@ -85,7 +86,7 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
         "jax": jax.__version__,
     }
     write_json(folder / "summary.json", summary)
-    console.print(_memories(shown))
+    console.print(_memories(shown), markup=False)
     console.print(f"curves {picture}\nmemory before and after {folder / 'memory.txt'}")
     console.print(f"memory step by step {folder / 'timeline.html'}\nreport {write_report(folder)}")
     console.print(f"summary {folder / 'summary.json'}, {summary['seconds']:.0f} s")
@@ -95,8 +96,8 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
 def final_table(
     config: ConfigDict, env: Environment, model: ModelConfig, untrained: Params, trained: Params
 ) -> tuple[dict, dict[str, list[Episode]]]:
-    """Results of every system on the same test instances, and the first episode of each source
-    before and after training, with the memory after every step."""
+    """Results of every system on the same test instances, and an episode of each source before and
+    after training, with the memory after every step: see `widest_first`."""
     instances = build_every(config, "test", config.eval.test_instances)
     rows = rollout_rows(config)
     writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
@@ -121,7 +122,25 @@ def final_table(
         "before training": run_episodes(env, first, writers["untrained (warm start)"], 0, True),
         "after training": run_episodes(env, first, writers["after RL"], 0, True),
     }
-    return results, shown
+    return results, widest_first(shown)
+
+
+def widest_first(shown: dict[str, list[Episode]]) -> dict[str, list[Episode]]:
+    """The same episodes, those whose r1 gained most from the first writer to the last in front; a
+    tie stays as it was, and an episode that was not judged comes last."""
+    before, after = list(shown.values())[0], list(shown.values())[-1]
+    gains = np.nan_to_num([b.r1 - a.r1 for a, b in zip(before, after, strict=True)], nan=-np.inf)
+    order = np.argsort(-gains, kind="stable")
+    return {name: [some[i] for i in order] for name, some in shown.items()}
+
+
+def which_example(shown: dict[str, list[Episode]]) -> str:
+    """How the episode shown first was chosen: it is no average."""
+    first, *_ = shown.values()
+    return (
+        f"Of {len(first)} test instances, the first of each source, this is the one whose r1 gained"
+        f" most ({first[0].instance.source}); the table has the means"
+    )
 
 
 def _scripted(instances: Sequence[Instance]) -> bool:
@@ -142,7 +161,7 @@ def host_share(folder: Path) -> float:
 
 
 def _memories(shown: dict[str, list[Episode]]) -> str:
-    parts = []
+    parts = [f"{which_example(shown)}, timeline.html all of them."]
     for name, (episode, *_) in shown.items():
         view = episode.view
         entries = [f"    [{e.id}] {e.text}" for e in (*view.semantic, *view.episodic)]

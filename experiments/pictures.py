@@ -20,6 +20,11 @@ REWARDS = {
     "r3": "r3 compression",
     "r4": "r4 content",
 }
+LEGEND = (
+    "r1: share of the questions answered right from the memory, its mean over sources and that of"
+    " each; r2: share of the calls that were executed; r3: 1 - tokens of the memory / tokens of the"
+    " text; r4: share of the calls whose content fits its memory; memory: its tokens"
+)
 WINDOW = 10  # steps of the running mean
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,6 +12,18 @@ console = Console(highlight=False)
 if not console.is_terminal:
     console.width = 140  # a file or a pipe: tables whole, whatever the default says
 LINES = 20  # plain lines a stage, where nobody watches a bar
+WORRIES = {  # metric -> what it means that it is not 0
+    "nonfinite": "a loss or gradient that was not finite",
+    "nan_logps": "a log-prob that was not a number",
+    "failed": "episodes that the reader left unjudged",
+}
+CUT = "more than half of the responses cut by their limit"
+
+
+def worries(metrics: Mapping[str, float]) -> list[str]:
+    """What somebody who watches a run should know of this step; nothing where all is well."""
+    found = [text for name, text in WORRIES.items() if metrics.get(name)]
+    return found + ([CUT] if metrics.get("unfinished", 0) > 0.5 else [])
 
 
 class Reporter:
@@ -22,6 +34,7 @@ class Reporter:
         self.every = max(1, total // LINES)
         self.said = start
         self.began = time.monotonic()
+        self.warned: set[str] = set()
         self.bar = None
         if console.is_terminal and sys.stdout.isatty():
             self.bar = Progress(
@@ -43,6 +56,14 @@ class Reporter:
             pace = (time.monotonic() - self.began) / max(1, done - self.first)
             left = pace * (self.total - done)
             console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")
+
+    def warn(self, step: int, *texts: str) -> None:
+        """Says each warning once, at the first step that has it: the metrics count the others."""
+        for text in texts:
+            if text not in self.warned:
+                self.warned.add(text)
+                line = f"warning: {self.title}, step {step}: {text}"
+                console.print(line, style="yellow", markup=False)
 
     def close(self) -> None:
         if self.bar:

@@ -18,6 +18,8 @@ from absl import app, flags
 
 from experiments import page
 from experiments.charts import Chart, chart_svg, run_charts
+from experiments.pictures import LEGEND
+from experiments.progress import CUT, WORRIES, worries
 from experiments.workdir import read_metrics
 from memalpha.data.files import write_text
 
@@ -27,6 +29,13 @@ RAW = (  # files that the report links to, where they are there
 )  # fmt: skip
 REWARDS, SIZES = ("r2", "r3", "r4"), ("memory_tokens", "reader_tokens")
 TRAINED = "after RL"  # the row of the table that a run is about
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
+COUNTERPART = {  # row -> row of the paper, and in which of its tables; the last one goes first
+    TRAINED: ("trained", "21"),
+    "untrained (warm start)": ("untrained", "3"),
+    "RAG-Top2": ("rag_top2", "21"),
+}
+OTHERS = f"{PUBLISHED['source']} Model, reader and instances are others there."
 MAX_MEMORY_TEXT = 40_000  # characters of memory.txt shown on the page
 
 
@@ -75,16 +84,10 @@ def _state(config: Mapping, metrics: Sequence[Mapping], summary: Mapping | None)
 
 def _warnings(metrics: Sequence[Mapping]) -> str:
     """What a reader of the curves should know first; nothing where all is well."""
-    found = []
-    for name, text in (
-        ("nonfinite", "steps with a loss or gradient that was not finite"),
-        ("nan_logps", "steps with a log-prob that was not a number"),
-        ("failed", "steps with episodes that the reader left unjudged"),
-    ):
-        if count := sum(bool(line.get(name)) for line in metrics):
-            found.append(f"{count} {text}")
-    if metrics and metrics[-1].get("unfinished", 0) > 0.5:
-        found.append("more than half of the last responses were cut by their limit")
+    counts = {text: sum(bool(line.get(n)) for line in metrics) for n, text in WORRIES.items()}
+    found = [f"{count} steps with {text}" for text, count in counts.items() if count]
+    if metrics and CUT in worries(metrics[-1]):
+        found.append(f"last step: {CUT}")
     items = "".join(f"<li>{escape(text)}</li>" for text in found)
     return f'<div class="warn"><b>Look at</b><ul>{items}</ul></div>' if found else ""
 
@@ -95,7 +98,7 @@ def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     sources = [name for name in next(iter(results.values())) if name != "mean"]
     short = [source.removeprefix("synthetic_") for source in sources]
     heads = ["system", "r1", *short, *REWARDS, *(s.replace("_", " ") for s in SIZES)]
-    rows = [_row("th", heads)]
+    rows, note = [_row("th", heads)], f"{LEGEND}."
     ranked = sorted(results.items(), key=lambda item: -_or_zero(item[1]["mean"]["r1"]))
     for system, of_source in ranked:
         mean = of_source["mean"]
@@ -104,10 +107,23 @@ def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         cells = [system, *(_figure(value, 3) for value in values)]
         cells += [_figure(mean.get(name), 0) for name in SIZES]
         rows.append(_row("td", cells, "best" if system == TRAINED else ""))
+        figures = _published(system)
+        if figures.keys() & sources:
+            cells = ["the same, published", "", *(_figure(figures.get(s), 3) for s in sources)]
+            rows.append(_row("td", cells + [""] * (len(heads) - len(cells)), "soft"))
+            note = f"{LEGEND}. {OTHERS}"
     table = f"<table>{''.join(rows)}</table>"
-    note = "Mean over sources of r1 (share of questions answered), and r1 of each."
     head = '<h2>Results on test instances</h2><div class="wide">'
-    return f'{head}{table}</div><p class="soft">{note}</p>'
+    return f'{head}{table}</div><p class="soft">{escape(note)}</p>'
+
+
+def _published(system: str) -> dict[str, float]:
+    """Source -> what the paper has for this row of the table; empty where it has none."""
+    name, numbers = COUNTERPART.get(system, ("", ""))
+    figures: dict[str, float] = {}
+    for table in (PUBLISHED[number] for number in numbers):
+        figures |= zip(table["columns"], table["systems"][name]["perf"], strict=False)
+    return figures
 
 
 def _row(tag: str, cells: Sequence[str], kind: str = "") -> str:

@@ -2,14 +2,15 @@
 
     python -m experiments.timeline --workdir=runs/tiny
     python -m experiments.timeline --workdir=runs/tiny --compare=runs/other --chunks=20
+    python -m experiments.timeline --workdir=runs/tiny --checkpoints=125,300 --out=two.html
 
 Shows test instances as the writer of the run read them, beside the untrained writer of the same run
-or the trained one of another. Step with the arrow keys.
+or the trained one of another; or several checkpoints of the run. Step with the arrow keys.
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -144,17 +145,26 @@ def run_policies(
     }
 
 
+def choose_policies(
+    folder: Path, trained: Policy, other: str | None = None, steps: Iterable[int] = ()
+) -> dict[str, Policy]:
+    """What stands side by side: checkpoints of the run, or it and another run, or its two ends."""
+    if chosen := {f"step {step}": load_run(folder, step=step) for step in steps}:
+        return chosen
+    if other is None:
+        return {"before training": load_run(folder, "warm_start"), "after training": trained}
+    if Path(other).resolve() == folder.resolve():
+        raise app.UsageError("--compare is the folder of --workdir; --checkpoints compares within")
+    names = [path.absolute().name for path in (folder, Path(other))]
+    names = names if names[0] != names[1] else [str(folder), other]
+    return dict(zip(names, (trained, load_run(other)), strict=True))
+
+
 def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     folder = Path(WORKDIR.value)
     config, trained = open_run(folder)
-    if COMPARE.value:
-        other = {Path(COMPARE.value).name: load_run(COMPARE.value)}
-        policies = {folder.absolute().name: trained} | other
-        if len(policies) == 1:
-            raise app.UsageError("--compare is the folder of --workdir")
-    else:
-        policies = {"before training": load_run(folder, "warm_start"), "after training": trained}
+    policies = choose_policies(folder, trained, COMPARE.value, map(int, CHECKPOINTS.value or ()))
     runs = run_policies(config, policies, PER_SOURCE.value, CHUNKS.value)
     path = Path(OUT.value or folder / "timeline.html")
     write_timeline(path, config.title, trained.env, runs)
@@ -164,6 +174,7 @@ def main(_) -> None:
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run.", required=True)
     COMPARE = flags.DEFINE_string("compare", None, "Folder of a run to show beside it.")
+    CHECKPOINTS = flags.DEFINE_list("checkpoints", None, "Steps of the run, side by side.")
     PER_SOURCE = flags.DEFINE_integer("per_source", 1, "Instances of each source.")
     CHUNKS = flags.DEFINE_integer("chunks", 0, "Chunks of an instance; 0: as in training.")
     OUT = flags.DEFINE_string("out", None, "The file; default: timeline.html in the workdir.")

@@ -1,6 +1,7 @@
 """The training loop: rollout, rewards, advantages, update, checkpoint."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments.compilations import compilations
 from experiments.failures import check_answers
 from experiments.measure import rollout_rows, summarise, validate
-from experiments.progress import progress
+from experiments.progress import progress, worries
 from experiments.setup import (
     build_lora,
     build_loss,
@@ -100,10 +101,16 @@ def train(
                 times.write(step, dict(clock) | took)
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == rl.steps:
                     save(checkpoints, step + 1, state)
-                report(
-                    step + 1, "  ".join(f"{r} {metrics[r]:.2f}" for r in ("r1", "r2", "r3", "r4"))
-                )
+                report.warn(step, *worries(metrics))
+                seconds = took["step_seconds"] - clock["validate"]
+                report(step + 1, describe_step(metrics, seconds))
     return lora.merge(state.params, params, adapters)
+
+
+def describe_step(metrics: Mapping[str, float], seconds: float) -> str:
+    """For the terminal: rewards, and tokens written and trained on a second, validation aside."""
+    rewards = "  ".join(f"{name} {metrics[name]:.2f}" for name in ("r1", "r2", "r3", "r4"))
+    return f"{rewards}  {metrics['tokens'] / seconds:.0f} tokens/s"
 
 
 def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:

@@ -191,12 +191,12 @@ class MemoryAgent:
         self.store.copy_to(path)
 
     def load(self, path: str | Path) -> None:
-        """Takes over a copy of the store at `path`. The agent must keep its own one in memory."""
-        if self.store.path != ":memory:":
-            raise ValueError(
-                f"this agent works on the store {self.store.path}: to use {path}, make another"
-                " one with store=..."
-            )
+        """Takes over what `save` wrote to `path`: all namespaces and their history in place of
+        those of this agent's store, in one step. `store=` of `from_checkpoint` opens a file and
+        keeps working on it; this copies.
+
+        Raises StoreError for a file that is missing, no store, or of a newer version.
+        """
         self.store.copy_from(path)
 
 

@@ -65,20 +65,27 @@ def restore(
         ) from error
 
 
-def restore_params(folder: str | Path, template: Params) -> tuple[int, Params] | None:
-    """Step and parameters of the newest checkpoint in `folder`, without the optimiser state (which
-    is not read) and without touching the folder; None if there is none.
+def restore_params(
+    folder: str | Path, template: Params, step: int | None = None
+) -> tuple[int, Params] | None:
+    """Step and parameters of the newest checkpoint in `folder`, or that of `step`, without the
+    optimiser state (which is not read) and without touching the folder; None if there is none.
 
-    `template`: parameters, or their shapes (`jax.eval_shape`). Raises CheckpointError as `restore`.
+    `template`: parameters, or their shapes (`jax.eval_shape`). Raises CheckpointError as `restore`,
+    and for a `step` that is not kept.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
         return None
     options = ocp.CheckpointManagerOptions(create=False, read_only=True)
     with ocp.CheckpointManager(folder, options=options) as manager:
-        step = manager.latest_step()
+        kept = manager.all_steps()
+        step = max(kept, default=None) if step is None else step
         if step is None:
             return None
+        if step not in kept:
+            there = ", ".join(map(str, sorted(kept))) or "none"
+            raise CheckpointError(f"{folder} has no checkpoint of step {step}; there are: {there}")
         wanted = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, template)}
         how = ocp.checkpoint_utils.construct_restore_args(wanted)
         arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)

@@ -66,13 +66,13 @@ def model_config(settings: Mapping[str, Any], vocab_size: int) -> ModelConfig:
     return ModelConfig(vocab_size=vocab_size, value_head=critic, **fields)
 
 
-def load_run(workdir: str | Path, stage: str = "rl") -> Policy:
+def load_run(workdir: str | Path, stage: str = "rl", step: int | None = None) -> Policy:
     """The writer of a run of `run_experiment.py` as of its last checkpoint of `stage` ("rl", or
-    "warm_start": the untrained one).
+    "warm_start": the untrained one), or that of `step`.
 
     Raises:
         ValueError: no such folder, no config, or no checkpoint yet; says what to do.
-        CheckpointError: a checkpoint that cannot be read.
+        CheckpointError: a checkpoint that cannot be read, or a step that is not kept.
     """
     folder = Path(workdir)
     settings = _settings(folder)
@@ -86,7 +86,7 @@ def load_run(workdir: str | Path, stage: str = "rl") -> Policy:
     base = load_params(origin, model) if adapters.rank else _shapes(model)
     key = jax.random.key(0)
     trained = jax.eval_shape(lambda params: lora.init(params, adapters, key), base)
-    found = restore_params(folder / "checkpoints" / stage, trained)
+    found = restore_params(folder / "checkpoints" / stage, trained, step)
     if found is None:
         raise ValueError(
             f"{workdir} has no checkpoint of stage {stage!r} yet: run run_experiment.py on it"

@@ -263,7 +263,11 @@ def memorise(
     """One chunk of an episode each: write, parse, apply.
 
     `state` is donated. Returns the new state, the same on the host, and one step a turn.
+
+    Raises ValueError for two turns of one row: the calls of one of them would be lost.
     """
+    if len({turn.row for turn in turns}) < len(turns):
+        raise ValueError(f"memorise: {len(turns)} turns share rows {[turn.row for turn in turns]}")
     clock = Clock() if clock is None else clock
     with clock("write"):
         responses = writer(turns)

@@ -302,24 +302,48 @@ class Store:
 
     def copy_to(self, path: str | Path) -> None:
         """Writes a copy aside and renames it: the file at `path` is the old one or a whole one."""
+        if self._is_at(path):
+            return  # every change is there already
         aside = Path(f"{path}.tmp")
-        aside.unlink(missing_ok=True)
-        _make_private(aside)
-        try:
-            with self._lock, closing(sqlite3.connect(aside)) as target:
-                self._db.backup(target)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with self._transaction("DEFERRED"):
+            # Reading takes the lock, or says that somebody has it; `backup` would wait for ever.
+            self._db.execute("SELECT count(*) FROM namespaces").fetchone()
+            try:
+                aside.unlink(missing_ok=True)
+                _make_private(aside)
+                with closing(sqlite3.connect(aside)) as target:
+                    self._db.backup(target)
+                os.replace(aside, path)
+            except OSError as error:
+                raise StoreError(f"no copy could be written to {path}: {error}") from error
+            finally:
+                aside.unlink(missing_ok=True)
 
     def copy_from(self, path: str | Path) -> None:
-        """Takes over all of the store at `path` in place of what is here."""
+        """Takes over all of the store at `path` in place of what is here, whole or not at all.
+
+        Raises StoreError where there is none, or one of a newer version; nothing is changed then.
+        """
         if not Path(path).is_file():
             raise StoreError(f"no store at {path}")
-        source = Store(path, self.wait)
-        with self._lock, source._lock:
-            source._db.backup(self._db)
-        source.close()
+        if self._is_at(path):
+            return
+        Store(path, self.wait).close()  # refuses what is no store
+        with self._lock:
+            self._db.execute("ATTACH ? AS saved", (str(path),))
+            try:
+                with self._transaction("DEFERRED"):  # nothing is written to the other file
+                    self._db.execute("DELETE FROM namespaces")  # and with them all the rest
+                    for table in ("namespaces", "events", "changes", "entries"):
+                        self._db.execute(f"INSERT INTO main.{table} SELECT * FROM saved.{table}")
+            finally:
+                self._db.execute("DETACH saved")
+
+    def _is_at(self, path: str | Path) -> bool:
+        """Whether the file at `path` is this store's own."""
+        return (
+            os.path.exists(path) and self.path != ":memory:" and os.path.samefile(path, self.path)
+        )
 
     def close(self) -> None:
         with self._lock:

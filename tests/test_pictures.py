@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments.main_job import which_example, widest_first
 from experiments.measure import by_source, summarise, table_rows
 from experiments.pictures import WINDOW, describe_episode, draw_curves, results_table, smooth
 from memalpha.baselines import no_memory
@@ -130,3 +131,21 @@ def test_a_baseline_has_no_row_for_steps(micro, episodes):
     made = summarise(run_baseline(micro.env, [e.instance for e in episodes], no_memory.recall))
     assert "r2" not in made and "calls" not in made
     assert made["r1"] == made["memory_tokens"] == made["reader_tokens"] == 0
+
+
+def test_the_example_is_the_one_that_gained_most_and_says_so(episodes):
+    one, two = episodes[0], episodes[-1]
+    assert one.instance.source != two.instance.source
+    shown = {
+        "before": [replace(one, r1=0.5), replace(two, r1=0.25)],
+        "after": [replace(one, r1=0.5), replace(two, r1=0.75)],
+    }
+    sorted_ = widest_first(shown)
+    assert {name: [e.r1 for e in some] for name, some in sorted_.items()} == {
+        "before": [0.25, 0.5],
+        "after": [0.75, 0.5],
+    }
+    said = which_example(sorted_)
+    assert "Of 2 test instances" in said and f"({two.instance.source})" in said
+    shown["after"][1] = replace(two, r1=math.nan)  # nobody judged it
+    assert [e.r1 for e in widest_first(shown)["before"]] == [0.5, 0.25]

@@ -68,7 +68,27 @@ def test_the_results_are_a_table_with_the_best_first(tmp_path):
         [HOSTILE, "0.125", "0.125", "", "", "", "13", ""],
         ["no memory", "0.000", "0.000", "", "", "", "13", ""],
     ]
+    assert "r2: share of the calls that were executed" in text
     assert "Finished: 30 of 30 steps" in text and "1,234,567" in text and "Look at" not in text
+
+
+def test_the_published_figures_stand_below_ours_where_there_are_some(tmp_path):
+    folder = fill(tmp_path)
+    row = {"squad": {"r1": 0.5}, "nlu": {"r1": 0.25}, "mean": {"r1": 0.375}}
+    names = ("after RL", "RAG-Top2", "untrained (warm start)", "no memory")
+    (folder / "summary.json").write_text(json.dumps({"results": dict.fromkeys(names, row)}))
+    text = write_report(folder).read_text()
+    shown = [cells[:4] for cells in Cells(text).rows[1:]]
+    table_1 = {"after RL": ["0.786", "0.658"], "RAG-Top2": ["0.762", "0.508"]}  # of the paper
+    table_3 = {"untrained (warm start)": ["0.338", "0.381"]}
+    wanted = []
+    for name in names:
+        wanted.append([name, "0.375", "0.500", "0.250"])
+        if figures := (table_1 | table_3).get(name):
+            wanted.append(["the same, published", "", *figures])
+    assert shown == wanted
+    assert "arXiv:2509.25911v1" in text
+    assert "published" not in write_report(fill(tmp_path)).read_text()  # of invented streams
 
 
 def test_it_needs_nothing_else_and_escapes_everything(tmp_path):
@@ -112,7 +132,7 @@ def test_what_went_wrong_is_said_first(tmp_path):
     text = write_report(tmp_path).read_text()
     said = text[text.index("Look at") : text.index("<h2>")]
     assert "1 steps with a loss" in said and "1 steps with episodes" in said
-    assert "more than half of the last responses" in said and "not a number" not in said
+    assert "last step: more than half of the responses" in said and "not a number" not in said
 
 
 def test_charts_take_the_colour_of_the_page_and_their_own_ids():

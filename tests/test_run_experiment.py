@@ -153,6 +153,8 @@ def test_end_to_end(finished):
     assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
     memory = (workdir / "memory.txt").read_text()
     assert "before training" in memory and "after training" in memory
+    assert memory.startswith("Of 2 test instances") and "Of 2 test instances" in printed
+    assert "tokens/s" in printed and "r3: 1 - tokens of the memory" in printed
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert {"r1", "r2", "r3", "r4", "loss", "grad_norm", "entropy", "calls"} <= set(lines[0])

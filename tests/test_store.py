@@ -194,6 +194,40 @@ def test_a_copy_is_whole_and_apart(tmp_path, store):
         other.copy_from(tmp_path / "missing.db")
 
 
+def test_a_saved_store_takes_the_place_of_a_file_whole_or_not_at_all(tmp_path, store):
+    put(store, {(1, 5): "a"})
+    put(store, {(1, 5): "b"})
+    store.copy_to(tmp_path / "saved.db")
+    mine = Store(tmp_path / "s.db")
+    mine.create("bo")
+    put(mine, {(2, 3): "of bo"}, "bo")
+    with sqlite3.connect(tmp_path / "saved.db") as db:  # a file that turns out broken half-way
+        db.execute("ALTER TABLE entries RENAME TO lost")
+    with pytest.raises(StoreError, match="entries"):
+        mine.copy_from(tmp_path / "saved.db")
+    assert mine.namespaces() == ["bo"] and mine.read("bo").episodic == (Entry(3, "of bo", 0),)
+    with sqlite3.connect(tmp_path / "saved.db") as db:
+        db.execute("ALTER TABLE lost RENAME TO entries")
+    mine.copy_from(tmp_path / "saved.db")
+    mine.close()
+    mine = Store(tmp_path / "s.db")
+    assert mine.namespaces() == ["ana"] and mine.read("ana") == store.read("ana")
+    assert mine.events("ana") == store.events("ana")
+    assert mine.changes("ana") == store.changes("ana")
+    assert mine.undo("ana", "me").undoes == 1  # it goes on from there
+    assert Store(tmp_path / "saved.db").read("ana") == store.read("ana")
+
+
+def test_a_store_saved_to_or_loaded_from_its_own_file_stays_that_file(tmp_path):
+    store = Store(tmp_path / "s.db")
+    store.create("ana")
+    put(store, {(1, 5): "a"})
+    store.copy_to(tmp_path / "s.db")
+    store.copy_from(tmp_path / "s.db")
+    put(store, {(1, 6): "later"})
+    assert [e.text for e in Store(tmp_path / "s.db").read("ana").semantic] == ["a", "later"]
+
+
 def test_a_newer_store_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "s.db"
     Store(path).close()
@@ -374,5 +408,12 @@ def test_a_lock_of_another_process_is_named_and_nothing_is_written(tmp_path):
         store.create("bo")
     with pytest.raises(StoreLockedError):
         Store(path, wait=0.1)
+    with pytest.raises(StoreLockedError):  # and does not wait for ever
+        store.copy_to(tmp_path / "copy.db")
+    mine = Store()
+    with pytest.raises(StoreLockedError):
+        mine.wait = 0.1
+        mine.copy_from(path)
+    assert not (tmp_path / "copy.db").exists() and mine.namespaces() == []
     process.communicate("", timeout=60)
     assert store.namespaces() == ["ana"]

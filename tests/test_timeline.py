@@ -6,8 +6,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from absl import app
 
-from experiments import page
+from experiments import page, timeline
 from experiments.timeline import write_timeline
 from memalpha.data.instance import Instance, Question
 from memalpha.memory import Entry, MemoryView
@@ -227,10 +228,51 @@ def test_an_episode_of_400_chunks_can_be_walked_through(tab, env, tmp_path):
     long = replace(short, instance=replace(instance, chunks=chunks), steps=steps, view=view)
     path = write_timeline(tmp_path / "t.html", "long", env, {"keep": [long]})
     tab.goto(path.as_uri())
+    tab.evaluate(
+        """new MutationObserver((all) => {
+          window.made = all.reduce((sum, one) => sum + one.addedNodes.length, 0);
+        }).observe(document.getElementById("runs"), {childList: true, subtree: true})"""
+    )
+    made = []
     for number in range(1, 400):
         tab.keyboard.press("ArrowRight")
+        made.append(tab.evaluate("window.made"))
         if number % 57 == 0:
             assert tab.locator("#chunk").inner_text() == chunks[number]
+    assert max(made) == max(made[:9])  # a step costs the same at the end: it smoothly goes on
     assert tab.locator("#place").inner_text() == "chunk 399 of 0–399"
     assert tab.locator(".entries").nth(1).locator(".id").count() == 400
     assert tab.problems == []
+
+
+def test_on_a_phone_the_buttons_alone_stay_in_sight(tab, written):
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.goto(written.as_uri())
+    tab.evaluate("window.scrollTo(0, 400)")
+    bar = tab.locator("nav").bounding_box()
+    assert bar["y"] == 0 and bar["height"] < 130 and tab.locator("#next").is_visible()
+    assert tab.locator("h1").bounding_box()["y"] < 0
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_what_can_stand_side_by_side(monkeypatch, tmp_path):
+    asked = []
+
+    def load(folder, stage="rl", step=None):
+        asked.append((str(folder), stage, step))
+        return asked[-1]
+
+    monkeypatch.setattr(timeline, "load_run", load)
+    here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    choose = lambda *args: timeline.choose_policies(here, "trained", *args)
+    assert choose() == {
+        "before training": (str(here), "warm_start", None),
+        "after training": "trained",
+    }
+    assert choose(None, [125, 150]) == {
+        f"step {step}": (str(here), "rl", step) for step in (125, 150)
+    }
+    assert choose(str(tmp_path / "other")).keys() == {"run", "other"}
+    assert choose(str(there)).keys() == {str(here), str(there)}  # two runs of one name
+    with pytest.raises(app.UsageError, match="--checkpoints"):
+        choose(f"{here}/../run")

@@ -169,7 +169,8 @@ function open(index) {
 }
 
 data.episodes.forEach((one, index) => {
-  const option = el("option", "", one.name);
+  const rewards = one.runs.map((run) => number(run.r1)).join(" → ");
+  const option = el("option", "", `${one.name}, r1 ${rewards}`);
   option.value = index;
   byId("episode").append(option);
 });
