@@ -120,7 +120,8 @@ def digest(instance: Instance) -> str:
 
 def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
     """One row a question. A failed answer has neither prediction nor score."""
-    asked = zip(episode.instance.questions, episode.answers, episode.scores, strict=True)
+    verdicts = episode.verdicts or [""] * len(episode.answers)
+    asked = zip(episode.instance.questions, episode.answers, episode.scores, verdicts, strict=True)
     return [
         _name(system, episode)
         | {
@@ -129,12 +130,13 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
             "gold": list(question.answers),
             "prediction": answer.text,
             "score": _or_none(score),
+            "verdict": verdict or None,
             "retrieved": list(answer.ids),
             "reader_tokens": answer.tokens if episode.held else None,
             "seconds": round(seconds, 6),
             "failed": math.isnan(score),
         }
-        for number, (question, answer, score) in enumerate(asked)
+        for number, (question, answer, score, verdict) in enumerate(asked)
     ]
 
 

@@ -133,6 +133,7 @@ class Episode:
     view: MemoryView | None = None  # the final memory
     answers: list[Answer] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)  # NaN: reader, judge or writer failed
+    verdicts: list[str] = field(default_factory=list)  # of the judge of answers; "": not asked
     r1: float = float("nan")
     r3: float = float("nan")
     memory_tokens: int = 0
@@ -443,7 +444,7 @@ def run_baseline(
         if not episode.held:
             questions = len(episode.instance.questions)
             episode.answers = [Answer(None, (), (), 0)] * questions
-            episode.scores = [float("nan")] * questions
+            episode.scores, episode.verdicts = [float("nan")] * questions, [""] * questions
             episode.chunk_tokens = sum(count_tokens(env, c) for c in episode.instance.chunks)
     return episodes
 
@@ -470,14 +471,16 @@ def _score(env: Environment, episodes: Sequence[Episode]) -> None:
     claims: dict[tuple[int, int], scoring.Claim] = {}
     for e, episode in enumerate(episodes):
         episode.scores = [float("nan")] * len(episode.answers)
+        episode.verdicts = [""] * len(episode.answers)
         if any(step.response.error for step in episode.steps):
             continue  # what the writer could not read is not forgotten: nothing is to be said
         for q, answer in enumerate(episode.answers):
             if answer.text is not None:
                 claims[e, q] = _claim(episode.instance, q, answer.text)
-    found = scoring.scores(list(claims.values()), env.score_judge)
-    for (e, q), score in zip(claims, found, strict=True):
-        episodes[e].scores[q] = score
+    said: dict[int, str] = {}
+    found = scoring.scores(list(claims.values()), env.score_judge, said)
+    for number, ((e, q), score) in enumerate(zip(claims, found, strict=True)):
+        episodes[e].scores[q], episodes[e].verdicts[q] = score, said.get(number, "")
     for episode in episodes:
         scores = np.asarray(episode.scores)
         unjudged = any(np.isnan(step.r4) for step in episode.steps)

@@ -243,13 +243,16 @@ def score(
     return scores([Claim(source, question, prediction, tuple(answers))], judge)[0]
 
 
-def scores(claims: Sequence[Claim], judge: Judge | None = None) -> list[float]:
+def scores(
+    claims: Sequence[Claim], judge: Judge | None = None, said: dict[int, str] | None = None
+) -> list[float]:
     """Score of every claim, in [0, 1]; text up to `</think>` in a prediction does not count.
 
     Args:
         judge: for the LongMemEval sources only, asked once for all their claims; NaN where it
             failed or said neither yes nor no. Its exceptions are not caught. A prediction of which
             nothing is left is wrong without asking.
+        said: gets the judge's replies, by the number of the claim.
 
     Raises:
         ValueError: an unknown source, no or blank gold answers, a source that needs a judge, or a
@@ -278,6 +281,8 @@ def scores(claims: Sequence[Claim], judge: Judge | None = None) -> list[float]:
             raise ValueError(f"judge: {len(asked)} claims but {len(replies)} replies")
         for i, reply in zip(asked, replies, strict=True):
             results[i] = float("nan") if reply is None else verdict(reply)
+            if said is not None and reply is not None:
+                said[i] = reply
     return results
 
 

@@ -171,7 +171,9 @@ def test_a_judge_is_asked_once_for_all_its_claims_and_for_no_others():
         scoring.Claim("lme_train", "q", "<think>yes", ("x",)),
         scoring.Claim("longmemeval_s", "q", "c", ("x",), "multi-session"),
     ]
-    np.testing.assert_equal(scoring.scores(claims, judge), [1, 1, np.nan, 0, 0])
+    said = {}
+    np.testing.assert_equal(scoring.scores(claims, judge, said), [1, 1, np.nan, 0, 0])
+    assert said == {0: "yes", 4: "no"}
     assert asked == [["a", "b", "c"]]
     assert scoring.scores([]) == []
     with pytest.raises(ValueError, match="1 claims but 2 replies"):

@@ -163,6 +163,11 @@ def test_from_a_server_to_the_tables(workdir, built, model, chat_server, tmp_pat
         "unknown",
     }  # what was thought is not there
 
+    for question in read_lines(out / QUESTIONS):  # in the judge's words
+        right = "Yes." if question["score"] else "No."
+        asked_one = question["source"] == "longmemeval_s"
+        assert question["verdict"] == (right if asked_one else None)
+
     pool = read_pool([str(out)])
     (judged,) = [t for t in paper_tables(pool) if t.title.startswith("Table 2.")]
     place = judged.heads.index("longmemeval_s")
