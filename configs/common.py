@@ -68,7 +68,7 @@ def smoke(config: config_dict.ConfigDict) -> None:
 
 def ppo(config: config_dict.ConfigDict) -> None:
     """Preset: PPO with a critic in place of GRPO."""
-    config.rl.algorithm, config.rl.call_credit = "ppo", False
+    config.rl.algorithm = "ppo"
 
 
 def _value(config: config_dict.ConfigDict, field: str, text: str):

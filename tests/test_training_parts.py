@@ -80,7 +80,8 @@ def test_warm_start_batches_have_the_rows_of_the_config(micro, chunks):
     "arguments",
     [
         "rl.groups=rows,rl.aggregation=sequence",
-        "rl.groups=episodes,rl.aggregation=token,reward.normalise_each=True,rl.call_credit=False",
+        "rl.groups=episodes,rl.aggregation=token,reward.normalise_each=True",
+        "rl.call_credit=True",
         "rl.groups=chunk,rl.kl=k3,rl.kl_coef=0.1",
         "ppo",
         "ppo,rl.epochs=2,rl.minibatches=2",
@@ -121,7 +122,7 @@ def test_every_learner_takes_a_step(micro, arguments):
         ("rl.groups=row", "rows"),
         ("rl.schedule=linear", "cosine"),
         ("eval.every=0", "eval.every=0: give at least 1"),
-        ("rl.divide_by_std=True", "rl.call_credit goes with"),
+        ("rl.call_credit=True,rl.divide_by_std=True", "rl.call_credit goes with"),
         ("ppo,rl.call_credit=True", "rl.call_credit goes with"),
     ],
 )
