@@ -31,13 +31,14 @@ def filled(rows: int, entries: int, rng: np.random.Generator) -> MemoryState:
     empty = jax.device_get(memory.init(rows, capacity, ENTRY_TOKENS, CORE_TOKENS))
     used = np.arange(capacity) < entries
     ids = used * np.arange(1, 2 * capacity + 1, dtype=np.int32).reshape(2, capacity)
-    return empty.replace(
+    full = empty.replace(
         tokens=rng.integers(1, TOKENS, empty.tokens.shape, np.int32) * used[:, None],
         length=np.zeros_like(empty.length) + (ENTRY_TOKENS * used).astype(np.int32),
         id=np.zeros_like(empty.id) + ids,
         count=np.full_like(empty.count, entries),
         next_id=np.full_like(empty.next_id, 2 * capacity + 1),
     )
+    return memory.reindex(full)
 
 
 def draw_steps(host: MemoryState, rng: np.random.Generator) -> list[Ops]:
