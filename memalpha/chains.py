@@ -4,23 +4,17 @@ Axes: M tables, N slots, K writes. A node is a slot of a table: table * N + slot
 buckets, numbered in the same way. Cells 0 to MN - 1 are the buckets, cell MN + node is that of a
 node; a cell points to the next node of its chain. All of this is for one episode; vmap it.
 
-Indices that are not to be written are put past the end, where a scatter drops them: under vmap a
-condition would be a select that copies the whole table.
+All tables are one int32 array [3MN]: of every cell the node it points to, plus 1 (0: the chain
+ends), and behind them, of every node in a chain, the cell that points to it. Zeros: all are empty.
+
+What is not to be written goes past the end, where a scatter drops it: under vmap a condition would
+be a select that copies the whole array.
 """
 
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-
-
-@flax.struct.dataclass
-class Chains:
-    """Zeros are empty tables. A batch has a leading axis R on both."""
-
-    after: jax.Array  # [2MN] of every cell: the node it points to, plus 1; 0: the chain ends
-    before: jax.Array  # [MN] of every node in a chain: the cell that points to it
 
 
 def bucket_of(table: jax.Array, key: jax.Array, slots: int) -> jax.Array:
@@ -29,77 +23,72 @@ def bucket_of(table: jax.Array, key: jax.Array, slots: int) -> jax.Array:
     return table * slots + spread.astype(jnp.int32)
 
 
-def build(buckets: jax.Array, used: jax.Array) -> Chains:
+def build(buckets: jax.Array, used: jax.Array) -> jax.Array:
     """Tables of all nodes at once: buckets [MN] int32 of the nodes, used [MN] bool."""
     nodes = len(buckets)
-    end = 2 * nodes
-    order = jnp.argsort(jnp.where(used, buckets, end))  # stable: the nodes of a bucket in a row
-    bucket = jnp.where(used, buckets, end)[order]
+    nowhere = 3 * nodes
+    bucket = jnp.where(used, buckets, nowhere)
+    order = jnp.argsort(bucket)  # the nodes of a bucket stand in a row, and are chained so
+    bucket = bucket[order]
     follows = jnp.concatenate([jnp.zeros(1, bool), bucket[1:] == bucket[:-1]])
-    cell = jnp.where(follows & (bucket < end), nodes + jnp.roll(order, 1), bucket)
-    return Chains(
-        after=jnp.zeros(end, jnp.int32).at[cell].set(order + 1, mode="drop"),
-        before=jnp.zeros(nodes, jnp.int32).at[order].set(jnp.where(used[order], cell, 0)),
-    )
+    cell = jnp.where(follows & (bucket < nowhere), nodes + jnp.roll(order, 1), bucket)
+    pointed = jnp.where(bucket < nowhere, 2 * nodes + order, nowhere)
+    return _put(jnp.zeros(nowhere, jnp.int32), (cell, order + 1), (pointed, cell))
 
 
-def find(chains: Chains, bucket: jax.Array, is_it: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def find(
+    tables: jax.Array, bucket: jax.Array, is_it: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     """The first node of a bucket's chain for which `is_it` holds, else -1: [] int32."""
-    nodes = len(chains.before)
+    nodes = len(tables) // 3
     go_on = lambda pointer: (pointer > 0) & ~is_it(pointer - 1)
-    advance = lambda pointer: chains.after[nodes + pointer - 1]
-    return jax.lax.while_loop(go_on, advance, chains.after[bucket]) - 1
+    advance = lambda pointer: tables[nodes + pointer - 1]
+    return jax.lax.while_loop(go_on, advance, tables[bucket]) - 1
 
 
-def add(chains: Chains, bucket: jax.Array, node: jax.Array, do: jax.Array) -> Chains:
-    """Puts nodes in front of the chains of their buckets: all [K], where `do` holds.
+def remove(tables: jax.Array, node: jax.Array, do: jax.Array) -> jax.Array:
+    """Takes nodes [K] out of their chains where `do` [K] holds.
 
     Here and below the K nodes are of different tables, so no two of them meet in a chain.
     """
-    nodes = len(chains.before)
-    first = chains.after[bucket]
-    node = jnp.where(do, node, nodes)
-    return Chains(
-        after=_put(
-            chains.after, (jnp.where(do, bucket, 2 * nodes), node + 1), (nodes + node, first)
-        ),
-        before=_put(chains.before, (node, bucket), (_target(first, do, nodes), nodes + node)),
-    )
+    nodes = len(tables) // 3
+    before, own = 2 * nodes + node, nodes + node
+    cell, following = tables[before], tables[own]
+    writes = [(cell, following), (own, 0), (before, 0), (_before(following, nodes), cell)]
+    return _put(tables, *((_only(do, index, nodes), value) for index, value in writes))
 
 
-def remove(chains: Chains, node: jax.Array, do: jax.Array) -> Chains:
-    """Takes nodes [K] out of their chains where `do` [K] holds."""
-    nodes = len(chains.before)
-    cell, following = chains.before[node], chains.after[nodes + node]
-    node = jnp.where(do, node, nodes)
-    cell = jnp.where(do, cell, 2 * nodes)
-    return Chains(
-        after=_put(chains.after, (cell, following), (nodes + node, 0)),
-        before=_put(chains.before, (_target(following, do, nodes), cell), (node, 0)),
-    )
+def add(
+    tables: jax.Array,
+    bucket: jax.Array,
+    node: jax.Array,
+    do: jax.Array,
+    old: jax.Array,
+    replace: jax.Array,
+) -> jax.Array:
+    """Puts nodes, which are in no chain, into one where `do` holds: in front of that of their
+    bucket, or where `replace` [] holds, in the place of the nodes `old`. All others are [K]."""
+    nodes = len(tables) // 3
+    cell = jnp.where(replace, tables[2 * nodes + old], bucket)
+    following = jnp.where(replace, tables[nodes + old], tables[bucket])
+    before, own = 2 * nodes + node, nodes + node
+    writes = [(cell, node + 1), (own, following), (before, cell)]
+    writes.append((_before(following, nodes), own))
+    writes += [(_only(replace, start * nodes + old, nodes), 0) for start in (1, 2)]
+    return _put(tables, *((_only(do, index, nodes), value) for index, value in writes))
 
 
-def move(chains: Chains, old: jax.Array, new: jax.Array, do: jax.Array) -> Chains:
-    """Nodes `new` [K], which are in no chain, take the places of `old` [K] where `do` [K] holds."""
-    nodes = len(chains.before)
-    cell, following = chains.before[old], chains.after[nodes + old]
-    old, new = jnp.where(do, old, nodes), jnp.where(do, new, nodes)
-    cell = jnp.where(do, cell, 2 * nodes)
-    return Chains(
-        after=_put(chains.after, (cell, new + 1), (nodes + new, following), (nodes + old, 0)),
-        before=_put(
-            chains.before, (new, cell), (_target(following, do, nodes), nodes + new), (old, 0)
-        ),
-    )
+def _before(pointer: jax.Array, nodes: int) -> jax.Array:
+    """Where the cell is kept that points to the node of a pointer; past the end for none."""
+    return _only(pointer > 0, 2 * nodes + pointer - 1, nodes)
 
 
-def _target(pointer: jax.Array, do: jax.Array, nodes: int) -> jax.Array:
-    """The node of a pointer, past the end where there is none or nothing is to be done."""
-    return jnp.where(do & (pointer > 0), pointer - 1, nodes)
+def _only(do: jax.Array, index: jax.Array, nodes: int) -> jax.Array:
+    return jnp.where(do, index, 3 * nodes)
 
 
-def _put(x: jax.Array, *writes: tuple[jax.Array, jax.Array | int]) -> jax.Array:
-    """x with values [K] at indices [K]; one scatter for all of them."""
+def _put(tables: jax.Array, *writes: tuple[jax.Array, jax.Array | int]) -> jax.Array:
+    """The array with values [K] at indices [K]; one scatter for all of them."""
     where = jnp.concatenate([index for index, _ in writes])
     values = jnp.concatenate([jnp.broadcast_to(value, index.shape) for index, value in writes])
-    return x.at[where].set(values, mode="drop")
+    return tables.at[where].set(values, mode="drop")

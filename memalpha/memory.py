@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from memalpha import chains
-from memalpha.chains import Chains
 
 CORE, SEMANTIC, EPISODIC = 0, 1, 2
 MEMORY_NAMES = ("core", "semantic", "episodic")
@@ -67,7 +66,7 @@ class MemoryState:
     written_at: jax.Array  # [2, N] index of the chunk that last wrote the entry
     count: jax.Array  # [2] entries
     next_id: jax.Array  # [] one counter for both lists
-    chains: Chains  # finds entries by id and by content; see `reindex`
+    chains: jax.Array  # [12 * N] hash tables (chains.py): entries by id, and by content
 
 
 @flax.struct.dataclass
@@ -127,7 +126,7 @@ def init(
         written_at=zeros(2, capacity),
         count=zeros(2),
         next_id=zeros() + jnp.asarray(first, jnp.int32),
-        chains=Chains(zeros(2 * TABLES * capacity), zeros(TABLES * capacity)),
+        chains=zeros(3 * TABLES * capacity),
     )
 
 
@@ -139,8 +138,7 @@ def _check(state: MemoryState, ops: Ops, chunk_index, cut_mark, enabled) -> None
     entries = (2, state.tokens.shape[1])
     assert state.tokens.shape[0] == 2 and state.count.shape == (2,)
     assert state.length.shape == state.id.shape == state.written_at.shape == entries
-    nodes = TABLES * entries[1]
-    assert state.chains.after.shape == (2 * nodes,) and state.chains.before.shape == (nodes,)
+    assert state.chains.shape == (3 * TABLES * entries[1],), "see `reindex`"
     assert state.core_len.shape == state.next_id.shape == chunk_index.shape == ()
     assert ops.tokens.ndim == 2 and ops.tokens.shape[0] >= 1, "at least one (padding) operation"
     steps, width = ops.tokens.shape
@@ -161,7 +159,7 @@ def _hash(tokens: jax.Array, length: jax.Array) -> jax.Array:
 
 @jax.jit
 @jax.vmap
-def _chains_of(tokens: jax.Array, length: jax.Array, ids: jax.Array, count: jax.Array) -> Chains:
+def _chains_of(tokens: jax.Array, length: jax.Array, ids: jax.Array, count: jax.Array) -> jax.Array:
     capacity = ids.shape[1]
     keys = jnp.stack([ids, _hash(tokens, length)], axis=1)  # [2, 2, N]
     tables = jnp.arange(TABLES, dtype=jnp.int32).reshape(2, 2, 1)
@@ -326,8 +324,8 @@ def _change_list(
     buckets = chains.bucket_of(tables, jnp.stack([entry_id, content.hash]), capacity)
     node, last_node = tables * capacity + place, tables * capacity + last
     found = chains.remove(state.chains, node, jnp.stack([delete, delete | update]))
-    found = chains.move(found, last_node, node, jnp.stack([close_up, close_up]))
-    found = chains.add(found, buckets, node, jnp.stack([insert, insert | update]))
+    moved = jnp.stack([insert | close_up, insert | update | close_up])
+    found = chains.add(found, buckets, node, moved, last_node, close_up)
     change = insert.astype(jnp.int32) - delete.astype(jnp.int32)
     return state.replace(
         tokens=put(state.tokens, content.words),
