@@ -56,6 +56,8 @@ def read_config(folder: str | Path, **choices: Any) -> ModelConfig:
     path = Path(folder) / "config.json"
     try:
         given = json.loads(path.read_text())
+        if not isinstance(given, dict):
+            raise ValueError(f"a JSON object is expected, not {type(given).__name__}")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no model folder: config.json: {error}") from error
     if given.get("model_type") != "qwen3":

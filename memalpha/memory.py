@@ -6,7 +6,10 @@ C tokens the core can hold, O operations of one step, W width of an operation's 
 
 Mem-alpha, section 3.2: one core paragraph and two lists of entries, semantic and episodic. The
 lists are stacked on an axis of size 2, so memory type t lives at index t - 1. Entries fill the
-slots from 0 in insertion order; a slot at or past `count` is spare, never read, and left zero.
+slots from 0; a slot at or past `count` is spare, never read, and left zero. Ids only grow, so the
+order of insertion is that of the ids and not of the slots: where an entry is deleted, the last slot
+closes the gap. So no operation touches more than two slots, and `chains` finds them: its cost does
+not depend on N.
 """
 
 from collections.abc import Callable
@@ -19,8 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memalpha import chains
+
 CORE, SEMANTIC, EPISODIC = 0, 1, 2
 MEMORY_NAMES = ("core", "semantic", "episodic")
+TABLES = 4  # of `chains`: 2 * list for the ids, 2 * list + 1 for the contents
+_HASH_BASE = 0x9E3779B1  # odd; 2^32 over the golden ratio
 MIN_CAPACITY = 16  # entries; below it a bucket would save no memory worth a compilation
 
 
@@ -59,6 +66,7 @@ class MemoryState:
     written_at: jax.Array  # [2, N] index of the chunk that last wrote the entry
     count: jax.Array  # [2] entries
     next_id: jax.Array  # [] one counter for both lists
+    chains: jax.Array  # [12 * N] hash tables (chains.py): entries by id, and by content
 
 
 @flax.struct.dataclass
@@ -73,16 +81,14 @@ class Ops:
 
 
 @flax.struct.dataclass
-class _Ledger:
-    """Where every content stands while a step runs: contents 0..N-1 are the entries the step
-    found, content N + o is what operation o wrote. So the scan carries no entry tokens."""
+class _Content:
+    """What the operations would write; a step sees one of them, without the axis O."""
 
-    core: jax.Array  # [C]
-    core_len: jax.Array  # []
-    place: jax.Array  # [2, N + O] rank in insertion order, -1 where the content does not stand
-    id: jax.Array  # [2, N + O]
-    count: jax.Array  # [2]
-    next_id: jax.Array  # []
+    words: jax.Array  # [O, L] to a list, zero-padded
+    length: jax.Array  # [O]
+    hash: jax.Array  # [O]
+    core: jax.Array  # [O, C] to the core, cut
+    core_len: jax.Array  # [O]
 
 
 def init(
@@ -120,6 +126,7 @@ def init(
         written_at=zeros(2, capacity),
         count=zeros(2),
         next_id=zeros() + jnp.asarray(first, jnp.int32),
+        chains=zeros(3 * TABLES * capacity),
     )
 
 
@@ -131,6 +138,7 @@ def _check(state: MemoryState, ops: Ops, chunk_index, cut_mark, enabled) -> None
     entries = (2, state.tokens.shape[1])
     assert state.tokens.shape[0] == 2 and state.count.shape == (2,)
     assert state.length.shape == state.id.shape == state.written_at.shape == entries
+    assert state.chains.shape == (3 * TABLES * entries[1],), "see `reindex`"
     assert state.core_len.shape == state.next_id.shape == chunk_index.shape == ()
     assert ops.tokens.ndim == 2 and ops.tokens.shape[0] >= 1, "at least one (padding) operation"
     steps, width = ops.tokens.shape
@@ -140,10 +148,37 @@ def _check(state: MemoryState, ops: Ops, chunk_index, cut_mark, enabled) -> None
     assert enabled.shape == (3,) and enabled.dtype == jnp.bool_
 
 
+def _hash(tokens: jax.Array, length: jax.Array) -> jax.Array:
+    """A number of contents (tokens [..., L], length [...]): int32 [...]. Equal where they are."""
+    positions = np.arange(tokens.shape[-1])
+    weights = np.cumprod(np.full(len(positions), _HASH_BASE, np.uint32), dtype=np.uint32)
+    terms = jnp.where(positions < length[..., None], tokens.astype(jnp.uint32) + 1, 0) * weights
+    total = jnp.sum(terms, axis=-1, dtype=jnp.uint32)
+    return (total ^ (total >> 15)).astype(jnp.int32)
+
+
+@jax.jit
+@jax.vmap
+def _chains_of(tokens: jax.Array, length: jax.Array, ids: jax.Array, count: jax.Array) -> jax.Array:
+    capacity = ids.shape[1]
+    keys = jnp.stack([ids, _hash(tokens, length)], axis=1)  # [2, 2, N]
+    tables = jnp.arange(TABLES, dtype=jnp.int32).reshape(2, 2, 1)
+    used = jnp.broadcast_to(jnp.arange(capacity) < count[:, None, None], keys.shape)
+    return chains.build(chains.bucket_of(tables, keys, capacity).ravel(), used.ravel())
+
+
+def reindex(state: MemoryState) -> MemoryState:
+    """The same memories [R, ...] with `chains` made from their entries: for a state that was not
+    made by operations. On the device, but numpy leaves come back as numpy."""
+    made = _chains_of(state.tokens, state.length, state.id, state.count)
+    on_host = isinstance(state.tokens, np.ndarray)
+    return state.replace(chains=jax.device_get(made) if on_host else made)
+
+
 def _same(tokens: jax.Array, length: jax.Array, words: jax.Array, size: jax.Array) -> jax.Array:
-    """[K] bool: which of K texts (tokens [K, L], length [K]) are `words` [L], `size` long."""
+    """[] bool: is the text (tokens [L], length []) `words` [L], `size` long?"""
     padding = jnp.arange(words.shape[0]) >= size
-    return jnp.all((tokens == words) | padding, axis=-1) & (length == size)
+    return jnp.all((tokens == words) | padding) & (length == size)
 
 
 def _cut_core(
@@ -179,75 +214,43 @@ def apply_ops(
       TOO_LONG; DUPLICATE (the content already stands word for word in that list, or is the
       core, after the cut); FULL. A failed operation changes nothing.
 
-    Mem-alpha, section 3.2. Costs one [N, L] compare an operation and one gather a step.
+    Mem-alpha, section 3.2. In place where the state is donated, at a cost that N does not change.
     """
     chunk_index, cut_mark, enabled = map(jnp.asarray, (chunk_index, cut_mark, enabled))
     _check(state, ops, chunk_index, cut_mark, enabled)
-    capacity, entry_tokens = state.tokens.shape[1:]
-    steps = ops.kind.shape[0]
-    slots = jnp.arange(capacity, dtype=jnp.int32)
-    ledger = _Ledger(
-        core=state.core,
-        core_len=state.core_len,
-        place=jnp.pad(
-            jnp.where(slots < state.count[:, None], slots, -1),
-            ((0, 0), (0, steps)),
-            constant_values=-1,
-        ),
-        id=jnp.pad(state.id, ((0, 0), (0, steps))),
-        count=state.count,
-        next_id=state.next_id,
-    )
+    entry_tokens = state.tokens.shape[2]
+    padding = jnp.arange(entry_tokens) >= ops.length[:, None]
+    words = jnp.where(padding, 0, ops.tokens[:, :entry_tokens])
+    cut = partial(_cut_core, core_tokens=state.core.shape[0], cut_mark=cut_mark)
+    cores = jax.vmap(cut)(ops.tokens, ops.length)
+    contents = _Content(words, ops.length, _hash(words, ops.length), *cores)
 
-    def step(ledger: _Ledger, inputs: tuple[jax.Array, Ops]):
-        position, op = inputs
-        words = op.tokens[:entry_tokens]
-        which = jnp.clip(op.target - 1, 0, 1)
-        same = jnp.concatenate(
-            [
-                _same(state.tokens[which], state.length[which], words, op.length),
-                _same(ops.tokens[:, :entry_tokens], ops.length, words, op.length),
-            ]
-        )
-        core = _cut_core(op.tokens, op.length, state.core.shape[0], cut_mark)
-        return _apply_one(ledger, op, capacity + position, same, core, enabled, state.tokens.shape)
+    def step(state: MemoryState, inputs: tuple[Ops, _Content]):
+        return _apply_one(state, *inputs, chunk_index, enabled)
 
-    steps_in = (jnp.arange(steps, dtype=jnp.int32), ops)
-    ledger, (outcomes, ids) = jax.lax.scan(step, ledger, steps_in)
-    return _settle(state, ops, ledger, chunk_index), outcomes, ids
+    state, (outcomes, ids) = jax.lax.scan(step, state, (ops.replace(tokens=None), contents))
+    return state, outcomes, ids
 
 
 def _apply_one(
-    ledger: _Ledger,
-    op: Ops,
-    content: jax.Array,
-    same: jax.Array,
-    core: tuple[jax.Array, jax.Array],
-    enabled: jax.Array,
-    shape: tuple[int, ...],
-) -> tuple[_Ledger, tuple[jax.Array, jax.Array]]:
-    """One operation on the ledger, as content number `content`; -> ledger, (outcome, id).
-
-    `same` [N + O] bool: the contents with the operation's words; `core`: the core it would
-    write; `shape`: (2, N, L).
-    """
-    _, capacity, entry_tokens = shape
+    state: MemoryState, op: Ops, content: _Content, chunk_index: jax.Array, enabled: jax.Array
+) -> tuple[MemoryState, tuple[jax.Array, jax.Array]]:
+    """One operation; -> state, (outcome, id)."""
     insert, update, delete = (op.kind == k for k in (OpKind.INSERT, OpKind.UPDATE, OpKind.DELETE))
     write = insert | update
     is_core = op.target == CORE
     which = jnp.clip(op.target - 1, 0, 1)
-    stands = ledger.place[which] >= 0
-    named = stands & (ledger.id[which] == op.id)
-    same_core = _same(ledger.core[None], ledger.core_len[None], *core)[0]
+    slot, stands = _find(state, which, op.id, content)
+    same_core = _same(state.core, state.core_len, content.core, content.core_len)
 
     outcome = jnp.int32(Outcome.OK)
     for code, applies in (  # the last that applies wins, so the weightiest rule comes last
-        (Outcome.FULL, insert & (ledger.count[which] >= capacity)),
-        (Outcome.DUPLICATE, write & jnp.where(is_core, same_core, jnp.any(same & stands))),
-        (Outcome.TOO_LONG, write & ~is_core & (op.length > entry_tokens)),
+        (Outcome.FULL, insert & (state.count[which] >= state.id.shape[1])),
+        (Outcome.DUPLICATE, write & jnp.where(is_core, same_core, stands)),
+        (Outcome.TOO_LONG, write & ~is_core & (op.length > state.tokens.shape[2])),
         (
             Outcome.UNKNOWN_ID,
-            jnp.where(is_core, delete & (ledger.core_len == 0), ~insert & ~jnp.any(named)),
+            jnp.where(is_core, delete & (state.core_len == 0), ~insert & (slot < 0)),
         ),
         (
             Outcome.WRONG_TYPE,
@@ -262,53 +265,75 @@ def _apply_one(
 
     done = outcome == Outcome.OK
     on_core, on_list = done & is_core, done & ~is_core
-    # An update stands where the old content stood, an insert behind all others; `old` is what an
-    # update or delete takes away. Writes at one index, so that XLA can do them in place.
-    old = jnp.argmax(named)
-    old_place, new_place = ledger.place[which, old], ledger.place[which, content]
-    written = jnp.where(insert, content, jnp.where(update, old_place, -1))
-    place = ledger.place.at[which, old].set(jnp.where(on_list & ~insert, -1, old_place))
-    place = place.at[which, content].set(jnp.where(on_list, written, new_place))
-    entry_id = jnp.where(insert, ledger.next_id, op.id)
-    change = insert.astype(jnp.int32) - delete.astype(jnp.int32)
-    ledger = _Ledger(
-        core=jnp.where(on_core, jnp.where(delete, 0, core[0]), ledger.core),
-        core_len=jnp.where(on_core, jnp.where(delete, 0, core[1]), ledger.core_len),
-        place=place,
-        id=ledger.id.at[which, content].set(entry_id),
-        count=ledger.count.at[which].add(jnp.where(on_list, change, 0)),
-        next_id=ledger.next_id + (on_list & insert),
+    entry_id = jnp.where(insert, state.next_id, op.id)
+    kinds = tuple(on_list & kind for kind in (insert, update, delete))
+    state = _change_list(state, which, slot, entry_id, content, chunk_index, kinds)
+    state = state.replace(
+        core=jnp.where(on_core, jnp.where(delete, 0, content.core), state.core),
+        core_len=jnp.where(on_core, jnp.where(delete, 0, content.core_len), state.core_len),
+        next_id=state.next_id + (on_list & insert),
     )
-    return ledger, (outcome, jnp.where(on_list, entry_id, -1))
+    return state, (outcome, jnp.where(on_list, entry_id, -1))
 
 
-def _settle(state: MemoryState, ops: Ops, ledger: _Ledger, chunk_index: jax.Array) -> MemoryState:
-    """Write the ledger back: one gather of the contents that stand, in order of place."""
-    _, capacity, entry_tokens = state.tokens.shape
-    last = jnp.iinfo(jnp.int32).max
-    order = jnp.argsort(jnp.where(ledger.place < 0, last, ledger.place), axis=1)[:, :capacity]
-    used = jnp.arange(capacity) < ledger.count[:, None]  # [2, N]
-    found = order < capacity
-    from_state = jnp.minimum(order, capacity - 1)
-    from_ops = jnp.maximum(order - capacity, 0)
+def _find(
+    state: MemoryState, which: jax.Array, entry_id: jax.Array, content: _Content
+) -> tuple[jax.Array, jax.Array]:
+    """The slot of an entry, -1 where there is none; and whether a content stands in the list."""
+    capacity = state.id.shape[1]
+    tables = 2 * which + jnp.arange(2, dtype=jnp.int32)
+    by_id, by_hash = chains.bucket_of(tables, jnp.stack([entry_id, content.hash]), capacity)
 
-    def settle(before: jax.Array, written: jax.Array) -> jax.Array:  # [2, N, ...]
-        kept = jax.vmap(lambda x, index: x[index])(before, from_state)
-        per_entry = (2, capacity) + (1,) * (before.ndim - 2)
-        both = jnp.where(found.reshape(per_entry), kept, written)
-        return jnp.where(used.reshape(per_entry), both, 0)
+    def is_named(node: jax.Array) -> jax.Array:
+        return state.id[which, node - tables[0] * capacity] == entry_id
 
-    content = jnp.arange(entry_tokens) < ops.length[:, None]
-    words = jnp.where(content, ops.tokens[:, :entry_tokens], 0)  # [O, L]
-    return MemoryState(
-        core=ledger.core,
-        core_len=ledger.core_len,
-        tokens=settle(state.tokens, words[from_ops]),
-        length=settle(state.length, ops.length[from_ops]),
-        id=jnp.where(used, jnp.take_along_axis(ledger.id, order, axis=1), 0),
-        written_at=settle(state.written_at, chunk_index),
-        count=ledger.count,
-        next_id=ledger.next_id,
+    def is_same(node: jax.Array) -> jax.Array:  # word for word: other contents have this bucket too
+        at = which, node - tables[1] * capacity
+        return _same(state.tokens[at], state.length[at], content.words, content.length)
+
+    named = chains.find(state.chains, by_id, is_named)
+    slot = jnp.where(named < 0, -1, named - tables[0] * capacity)
+    return slot, chains.find(state.chains, by_hash, is_same) >= 0
+
+
+def _change_list(
+    state: MemoryState,
+    which: jax.Array,
+    slot: jax.Array,
+    entry_id: jax.Array,
+    content: _Content,
+    chunk_index: jax.Array,
+    kinds: tuple[jax.Array, jax.Array, jax.Array],
+) -> MemoryState:
+    """Insert, update or delete the entry in `slot`, or nothing, as `kinds` ([] bool each) say."""
+    insert, update, delete = kinds
+    capacity, count = state.id.shape[1], state.count[which]
+    last = jnp.maximum(count - 1, 0)
+    place = jnp.where(insert, count, slot)
+    close_up = delete & (place != last)
+    # What is not to be written goes past the end, where it is dropped.
+    slots = jnp.stack(
+        [jnp.where(insert | update | close_up, place, capacity), jnp.where(delete, last, capacity)]
+    )
+
+    def put(leaf: jax.Array, value: jax.Array) -> jax.Array:
+        value = jnp.where(delete, leaf[which, last], value)
+        return leaf.at[which, slots].set(jnp.stack([value, jnp.zeros_like(value)]), mode="drop")
+
+    tables = 2 * which + jnp.arange(2, dtype=jnp.int32)
+    buckets = chains.bucket_of(tables, jnp.stack([entry_id, content.hash]), capacity)
+    node, last_node = tables * capacity + place, tables * capacity + last
+    found = chains.remove(state.chains, node, jnp.stack([delete, delete | update]))
+    moved = jnp.stack([insert | close_up, insert | update | close_up])
+    found = chains.add(found, buckets, node, moved, last_node, close_up)
+    change = insert.astype(jnp.int32) - delete.astype(jnp.int32)
+    return state.replace(
+        tokens=put(state.tokens, content.words),
+        length=put(state.length, content.length),
+        id=put(state.id, entry_id),
+        written_at=put(state.written_at, chunk_index),
+        count=state.count + jnp.where(jnp.arange(2) == which, change, 0),
+        chains=found,
     )
 
 
@@ -338,7 +363,8 @@ def grow(state: MemoryState, capacity: int) -> MemoryState:
     """The same memories [R, ...] with room for at least `capacity` entries a list.
 
     Pads with zeros to the bucket of `capacity`, on the host for numpy leaves and else on the
-    device; a state that is large enough comes back as it is. It never shrinks.
+    device, and makes `chains` anew; a state that is large enough comes back as it is. It never
+    shrinks.
     """
     if state.tokens.ndim != 4:
         raise ValueError(
@@ -353,11 +379,13 @@ def grow(state: MemoryState, capacity: int) -> MemoryState:
     def pad(x):
         return xp.pad(x, [extra if axis == 2 else (0, 0) for axis in range(x.ndim)])
 
-    return state.replace(
-        tokens=pad(state.tokens),
-        length=pad(state.length),
-        id=pad(state.id),
-        written_at=pad(state.written_at),
+    return reindex(
+        state.replace(
+            tokens=pad(state.tokens),
+            length=pad(state.length),
+            id=pad(state.id),
+            written_at=pad(state.written_at),
+        )
     )
 
 
@@ -427,7 +455,7 @@ def view(
         ids, written_at = one.id[which], one.written_at[which]
         return tuple(
             Entry(int(ids[n]), text(tokens[n], length[n]), int(written_at[n]))
-            for n in range(first, total)
+            for n in np.argsort(ids[:total])[first:].tolist()
         )
 
     used = sum(int(one.length[which, : totals[which]].sum()) for which in (0, 1))
@@ -450,7 +478,8 @@ def from_view(
 ) -> MemoryState:
     """The memory that a whole view shows, one row [1, ...] of numpy arrays: the inverse of `view`.
 
-    Raises ValueError for an entry longer than `entry_tokens`. A core over `core_tokens` is cut:
+    Raises ValueError for an entry longer than `entry_tokens`, or a list that does not stand in the
+    order of its ids. A core over `core_tokens` is cut:
     one that was cut before can have more tokens when its text is encoded anew.
     """
     lists = (shown.semantic, shown.episodic)
@@ -460,6 +489,9 @@ def from_view(
     state.core[0, : len(core)], state.core_len[0] = core, len(core)
     for which, entries in enumerate(lists):
         state.count[0, which] = len(entries)
+        ids = [entry.id for entry in entries]
+        if ids != sorted(set(ids)):
+            raise ValueError(f"{MEMORY_NAMES[which + 1]} ids {ids[:8]}: they have to grow")
         for n, entry in enumerate(entries):
             tokens = encode(entry.text)
             if len(tokens) > entry_tokens:
@@ -471,4 +503,4 @@ def from_view(
             state.tokens[0, which, n, : len(tokens)] = tokens
             state.length[0, which, n] = len(tokens)
             state.id[0, which, n], state.written_at[0, which, n] = entry.id, entry.written_at
-    return state
+    return reindex(state)

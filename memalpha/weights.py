@@ -89,6 +89,8 @@ def _open(folder: Path, opened: ExitStack) -> dict[str, Any]:
     if (folder / INDEX).exists():
         try:
             files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            if unlike := [name for name in files if not isinstance(name, str)]:
+                raise TypeError(f"{unlike[0]!r} is no file name")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / INDEX} is no index of weights: {error!r}") from error
     absent = [name for name in files if not (folder / name).exists()]

@@ -44,6 +44,7 @@ def contents(state, row=0):
         ]
         for w in (0, 1)
     ]
+    lists = [sorted(entries) for entries in lists]  # the order is that of the ids
     return tuple(one.core[: one.core_len]), *lists, int(one.next_id)
 
 
@@ -60,6 +61,39 @@ def run(*calls, state=None, chunk=0, enabled=ALL_ON, capacity=N):
 
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def without_chains(state):
+    """The state but for the order inside its chains, which depends on how it came about."""
+    return state.replace(chains=None)
+
+
+def chain_lengths(state, row=0):
+    """Nodes of every bucket [4 * N] of a row; fails where its chains do not fit its entries."""
+    one = jax.tree.map(lambda x: np.asarray(x)[row], state)
+    slots = one.id.shape[1]
+    cells = 4 * slots
+    hashes = np.asarray(memory._hash(jnp.asarray(one.tokens), jnp.asarray(one.length)))
+    keys = np.stack([one.id, hashes], axis=1).reshape(4, slots).view(np.uint32)
+    after, before = one.chains[: 2 * cells], one.chains[2 * cells :]
+    lengths, met = [], []
+    for bucket in range(cells):
+        cell, chain = bucket, []
+        while node := after[cell]:
+            assert before[node - 1] == cell
+            chain.append(node - 1)
+            cell = cells + node - 1
+        for node in chain:
+            table, slot = divmod(int(node), slots)
+            assert bucket == table * slots + keys[table, slot] % slots
+        lengths.append(len(chain))
+        met += chain
+    count = np.repeat(one.count, 2)
+    expected = [table * slots + slot for table in range(4) for slot in range(count[table])]
+    assert sorted(met) == expected, "every entry in one chain of either table"
+    spare = np.setdiff1d(np.arange(cells), expected)
+    assert not before[spare].any() and not after[cells + spare].any()
+    return lengths
 
 
 # --- each rule, worked by hand ---
@@ -132,6 +166,27 @@ def test_delete_keeps_the_others_in_order_and_never_gives_an_id_twice():
     )
     assert (outcomes, ids) == ([OK] * 3, [2, 3, 4])
     assert contents(state) == ((), [(1, (1,), 0), (4, (4,), 1)], [], 5)
+
+
+def test_the_last_slot_closes_the_gap_and_the_view_stands_in_the_order_of_ids():
+    state, _, _ = run(*((INSERT, SEMANTIC, -1, (k,)) for k in (5, 6, 7)))
+    state, outcomes, _ = run((DELETE, SEMANTIC, 1, ()), state=state)
+    assert outcomes == [OK] and state.id[0, 0].tolist() == [3, 2, 0]
+    assert state.tokens[0, 0, :, 0].tolist() == [7, 6, 0]
+    for last, shown in ((None, [2, 3]), (1, [3])):
+        view = memory.view(jax.device_get(state), 0, str, last)
+        assert [entry.id for entry in view.semantic] == shown
+    state, outcomes, _ = run(
+        (UPDATE, SEMANTIC, 3, (8,)),  # where it stands now
+        (INSERT, SEMANTIC, -1, (6,)),
+        (INSERT, SEMANTIC, -1, (7,)),
+        (DELETE, SEMANTIC, 4, ()),  # in the last slot
+        (DELETE, SEMANTIC, 2, ()),
+        (DELETE, SEMANTIC, 3, ()),
+        state=state,
+    )
+    assert outcomes == [OK, DUPLICATE, OK, OK, OK, OK]
+    assert not any(np.any(x) for x in (state.id, state.tokens, state.chains))
 
 
 def test_unknown_id():
@@ -279,16 +334,17 @@ def random_rows(rng, rows=R, steps=O):
     return [[call() for _ in range(rng.integers(0, steps + 1))] for _ in range(rows)]
 
 
-def play(seed, enabled, chunks=3):
-    """R random sequences of `chunks` steps on model and arrays; -> outcomes met, states checked."""
+def play(seed, enabled, chunks=3, capacity=N, apply=memory.apply_batch):
+    """R random sequences of `chunks` steps on model and arrays; -> outcomes met, and the longest
+    chain of those looked at."""
     rng = np.random.default_rng(seed)
     first = rng.integers(1, 3, R)
-    state = memory.init(R, N, L, C, first)
-    models = [Model(N, L, C, int(f)) for f in first]
-    met, given_out = [], [[] for _ in range(R)]
+    state = memory.init(R, capacity, L, C, first)
+    models = [Model(capacity, L, C, int(f)) for f in first]
+    met, given_out, longest = [], [[] for _ in range(R)], 0
     for chunk in range(chunks):
         rows = random_rows(rng)
-        state, outcomes, ids = memory.apply_batch(
+        state, outcomes, ids = apply(
             state,
             pack(rows),
             np.full(R, chunk, np.int32),
@@ -306,10 +362,11 @@ def play(seed, enabled, chunks=3):
                 i for call, (_, i) in zip(row, got, strict=False) if call[0] == INSERT and i >= 0
             ]
         met.append(outcomes)
-        spare = np.arange(N) >= host.count[:, :, None]
+        longest = max(longest, *(max(chain_lengths(host, r)) for r in range(0, R, 16)))
+        spare = np.arange(capacity) >= host.count[:, :, None]
         assert not any(x[spare].any() for x in (host.tokens, host.length, host.id, host.written_at))
     assert all(x == sorted(set(x)) for x in given_out), "an id was given out twice"
-    return np.bincount(np.concatenate(met).ravel(), minlength=len(Outcome))
+    return np.bincount(np.concatenate(met).ravel(), minlength=len(Outcome)), longest
 
 
 @settings(max_examples=12, deadline=None)
@@ -319,7 +376,17 @@ def test_any_sequence_agrees_with_the_model(seed, enabled):
 
 
 def test_random_sequences_meet_every_outcome():
-    assert (play(0, ALL_ON) >= 20).all()
+    assert (play(0, ALL_ON)[0] >= 20).all()
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_contents_that_share_a_hash_are_told_apart(shared, monkeypatch):
+    """All contents have one of so few hashes: a chain then holds nearly a whole list."""
+    monkeypatch.setattr(memory, "_hash", lambda tokens, length: (length % shared).astype(np.int32))
+    monkeypatch.setattr(memory, "_chains_of", None)  # was traced with the hash that it should have
+    apply = jax.jit(lambda *args: jax.vmap(memory.apply_ops, (0, 0, 0, None, None))(*args))
+    met, longest = play(1, ALL_ON, capacity=7, apply=apply)
+    assert longest > 3 and (np.delete(met, FULL) >= 20).all()
 
 
 # --- equivalences ---
@@ -379,7 +446,22 @@ def test_capacity_growth_changes_nothing():
         large, *large_out = memory.apply_batch(large, ops, *rest(R, chunk))
         assert_equal(small_out, large_out)
     assert (small.tokens.shape[2], large.tokens.shape[2]) == (16, 32)
-    assert_equal(memory.grow(small, 32), large)
+    assert_equal(without_chains(memory.grow(small, 32)), without_chains(large))
+    for r in range(0, R, 16):
+        chain_lengths(memory.grow(small, 32), r), chain_lengths(large, r)
+
+
+def test_chains_made_anew_are_as_good():
+    state, ops = random_memories(10)
+    lost = np.full_like(state.chains, 10**6)
+    made = memory.reindex(state.replace(chains=lost))
+    assert isinstance(made.chains, np.ndarray)
+    for r in range(0, R, 16):
+        chain_lengths(made, r)
+    one, *one_out = memory.apply_batch(state, ops, *rest(R))
+    other, *other_out = memory.apply_batch(made, ops, *rest(R))
+    assert_equal(one_out, other_out)
+    assert_equal(without_chains(one), without_chains(other))
 
 
 def test_what_stands_in_spare_slots_and_padding_is_never_read():
@@ -462,12 +544,20 @@ def test_one_trace_a_shape(monkeypatch):
 
 
 def test_no_array_is_larger_than_the_lists():
-    entries, steps = 1009, 5
-    ops = pack([[(INSERT, SEMANTIC, -1, (1,))]], C, steps)
-    state = memory.init(1, entries, L, C)
+    entries, steps, words = 1009, 5, 17
+    ops = pack([[(INSERT, SEMANTIC, -1, (1,))]], words, steps)
+    state = memory.init(1, entries, words, C)
     program = str(jax.make_jaxpr(memory.apply_batch)(state, ops, *rest(1)))
     shapes = [tuple(map(int, s.split(","))) for s in re.findall(r"i32\[([\d,]+)\]", program)]
     assert max(map(np.prod, shapes)) == np.prod(state.tokens.shape) > entries
+
+
+def test_operations_need_no_room_for_a_list():
+    """In place: beside the donated state there is not even one array of N numbers."""
+    entries = 2**15
+    state = jax.eval_shape(lambda: memory.init(2, entries, L, C))
+    compiled = memory.apply_batch.lower(state, pack([[], []]), *rest(2)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * entries
 
 
 # --- host side ---

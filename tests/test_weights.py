@@ -172,9 +172,10 @@ def test_configs_that_cannot_be_loaded(tmp_path, fields, said):
 def test_no_model_folder(tmp_path):
     with pytest.raises(ValueError, match="is no model folder"):
         read_config(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": ')
-    with pytest.raises(ValueError, match="is no model folder"):
-        read_config(tmp_path)
+    for text in ('{"model_type": ', "[]", "null"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="is no model folder"):
+            read_config(tmp_path)
 
 
 def test_a_hub_id_without_network(monkeypatch):
@@ -250,9 +251,10 @@ def test_files_that_are_not_there(tmp_path):
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ValueError, match="lacks model-00002-of-00003.safetensors: download"):
         load_params(folder, config)
-    (folder / weights.INDEX).write_text("{}")
-    with pytest.raises(ValueError, match="is no index of weights"):
-        load_params(folder, config)
+    for text in ("{}", "[]", '{"weight_map": {"lm_head.weight": 3}}'):
+        (folder / weights.INDEX).write_text(text)
+        with pytest.raises(ValueError, match="is no index of weights"):
+            load_params(folder, config)
     (folder / weights.INDEX).unlink()
     with pytest.raises(ValueError, match="lacks model.safetensors"):
         load_params(folder, config)
