@@ -20,6 +20,7 @@ from experiments import page
 from experiments.charts import Chart, chart_svg, run_charts
 from experiments.pictures import LEGEND
 from experiments.progress import CUT, WORRIES, worries
+from experiments.tables import PUBLISHED
 from experiments.workdir import read_metrics
 from memalpha.data.files import write_text
 
@@ -29,7 +30,6 @@ RAW = (  # files that the report links to, where they are there
 )  # fmt: skip
 REWARDS, SIZES = ("r2", "r3", "r4"), ("memory_tokens", "reader_tokens")
 TRAINED = "after RL"  # the row of the table that a run is about
-PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
 COUNTERPART = {  # row -> row of the paper, and in which of its tables; the last one goes first
     TRAINED: ("trained", "21"),
     "untrained (warm start)": ("untrained", "3"),

@@ -195,5 +195,5 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
 
 def _lean(batch: Batch) -> Batch:
     """Without what the update does not read."""
-    read = ("rewards", "part", "fit", "group", "episode", "chunk")
-    return batch.replace(**dict.fromkeys(read))
+    unread = ("rewards", "part", "fit", "group", "episode", "chunk")
+    return batch.replace(**dict.fromkeys(unread))
