@@ -126,10 +126,14 @@ def causal_attention(q: Array, k: Array, v: Array, valid: Array, config: ModelCo
     """
     t, s = q.shape[2], v.shape[2]
     if config.attention != "blocks":
-        mask = valid[:, None, None, :] & jnp.tri(s, dtype=bool)[s - t :]
+        # No mask but the causal one, which flash kernels need not read: `Transformer` has moved
+        # padding to the end. They align a shorter query with the first key, hence the zeros.
+        q = jnp.pad(q, ((0, 0), (0, 0), (s - t, 0), (0, 0)))
         q, k, v = q.swapaxes(1, 2), k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=config.attention)
-        return out.swapaxes(1, 2)
+        out = jax.nn.dot_product_attention(
+            q, k, v, is_causal=True, implementation=config.attention
+        )
+        return out[:, s - t :].swapaxes(1, 2)
     block = MIN_BLOCK * math.ceil(t / (MIN_BLOCK * MAX_BLOCKS))
     out = []
     for start in range(0, t, block):
@@ -312,6 +316,14 @@ class Transformer(nn.Module):
         last = tokens.shape[1] if last is None else last
         if not 0 < last <= tokens.shape[1]:
             raise ValueError(f"Transformer: last={last}, but there are {tokens.shape[1]} tokens")
+        packed = c.attention != "blocks" and (cache is None or full)
+        if packed:  # padding behind the tokens, where causal attention does not see it
+            order = jnp.argsort(~mask, axis=1, stable=True)
+            tokens, positions, mask = (
+                jnp.take_along_axis(x, order, axis=1) for x in (tokens, positions, mask)
+            )
+            back = jnp.argsort(order, axis=1)[:, -last:, None]
+            last = tokens.shape[1]  # those that are wanted no longer stand together
         embed = nn.Embed(
             c.vocab_size,
             c.hidden_size,
@@ -334,13 +346,15 @@ class Transformer(nn.Module):
         kv = []
         for i in range(c.num_layers):
             past = None if cache is None else (cache.k[i], cache.v[i], None if full else index)
-            wanted = last if i == c.num_layers - 1 else x.shape[1]
-            x, pair = layer(c, wanted, name=f"layers_{i}")(x, rope, valid, past)
+            outputs = last if i == c.num_layers - 1 else x.shape[1]
+            x, pair = layer(c, outputs, name=f"layers_{i}")(x, rope, valid, past)
             kv.append(pair)
         if not c.tie_embeddings:
             Weight(c, (c.hidden_size, c.vocab_size), name="lm_head")()
         if c.value_head:
             Weight(c, (c.hidden_size, 1), name="value_head")()
+        if packed:
+            x = jnp.take_along_axis(x, back, axis=1)
         hidden = RMSNorm(c, name="norm")(x)
         k, v = zip(*kv, strict=True)
         return hidden, Cache(k=k, v=v, valid=valid, index=index + tokens.shape[1])

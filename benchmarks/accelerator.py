@@ -1,0 +1,221 @@
+"""Sampling and training on one GPU or TPU against what its memory and its matrix units can do.
+
+    python -m benchmarks.accelerator [--model=qwen3_4b] [--only=decode] [--profile] [--quick]
+
+Random weights in bfloat16. First the ceilings: bytes a second of a large copy (read and written)
+and operations a second of a large matrix product. Decoding is held against its floor, the time to
+read the weights and every row's keys and values once a step; a training step (micro-batches, AdamW
+in float32) against the operations of a step without those that remat repeats, over the ceiling and
+over --peak (MFU). `--profile` prints the kernels that took longest. Needs about 130 GB of device
+memory at the sizes of qwen3_4b; `--quick` is a small model, to see that it runs.
+"""
+
+import argparse
+import functools
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memalpha.batch import Batch
+from memalpha.learner import LossConfig, init_state, make_optimizer, make_update
+from memalpha.model import ModelConfig, Params, init_params
+from memalpha.sampler import generate, row_keys
+
+SIZES = {  # layers, width, heads, key-value heads, head width, MLP, vocabulary
+    "qwen3_4b": (36, 2560, 32, 8, 128, 9728, 151_936),
+    "qwen3_0_6b": (28, 1024, 16, 8, 128, 3072, 151_936),
+    "quick": (2, 64, 4, 2, 16, 128, 512),
+}
+NO_STOP = np.array([-1], np.int32)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", default="qwen3_4b", choices=SIZES)
+    add("--layers", type=int, default=0, help="so many layers only (0: all)")
+    add("--only", choices=("decode", "train"), help="one of the two parts")
+    add("--batch", default="64,128,256", help="rows to decode at a time")
+    add("--prompt", type=int, default=1024, help="tokens of a prompt")
+    add("--new", type=int, default=128, help="tokens to decode after it")
+    add("--rows", type=int, default=16, help="rows of a training step")
+    add("--micro_batch", default="4", help="rows of a micro-batch")
+    add("--response", type=int, default=1024, help="tokens of a response that is learned from")
+    add("--attention", default="cudnn", help="blocks, xla or cudnn")
+    add("--remat", default="dots", help="none, dots or full")
+    add("--rounds", type=int, default=3)
+    add("--peak", type=float, default=989e12, help="the maker's operations a second (H100, H200)")
+    add("--profile", action="store_true", help="print the kernels that took longest")
+    add("--quick", action="store_true", help="a small model, a few tokens")
+    args = parser.parse_args()
+    if args.quick:
+        args.model, args.batch, args.prompt, args.new = "quick", "4", 16, 4
+        args.rows, args.micro_batch, args.response, args.attention = 4, "2", 16, "blocks"
+    return args
+
+
+def seconds(work, rounds: int) -> float:
+    """The median of some rounds, after one that compiles."""
+    jax.block_until_ready(work())
+    taken = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(work())
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def ceilings(quick: bool) -> tuple[float, float]:
+    """Bytes a second of a copy, operations a second of a product in bfloat16."""
+    size, side = (2**20, 256) if quick else (2**31, 8192)
+    flip = jax.jit(jnp.negative)
+    x = jax.random.normal(jax.random.key(0), (size,), jnp.bfloat16)
+    copied = 2 * x.nbytes / seconds(lambda: flip(x), 10)
+    a = jax.random.normal(jax.random.key(1), (side, side), jnp.bfloat16)
+    multiply = jax.jit(lambda a: a @ a)
+    return copied, 2 * side**3 / seconds(lambda: multiply(a), 10)
+
+
+def build(args) -> tuple[ModelConfig, Params]:
+    layers, width, heads, kv_heads, head, mlp, vocabulary = SIZES[args.model]
+    config = ModelConfig(
+        vocabulary, width, args.layers or layers, heads, kv_heads, head, mlp,
+        dtype="bfloat16", param_dtype="bfloat16", attention=args.attention, remat=args.remat,
+    )  # fmt: skip
+    return config, jax.jit(functools.partial(init_params, config))(jax.random.key(0))
+
+
+def kernels(config: ModelConfig) -> int:
+    """Weights that a token is multiplied with, the head among them."""
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = 2 * config.hidden_size * (q + kv) + 3 * config.hidden_size * config.mlp_size
+    return config.num_layers * layer + config.hidden_size * config.vocab_size
+
+
+def decode(args, config: ModelConfig, params: Params, rows: int, bandwidth: float) -> str:
+    """A row of the table: what a step takes, and its share of the floor."""
+    prompts = np.random.default_rng(0).integers(10, config.vocab_size, (rows, args.prompt))
+    mask, keys = np.ones(prompts.shape, bool), row_keys(jax.random.key(1), np.arange(rows))
+
+    def sample(new):
+        return generate(
+            params, config, prompts, mask, keys, 1.0, 1.0, new, NO_STOP, args.new
+        ).tokens  # fmt: skip
+
+    prefill = seconds(lambda: sample(1), args.rounds)
+    step = (seconds(lambda: sample(args.new), args.rounds) - prefill) / (args.new - 1)
+    if args.profile:
+        profile(f"decode, {rows} rows", lambda: sample(args.new))
+    slot = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    floor = (2 * kernels(config) + rows * (args.prompt + args.new / 2) * slot) / bandwidth
+    return (
+        f"| {rows} | {prefill:.3f} | {step * 1e3:.2f} | {floor * 1e3:.2f} | {floor / step:.0%}"
+        f" | {rows / step:,.0f} |"
+    )
+
+
+def train(args, size: int, rate: float) -> str:
+    """A row of the table: seconds of a step and what share of the ceiling it reaches."""
+    config, params = build(args)
+    rows, p, t = args.rows, args.prompt, args.response
+    rng = np.random.default_rng(0)
+    ids = rng.integers(10, config.vocab_size, (rows, p + t)).astype(np.int32)
+    batch = Batch(
+        prompt=ids[:, :p],
+        prompt_mask=np.ones((rows, p), bool),
+        completion=ids[:, p:],
+        completion_mask=np.ones((rows, t), bool),
+        sample_logps=np.full((rows, t), -np.log(config.vocab_size), np.float32),
+        advantages=rng.normal(size=rows).astype(np.float32),
+    )
+    optimizer = make_optimizer(1e-6)
+    update = make_update(config, LossConfig(head_chunk=128), optimizer, size)
+    state = init_state(params, optimizer)
+
+    def step():
+        nonlocal state
+        state, metrics = update(state, batch)
+        return metrics
+
+    taken = seconds(step, args.rounds)
+    if args.profile:
+        profile(f"training step, {config.attention}, {config.remat}", step)
+    pairs = 4 * config.num_heads * config.head_dim * config.num_layers * (p + t) / 2
+    head = 2 * config.hidden_size * config.vocab_size
+    forward = 2 * kernels(config) - head + pairs + head * t / (p + t)
+    done = 3 * forward * rows * (p + t) / taken
+    return (
+        f"| {config.attention} | {config.remat} | {rows} in {size} x ({p} + {t}) | {taken:.3f}"
+        f" | {rows * (p + t) / taken:,.0f} | {done / 1e12:.0f} | {done / rate:.0%}"
+        f" | {done / args.peak:.0%} |"
+    )
+
+
+def profile(title: str, work) -> None:
+    """Prints the kernels of one round by the time they took."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(work())
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(path))
+    spent, count = Counter(), Counter()
+    for plane in data.planes:
+        if "GPU" not in plane.name and "TPU" not in plane.name:
+            continue
+        for line in plane.lines:
+            if not line.name.startswith(("Stream", "XLA Ops")):
+                continue
+            for event in line.events:
+                name = event.name.rstrip("0123456789_.")
+                spent[name] += event.duration_ns
+                count[name] += 1
+    total = sum(spent.values())
+    print(f"\n{title}: {total / 1e9:.3f} s in kernels")
+    for name, taken in spent.most_common(16):
+        print(f"  {taken / total:6.1%} {taken / 1e6:9.2f} ms {count[name]:6} x  {name[:90]}")
+
+
+def used() -> str:
+    stats = jax.devices()[0].memory_stats() or {}
+    return f"{stats.get('peak_bytes_in_use', 0) / 1e9:.1f} GB at most so far"
+
+
+def main() -> None:
+    args = parse()
+    device = jax.devices()[0]
+    bandwidth, rate = ceilings(args.quick)
+    print(
+        f"{device.device_kind}, JAX {jax.__version__}: a copy moves {bandwidth / 1e12:.2f} TB/s,"
+        f" a product runs at {rate / 1e12:.0f} TFLOP/s"
+    )
+    if args.only != "train":
+        config, params = build(args)
+        print(
+            f"\nprompts of {args.prompt}, {args.new} new tokens\n\n"
+            "| rows | prefill, s | step, ms | floor, ms | floor / step | tokens/s |\n"
+            "|---|---|---|---|---|---|"
+        )
+        for rows in map(int, args.batch.split(",")):
+            print(decode(args, config, params, rows, bandwidth), flush=True)
+        print(used())
+        del params
+    if args.only != "decode":
+        print(
+            "\n| attention | remat | rows | step, s | tokens/s | TFLOP/s | of the product | MFU |\n"
+            "|---|---|---|---|---|---|---|---|"
+        )
+        for size in map(int, args.micro_batch.split(",")):
+            print(train(args, size, rate), flush=True)
+        print(used())
+
+
+if __name__ == "__main__":
+    main()
