@@ -5,9 +5,9 @@
 Random weights in bfloat16. First the ceilings: bytes a second of a large copy (read and written)
 and operations a second of a large matrix product. Decoding is held against its floor, the time to
 read the weights and every row's keys and values once a step; a training step (micro-batches, AdamW
-in float32) against the operations of a step without those that remat repeats, over the ceiling and
-over --peak (MFU). `--profile` prints the kernels that took longest. Needs about 130 GB of device
-memory at the sizes of qwen3_4b; `--quick` is a small model, to see that it runs.
+in float32) against the operations of a step without those that remat repeats. Shares are of the
+measured ceiling and of the maker's figure (MFU), which is known for the devices below. `--profile`
+prints the kernels that took longest. `--quick` is a small model, to see that it runs.
 """
 
 import argparse
@@ -32,6 +32,10 @@ SIZES = {  # layers, width, heads, key-value heads, head width, MLP, vocabulary
     "qwen3_0_6b": (28, 1024, 16, 8, 128, 3072, 151_936),
     "quick": (2, 64, 4, 2, 16, 128, 512),
 }
+MAKERS = {  # bytes a second; operations a second in bfloat16, without sparsity
+    "NVIDIA H100 80GB HBM3": (3.35e12, 989e12),
+    "NVIDIA H200": (4.8e12, 989e12),
+}
 NO_STOP = np.array([-1], np.int32)
 
 
@@ -52,7 +56,6 @@ def parse() -> argparse.Namespace:
     add("--attention", default="cudnn", help="blocks, xla or cudnn")
     add("--remat", default="dots", help="none, dots or full")
     add("--rounds", type=int, default=3)
-    add("--peak", type=float, default=989e12, help="the maker's operations a second (H100, H200)")
     add("--profile", action="store_true", help="print the kernels that took longest")
     add("--quick", action="store_true", help="a small model, a few tokens")
     args = parser.parse_args()
@@ -62,14 +65,16 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def seconds(work, rounds: int) -> float:
-    """The median of some rounds, after one that compiles."""
+def seconds(work, rounds: int, queued: int = 1) -> float:
+    """The median of some rounds, after one that compiles; of one of so many calls in a row."""
     jax.block_until_ready(work())
     taken = []
     for _ in range(rounds):
         start = time.perf_counter()
-        jax.block_until_ready(work())
-        taken.append(time.perf_counter() - start)
+        for _ in range(queued):
+            result = work()
+        jax.block_until_ready(result)
+        taken.append((time.perf_counter() - start) / queued)
     return statistics.median(taken)
 
 
@@ -78,10 +83,10 @@ def ceilings(quick: bool) -> tuple[float, float]:
     size, side = (2**20, 256) if quick else (2**31, 8192)
     flip = jax.jit(jnp.negative)
     x = jax.random.normal(jax.random.key(0), (size,), jnp.bfloat16)
-    copied = 2 * x.nbytes / seconds(lambda: flip(x), 10)
+    copied = 2 * x.nbytes / seconds(lambda: flip(x), 3, 20)
     a = jax.random.normal(jax.random.key(1), (side, side), jnp.bfloat16)
     multiply = jax.jit(lambda a: a @ a)
-    return copied, 2 * side**3 / seconds(lambda: multiply(a), 10)
+    return copied, 2 * side**3 / seconds(lambda: multiply(a), 3, 50)
 
 
 def build(args) -> tuple[ModelConfig, Params]:
@@ -100,7 +105,7 @@ def kernels(config: ModelConfig) -> int:
     return config.num_layers * layer + config.hidden_size * config.vocab_size
 
 
-def decode(args, config: ModelConfig, params: Params, rows: int, bandwidth: float) -> str:
+def decode(args, config: ModelConfig, params: Params, rows: int, bandwidths: list[float]) -> str:
     """A row of the table: what a step takes, and its share of the floor."""
     prompts = np.random.default_rng(0).integers(10, config.vocab_size, (rows, args.prompt))
     mask, keys = np.ones(prompts.shape, bool), row_keys(jax.random.key(1), np.arange(rows))
@@ -115,14 +120,14 @@ def decode(args, config: ModelConfig, params: Params, rows: int, bandwidth: floa
     if args.profile:
         profile(f"decode, {rows} rows", lambda: sample(args.new))
     slot = 2 * 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    floor = (2 * kernels(config) + rows * (args.prompt + args.new / 2) * slot) / bandwidth
+    read = 2 * kernels(config) + rows * (args.prompt + args.new / 2) * slot
     return (
-        f"| {rows} | {prefill:.3f} | {step * 1e3:.2f} | {floor * 1e3:.2f} | {floor / step:.0%}"
-        f" | {rows / step:,.0f} |"
+        f"| {rows} | {prefill:.3f} | {step * 1e3:.2f} | {read / 1e9:.1f}"
+        f" | {shares(read / step, bandwidths)} | {rows / step:,.0f} |"
     )
 
 
-def train(args, size: int, rate: float) -> str:
+def train(args, size: int, rates: list[float]) -> str:
     """A row of the table: seconds of a step and what share of the ceiling it reaches."""
     config, params = build(args)
     rows, p, t = args.rows, args.prompt, args.response
@@ -153,13 +158,16 @@ def train(args, size: int, rate: float) -> str:
     forward = 2 * kernels(config) - head + pairs + head * t / (p + t)
     done = 3 * forward * rows * (p + t) / taken
     return (
-        f"| {config.attention} | {config.remat} | {rows} in {size} x ({p} + {t}) | {taken:.3f}"
-        f" | {rows * (p + t) / taken:,.0f} | {done / 1e12:.0f} | {done / rate:.0%}"
-        f" | {done / args.peak:.0%} |"
+        f"| {config.attention} | {config.remat} | {size} | {taken:.3f}"
+        f" | {rows * (p + t) / taken:,.0f} | {done / 1e12:.0f} | {shares(done, rates)} |"
     )
 
 
-def profile(title: str, work) -> None:
+def shares(reached: float, ceilings: list[float]) -> str:
+    return " | ".join(f"{reached / ceiling:.0%}" for ceiling in ceilings)
+
+
+def profile(name: str, work) -> None:
     """Prints the kernels of one round by the time they took."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -174,13 +182,13 @@ def profile(title: str, work) -> None:
             if not line.name.startswith(("Stream", "XLA Ops")):
                 continue
             for event in line.events:
-                name = event.name.rstrip("0123456789_.")
-                spent[name] += event.duration_ns
-                count[name] += 1
+                kernel = event.name.rstrip("0123456789_.")
+                spent[kernel] += event.duration_ns
+                count[kernel] += 1
     total = sum(spent.values())
-    print(f"\n{title}: {total / 1e9:.3f} s in kernels")
-    for name, taken in spent.most_common(16):
-        print(f"  {taken / total:6.1%} {taken / 1e6:9.2f} ms {count[name]:6} x  {name[:90]}")
+    print(f"\n{name}: {total / 1e9:.3f} s in kernels")
+    for kernel, taken in spent.most_common(16):
+        print(f"  {taken / total:6.1%} {taken / 1e6:9.2f} ms {count[kernel]:6} x  {kernel[:90]}")
 
 
 def used() -> str:
@@ -191,30 +199,37 @@ def used() -> str:
 def main() -> None:
     args = parse()
     device = jax.devices()[0]
-    bandwidth, rate = ceilings(args.quick)
+    measured = ceilings(args.quick)
     print(
-        f"{device.device_kind}, JAX {jax.__version__}: a copy moves {bandwidth / 1e12:.2f} TB/s,"
-        f" a product runs at {rate / 1e12:.0f} TFLOP/s"
+        f"{device.device_kind}, JAX {jax.__version__}: a copy moves {measured[0] / 1e12:.2f} TB/s,"
+        f" a product runs at {measured[1] / 1e12:.0f} TFLOP/s"
     )
+    known = [measured, *([MAKERS[device.device_kind]] if device.device_kind in MAKERS else [])]
+    bandwidths, rates = ([pair[i] for pair in known] for i in (0, 1))
     if args.only != "train":
         config, params = build(args)
-        print(
-            f"\nprompts of {args.prompt}, {args.new} new tokens\n\n"
-            "| rows | prefill, s | step, ms | floor, ms | floor / step | tokens/s |\n"
-            "|---|---|---|---|---|---|"
-        )
+        heads = ["of the copy", "of the maker's"][: len(known)]
+        title(f"prompts of {args.prompt}, {args.new} new tokens; a step is one token of every row")
+        header("rows", "prefill, s", "step, ms", "GB read", *heads, "tokens/s")
         for rows in map(int, args.batch.split(",")):
-            print(decode(args, config, params, rows, bandwidth), flush=True)
+            print(decode(args, config, params, rows, bandwidths), flush=True)
         print(used())
         del params
     if args.only != "decode":
-        print(
-            "\n| attention | remat | rows | step, s | tokens/s | TFLOP/s | of the product | MFU |\n"
-            "|---|---|---|---|---|---|---|---|"
-        )
+        heads = ["of the product", "MFU"][: len(known)]
+        title(f"a GRPO step; {args.rows} rows of {args.prompt} + {args.response} tokens")
+        header("attention", "remat", "micro-batch", "step, s", "tokens/s", "TFLOP/s", *heads)
         for size in map(int, args.micro_batch.split(",")):
-            print(train(args, size, rate), flush=True)
+            print(train(args, size, rates), flush=True)
         print(used())
+
+
+def title(text: str) -> None:
+    print(f"\n{text}\n")
+
+
+def header(*names: str) -> None:
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
 
 
 if __name__ == "__main__":

@@ -169,8 +169,9 @@ def forward(
     The head sees only the T positions that predict a completion token, P - 1 .. P + T - 2.
     """
     t = batch.completion.shape[1]
-    inputs = (x[:, :-1] for x in sequence(batch))
-    hidden, _ = Transformer(model_config).apply({"params": params}, *inputs, last=t)
+    # The last token predicts nothing; without it the length is odd, which cuDNN does not take.
+    inputs, model = sequence(batch), Transformer(model_config)
+    hidden = model.apply({"params": params}, *inputs, last=t + 1)[0][:, :-1]
     logps, entropy = head_logps(
         params, hidden, batch.completion, model_config, temperature, head_chunk
     )

@@ -127,13 +127,15 @@ def causal_attention(q: Array, k: Array, v: Array, valid: Array, config: ModelCo
     t, s = q.shape[2], v.shape[2]
     if config.attention != "blocks":
         # No mask but the causal one, which flash kernels need not read: `Transformer` has moved
-        # padding to the end. They align a shorter query with the first key, hence the zeros.
-        q = jnp.pad(q, ((0, 0), (0, 0), (s - t, 0), (0, 0)))
+        # padding to the end. They align a shorter query with the first key, and take an even
+        # number of tokens: hence the zeros.
         q, k, v = q.swapaxes(1, 2), k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
+        q = jnp.pad(q, ((0, 0), (s - t, 0), (0, 0), (0, 0)))
+        q, k, v = (jnp.pad(x, ((0, 0), (0, s % 2), (0, 0), (0, 0))) for x in (q, k, v))
         out = jax.nn.dot_product_attention(
             q, k, v, is_causal=True, implementation=config.attention
         )
-        return out[:, s - t :].swapaxes(1, 2)
+        return out[:, s - t : s].swapaxes(1, 2)
     block = MIN_BLOCK * math.ceil(t / (MIN_BLOCK * MAX_BLOCKS))
     out = []
     for start in range(0, t, block):
