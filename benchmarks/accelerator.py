@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     add("--rows", type=int, default=16, help="rows of a training step")
     add("--micro_batch", default="4", help="rows of a micro-batch")
     add("--response", type=int, default=1024, help="tokens of a response that is learned from")
-    add("--attention", default="cudnn", help="blocks, xla or cudnn")
+    add("--attention", default="auto", help="blocks, xla, cudnn or auto")
     add("--remat", default="dots", help="none, dots or full")
     add("--rounds", type=int, default=3)
     add("--profile", action="store_true", help="print the kernels that took longest")
@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.model, args.batch, args.prompt, args.new = "quick", "4", 16, 4
-        args.rows, args.micro_batch, args.response, args.attention = 4, "2", 16, "blocks"
+        args.rows, args.micro_batch, args.response = 4, "2", 16
     return args
 
 

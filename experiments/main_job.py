@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.failures import check_answers
 from experiments.measure import evaluate, rollout_rows, table_rows, trained_writer
+from experiments.needs import check_memory
 from experiments.pictures import LEGEND, describe_episode, draw_curves, results_table
 from experiments.progress import console, progress
 from experiments.readers import build_engines, probe
@@ -49,6 +50,7 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
     """
     began = time.monotonic()
     check(config)
+    check_memory(config)
     engines = build_engines(config, build_mesh(config))
     probe(engines)
     folder = open_workdir(workdir, config)

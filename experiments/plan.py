@@ -1,10 +1,7 @@
 """The command of `memalpha.plan`: from a config to a plan, and the plan as tables."""
 
-import math
 import os
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -14,57 +11,10 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its ar
 COUNT = flags.DEFINE_integer("devices", 0, "Devices of the pod; 0: as many as the mesh says.")
 
 
-def build_setting(config: ConfigDict, devices: int):
-    """The setting of a config. The shape is that of `model.path` where it is a folder, else the
-    sizes in `config.model`, with `tokenizer.vocab_size` tokens.
-
-    Raises:
-        ValueError: the mesh is not one of that many devices, or a size that the config refuses.
-    """
-    from experiments.setup import build_lora, build_loss
-    from experiments.train import build_optimizer
-    from memalpha.plan import Setting
-    from memalpha.policy import find_model, model_config
-
-    settings, rl = config.to_dict(), config.rl
-    if config.model.path and Path(config.model.path).expanduser().is_dir():
-        _, model = find_model(settings)
-    else:
-        model = model_config(settings, config.tokenizer.vocab_size)
-    if model.attention == "cudnn":  # not to be had on the CPU that compiles
-        model = replace(model, attention="blocks")
-    step_rows = rl.instances * rl.rollouts * config.data.chunks
-    return Setting(
-        model=model,
-        loss=build_loss(config),
-        lora=build_lora(config),
-        optimizer=build_optimizer(config),
-        mesh=mesh_sizes(config, devices),
-        gather=config.mesh.gather,
-        prompt=config.prompt.tokens,
-        response=config.prompt.response_tokens,
-        rows=rl.rollout_rows or rl.instances * rl.rollouts,
-        micro_batch=rl.micro_batch or step_rows,
-        step_rows=step_rows,
-    )
-
-
-def mesh_sizes(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """data, fsdp, tensor, with a -1 filled in. ValueError where they do not make `devices`."""
-    from memalpha.sharding import complete
-
-    given = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    devices = devices or math.prod(size for size in given if size != -1)
-    sizes = complete(given, devices)
-    if math.prod(sizes) != devices or min(sizes) < 1:
-        raise ValueError(
-            f"--devices={devices}, but config.mesh is {list(given)}: set data x fsdp x tensor to it"
-        )
-    return sizes
-
-
 def main(_) -> None:
     import jax
+
+    from experiments.needs import build_setting, mesh_sizes
 
     config = CONFIG.value
     try:

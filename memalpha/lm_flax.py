@@ -80,7 +80,7 @@ class FlaxModel:
                 context than asked for.
         """
         folder = find_folder(path_or_hub_id)
-        config = read_config(folder, dtype=dtype, param_dtype=dtype)
+        config = read_config(folder, dtype=dtype, param_dtype=dtype, attention="auto")
         context = context_tokens or stated_context(folder)
         if context > stated_context(folder):
             raise ValueError(

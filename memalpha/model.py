@@ -28,7 +28,7 @@ Array = jax.Array
 Params = Mapping[str, Any]
 KV = tuple[Array, Array]
 
-ATTENTIONS = ("blocks", "xla", "cudnn")
+ATTENTIONS = ("blocks", "xla", "cudnn")  # and "auto": see `best_attention`
 REMATS = ("none", "full", "dots")
 LORA = ("lora_a", "lora_b")
 MASKED = -1e30  # finite, so that a row with no valid key averages instead of giving NaN
@@ -44,7 +44,10 @@ class ModelConfig:
     remat: what the backward pass computes again: "none", "full" (all of a layer) or "dots"
       (all but matrix products with no batch axis).
     attention: "blocks" (einsum over causal query blocks), or an implementation of
-      `jax.nn.dot_product_attention`: "xla", "cudnn" (bfloat16 on NVIDIA GPUs).
+      `jax.nn.dot_product_attention`: "xla", "cudnn" (flash, bfloat16 on NVIDIA GPUs). "auto"
+      becomes the best there is here.
+
+    Raises ValueError, which names the field and what to choose.
     """
 
     vocab_size: int
@@ -64,6 +67,8 @@ class ModelConfig:
     attention: str = "blocks"
 
     def __post_init__(self):
+        if self.attention == "auto":
+            object.__setattr__(self, "attention", best_attention(self.dtype))
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"ModelConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads "
@@ -75,6 +80,22 @@ class ModelConfig:
             if getattr(self, field) not in allowed:
                 given = getattr(self, field)
                 raise ValueError(f"ModelConfig: {field} {given!r}; use one of {allowed}")
+        if self.attention == "cudnn" and best_attention(self.dtype) != "cudnn":
+            raise ValueError(
+                f"ModelConfig: attention 'cudnn' needs an NVIDIA GPU of Ampere or later and dtype"
+                f" bfloat16; here is {jax.devices()[0].device_kind} and dtype {self.dtype}: use"
+                " 'auto' or 'blocks'"
+            )
+
+
+def best_attention(dtype: str) -> str:
+    """Flash attention ("cudnn") where it runs: NVIDIA GPUs of compute capability 8 or more, with
+    floats of 16 bits. Elsewhere "blocks"."""
+    device = jax.devices()[0]
+    nvidia = device.platform == "gpu" and device.device_kind.startswith("NVIDIA")
+    if not nvidia or dtype not in ("bfloat16", "float16"):
+        return "blocks"
+    return "cudnn" if float(device.compute_capability) >= 8 else "blocks"
 
 
 @struct.dataclass
@@ -133,9 +154,7 @@ def causal_attention(q: Array, k: Array, v: Array, valid: Array, config: ModelCo
         q, k, v = q.swapaxes(1, 2), k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
         q = jnp.pad(q, ((0, 0), (s - t, 0), (0, 0), (0, 0)))
         q, k, v = (jnp.pad(x, ((0, 0), (0, s % 2), (0, 0), (0, 0))) for x in (q, k, v))
-        out = jax.nn.dot_product_attention(
-            q, k, v, is_causal=True, implementation=config.attention
-        )
+        out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=config.attention)
         return out[:, s - t : s].swapaxes(1, 2)
     block = MIN_BLOCK * math.ceil(t / (MIN_BLOCK * MAX_BLOCKS))
     out = []

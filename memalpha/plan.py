@@ -82,13 +82,8 @@ def make_plan(setting: Setting) -> Plan:
     sharding.check_rows(mesh, setting.micro_batch, "micro-batch")
     sharding.check_heads(mesh, setting.model.num_kv_heads)
     whole, model = abstract_params(setting.model, mesh), setting.model
-    trained, opt_state = _trained(setting, whole, mesh)
-    own = {} if setting.lora.rank else {"parameters": stored(trained)}
-    kept = own | {
-        "start and reference": stored(whole),
-        "adapters": stored(trained) if setting.lora.rank else 0.0,
-        "optimiser": stored(opt_state),
-    }
+    trees = _kept(setting, whole, mesh)
+    kept = {name: stored(tree) for name, tree in trees.items()}
     sampled = stored(_gathered(setting, whole, mesh))
     rollout = {
         "gathered parameters": sampled if sampled != stored(whole) else 0.0,
@@ -96,7 +91,7 @@ def make_plan(setting: Setting) -> Plan:
         "prefill and decode": _at_depth(partial(_rollout_bytes, setting, mesh), model),
     }
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    gradients = sum(4 * x.size for x in jax.tree.leaves(_shards(trained)))
+    gradients = _gradients(setting, trees)
     activations = _activations(setting, mesh, parts)
     rows = setting.micro_batch // parts
     update = {
@@ -104,6 +99,35 @@ def make_plan(setting: Setting) -> Plan:
         f"activations, {rows} rows": rows * activations,
     }
     return Plan(kept, rollout, update, count_flops(setting), activations)
+
+
+def check_fits(setting: Setting, capacity: float) -> None:
+    """Raises ValueError where what a run keeps on a device, and the gradients, exceed its memory
+    of so many bytes; says of what, which array is the largest, and what to change.
+
+    Compiles nothing: what fits here may still not fit with activations and a cache (`make_plan`).
+    """
+    mesh = sharding.make_mesh(*setting.mesh)
+    trees = _kept(setting, abstract_params(setting.model, mesh), mesh)
+    sizes = {name: stored(tree) for name, tree in trees.items()}
+    sizes["gradients, two sets"] = 2.0 * _gradients(setting, trees)
+    needed = sum(sizes.values())
+    if needed <= capacity:
+        return
+    arrays = [
+        (stored(x), f"{sharding.name_of(path)} {list(x.shape)} of the {name}")
+        for name, tree in trees.items()
+        for path, x in jax.tree.leaves_with_path(tree)
+    ]
+    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sizes.items() if size)
+    size, largest = max(arrays)
+    raise ValueError(
+        f"too little memory: a device has {capacity / 1e9:.1f} GB, and before any rollout the run"
+        f" keeps {needed / 1e9:.1f} there ({listed}). The largest array is {largest}:"
+        f" {size / 1e9:.1f} GB. Cut over more devices (mesh.fsdp), train adapters alone"
+        " (lora.rank=32), keep the weights in 16 bits (model.param_dtype=bfloat16), or take a"
+        " smaller model. `python -m memalpha.plan` shows what else a run needs"
+    )
 
 
 def abstract_params(model: ModelConfig, mesh: Mesh | None) -> Params:
@@ -219,6 +243,19 @@ def _micro(setting: Setting, mesh: Mesh | None, rows: int) -> Batch:
     where = None if mesh is None else NamedSharding(mesh, sharding.ROWS)
     made = {k: jax.ShapeDtypeStruct(*x, sharding=where) for k, x in fields.items()}
     return Batch(**made)
+
+
+def _kept(setting: Setting, whole: Params, mesh: Mesh | None) -> dict[str, Any]:
+    """Shapes of what is there all the time; `whole`: of the model that the run starts from."""
+    trained, opt_state = _trained(setting, whole, mesh)
+    own = "adapters" if setting.lora.rank else "parameters"
+    return {own: trained, "start and reference": whole, "optimiser": opt_state}
+
+
+def _gradients(setting: Setting, kept: dict[str, Any]) -> float:
+    """Bytes of one set of float32 gradients."""
+    trained = kept["adapters" if setting.lora.rank else "parameters"]
+    return 4.0 * sum(x.size for x in jax.tree.leaves(_shards(trained)))
 
 
 def _trained(setting: Setting, params: Params, mesh: Mesh | None) -> tuple[Params, Any]:

@@ -128,7 +128,7 @@ def load_policy(path_or_hub_id: str | Path) -> Policy:
     if settings is not None and "model_type" not in settings:
         return load_run(path_or_hub_id)
     folder = find_folder(str(path_or_hub_id))
-    model = read_config(folder)
+    model = read_config(folder, attention="auto")
     tokenizer = load_tokenizer(str(path_or_hub_id))
     return pretrained(str(path_or_hub_id), model, load_params(folder, model), tokenizer)
 

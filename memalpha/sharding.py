@@ -95,7 +95,7 @@ def specs(tree: Tree, rules: Rules = RULES) -> Tree:
     Arrays without axes (steps, counts) are whole everywhere.
     """
     return jax.tree.map_with_path(
-        lambda path, x: spec_of(_name(path), rules) if x.ndim else WHOLE, tree
+        lambda path, x: spec_of(name_of(path), rules) if x.ndim else WHOLE, tree
     )
 
 
@@ -112,7 +112,7 @@ def shardings(tree: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
         for axis, names in enumerate(spec):
             parts = _parts(mesh, names)
             if x.shape[axis] % parts:
-                wrong.append(f"{_name(path)} {x.shape}: axis {axis} into {parts} ({names})")
+                wrong.append(f"{name_of(path)} {x.shape}: axis {axis} into {parts} ({names})")
 
     jax.tree.map_with_path(check, tree, made)
     if wrong:
@@ -243,5 +243,5 @@ def _text(mesh: Mesh) -> str:
     return ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
 
 
-def _name(path) -> str:
+def name_of(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +235,26 @@ def test_block_attention_has_the_gradient_of_the_library_one():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), a, b)
 
 
+def test_the_head_in_bfloat16_has_the_gradient_of_float32():
+    rng = np.random.default_rng(3)
+    hidden = jnp.asarray(rng.normal(size=(2, 9, 24)), jnp.float32)
+    targets = rng.integers(0, 37, (2, 9))
+    params = strong_params(CONFIG)
+
+    def gradient(dtype):
+        config = dataclasses.replace(CONFIG, dtype=dtype)
+
+        def loss(p, h):
+            return jnp.sum(head_logps(p, h, targets, config, 1.0, 4)[0])
+
+        return jax.grad(loss, argnums=(0, 1))(params, hidden)
+
+    def close(exact, half):
+        assert jnp.linalg.norm(exact - half) <= 0.02 * jnp.linalg.norm(exact)
+
+    jax.tree.map(close, gradient("float32"), gradient("bfloat16"))
+
+
 def test_grow_refuses_to_shrink():
     _, cache = run(strong_params(CONFIG), np.ones((1, 5), int))
     with pytest.raises(ValueError, match="5 slots"):
@@ -315,12 +336,30 @@ def test_value_head():
 
 
 @pytest.mark.parametrize(
+    "kind, capability, dtype, best",
+    [
+        ("NVIDIA H200", "9.0", "bfloat16", "cudnn"),
+        ("NVIDIA H200", "9.0", "float32", "blocks"),
+        ("Tesla T4", "7.5", "bfloat16", "blocks"),
+        ("NVIDIA TITAN V", "7.0", "bfloat16", "blocks"),
+        ("AMD Instinct MI300X", "gfx942", "bfloat16", "blocks"),
+    ],
+)
+def test_auto_attention_is_flash_where_it_runs(monkeypatch, kind, capability, dtype, best):
+    device = SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+    assert dataclasses.replace(CONFIG, attention="auto").attention == "blocks"  # here
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert dataclasses.replace(CONFIG, attention="auto", dtype=dtype).attention == best
+
+
+@pytest.mark.parametrize(
     "change, word",
     [
         ({"num_kv_heads": 4}, "num_kv_heads"),
         ({"head_dim": 7}, "head_dim"),
         ({"remat": "some"}, "remat"),
         ({"attention": "flash"}, "attention"),
+        ({"attention": "cudnn", "dtype": "bfloat16"}, "NVIDIA GPU"),
     ],
 )
 def test_config_errors_name_the_field(change, word):

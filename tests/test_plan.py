@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
-from experiments import setup
-from experiments.plan import build_setting, mesh_sizes
+from experiments import needs, setup
+from experiments.needs import build_setting, mesh_sizes
 from experiments.setup import check
 from memalpha import learner, plan, sharding
 from memalpha.lora import LoraConfig
@@ -84,6 +84,27 @@ def test_suggestion_by_hand():
     assert plan.suggest(made, setting, 50.0) == 16
     assert plan.suggest(made, setting, 30.0) == 0  # the rollout does not fit
     assert plan.suggest(made, replace(setting, step_rows=4), 1000.0) == 4
+
+
+def test_too_little_memory_names_what_is_too_large(monkeypatch):
+    made = plan.make_plan(SETTING)
+    needed = sum(made.kept.values()) + made.update["gradients, two sets"]
+    plan.check_fits(SETTING, needed)
+    # The exact copy of the embedding in the optimiser: 40 x 8 float32.
+    largest = r"The largest array is \S*embed/embedding \[40, 8\] of the optimiser: 0.0 GB"
+    with pytest.raises(ValueError, match=largest):
+        plan.check_fits(SETTING, needed - 1)
+
+    config = qwen3_4b.get_config("model.path=,mesh.fsdp=1")
+    monkeypatch.setattr(needs, "machine_memory", lambda: 80e9)
+    # 4.02e9 weights: 2 bytes twice, 12 in the optimiser, 4 in each of two sets of gradients.
+    told = "has 80.0 GB, .* keeps 96.5 there .*optimiser 48.3.*lora.rank=32"
+    with pytest.raises(ValueError, match=told):
+        needs.check_memory(config)
+    monkeypatch.setattr(needs, "machine_memory", lambda: 97e9)
+    needs.check_memory(config)
+    monkeypatch.setattr(needs, "machine_memory", lambda: 10e9)
+    needs.check_memory(qwen3_4b.get_config("lora,model.path=,mesh.fsdp=1"))
 
 
 def test_meshes_of_a_command():
