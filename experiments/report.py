@@ -8,6 +8,7 @@ by `run_experiment.py` at the end.
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -206,7 +207,10 @@ def _raw(folder: Path) -> str:
 
 
 def main(_) -> None:
-    print(f"report {write_report(Path(WORKDIR.value))}")
+    try:
+        print(f"report {write_report(Path(WORKDIR.value))}")
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ or the trained one of another; or several checkpoints of the run. Step with the 
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from experiments import page
 from experiments.progress import console
 from experiments.setup import build_every, open_run
+from memalpha.checkpoint import CheckpointError
 from memalpha.contents import difference, texts_of
 from memalpha.data.files import write_text
 from memalpha.memory import MemoryView
@@ -164,7 +166,11 @@ def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     folder = Path(WORKDIR.value)
     config, trained = open_run(folder)
-    policies = choose_policies(folder, trained, COMPARE.value, map(int, CHECKPOINTS.value or ()))
+    try:
+        steps = map(int, CHECKPOINTS.value or ())
+        policies = choose_policies(folder, trained, COMPARE.value, steps)
+    except (ValueError, CheckpointError) as error:
+        sys.exit(str(error))
     runs = run_policies(config, policies, PER_SOURCE.value, CHUNKS.value)
     path = Path(OUT.value or folder / "timeline.html")
     write_timeline(path, config.title, trained.env, runs)

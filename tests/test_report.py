@@ -3,9 +3,11 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
+from experiments import report
 from experiments.charts import Chart, chart_svg, run_charts
 from experiments.report import write_report
 from experiments.workdir import log_start
@@ -187,3 +189,9 @@ def test_in_print_it_is_dark_on_light_and_nothing_is_cut_off(tab, tmp_path):
     assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     assert tab.locator("details").count() == 2 and not tab.locator("summary").first.is_visible()
     assert tab.problems == []
+
+
+def test_the_command_says_what_is_wrong_with_a_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "WORKDIR", SimpleNamespace(value=str(tmp_path)), raising=False)
+    with pytest.raises(SystemExit, match="no workdir of a run"):
+        report.main([])

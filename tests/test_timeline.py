@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from absl import app
 
 from experiments import page, timeline
 from experiments.timeline import write_timeline
+from memalpha.checkpoint import CheckpointError
 from memalpha.data.instance import Instance, Question
 from memalpha.memory import Entry, MemoryView
 from memalpha.rollout import run_episodes, scripted_writer
@@ -276,3 +278,16 @@ def test_what_can_stand_side_by_side(monkeypatch, tmp_path):
     assert choose(str(there)).keys() == {str(here), str(there)}  # two runs of one name
     with pytest.raises(app.UsageError, match="--checkpoints"):
         choose(f"{here}/../run")
+
+
+def test_a_checkpoint_that_is_not_kept_ends_the_command_with_those_that_are(monkeypatch, tmp_path):
+    def load(*args, **kwargs):
+        raise CheckpointError("no checkpoint of step 7; there are: 175, 200")
+
+    monkeypatch.setattr(timeline, "open_run", lambda folder: ("config", "trained"))
+    monkeypatch.setattr(timeline, "load_run", load)
+    given = {"WORKDIR": str(tmp_path), "CHECKPOINTS": ["7", "200"], "COMPARE": None}
+    for name, value in given.items():
+        monkeypatch.setattr(timeline, name, SimpleNamespace(value=value), raising=False)
+    with pytest.raises(SystemExit, match="there are: 175, 200"):
+        timeline.main([])
