@@ -78,12 +78,13 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         reader=language_model(),
         judge=language_model(max_new_tokens=512),
         warm_start=dict(
-            steps=1350,
-            copy_steps=350,  # of these: copying random tokens
-            quote_steps=200,  # and then: calls that store pieces of a chunk's lines
+            steps=700,
+            copy_steps=180,  # of these: copying random tokens
+            quote_steps=110,  # and then: calls that store pieces of a chunk's lines
             copy_rows=96,
             rows=32,
             micro_batch=8,  # small ones are padded least; 0: all rows at once
+            optimizer="muon",
             learning_rate=4e-3,
             skip=0.5,
             misfile=1 / 3,

@@ -51,6 +51,7 @@ def warm_start(
         schedule="stable_decay",
         weight_decay=0.0,
         b2=0.99,
+        optimizer=stage.optimizer,
     )
     update = make_supervised_update(model, optimizer, stage.micro_batch or None)
     batches = training_batches(config)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import struct
 
 from memalpha import losses
@@ -27,6 +28,7 @@ from memalpha.sharding import (
     WHOLE,
     constrain_tree,
     mesh_of,
+    name_of,
     place,
     shardings,
     use,
@@ -35,6 +37,8 @@ from memalpha.sharding import (
 Metrics = dict[str, jax.Array]
 Parts = dict[str, dict[str, jax.Array]]  # "sum", "token", "total": added; "max": the largest
 Update = Callable[..., tuple["TrainState", Metrics]]
+
+MUON_RMS = 0.2  # of an update at learning rate 1, as AdamW's
 
 CHOICES = {
     "algorithm": ("grpo", "ppo"),
@@ -132,21 +136,44 @@ def make_optimizer(
     max_grad_norm: float | None = 1.0,
     b1: float = 0.9,
     b2: float = 0.999,
+    optimizer: str = "adamw",
 ) -> optax.GradientTransformation:
-    """AdamW after clipping the global gradient norm; only matrices decay, norm scales do not.
+    """The optimiser after clipping the global gradient norm; only matrices decay, not norm scales.
 
+    optimizer: "adamw"; or "muon": the matrices of the layers by Muon (Jordan et al. 2024, "Muon"),
+    its updates scaled to the size of AdamW's (arXiv:2502.16982, section 2.2), and all else, which
+    then does not decay, by AdamW with Nesterov's momentum.
     All of it in float32: parameters of lower precision get a float32 copy in the state.
+
+    Raises:
+        ValueError: unknown optimizer, or as `make_schedule`.
     """
-    adamw = optax.adamw(
-        make_schedule(learning_rate, warmup_steps, total_steps, schedule),
-        b1=b1,
-        b2=b2,
-        weight_decay=weight_decay,
-        mask=partial(jax.tree.map, lambda x: x.ndim > 1),
-    )
+    rate = make_schedule(learning_rate, warmup_steps, total_steps, schedule)
+    if optimizer == "adamw":
+        matrices = partial(jax.tree.map, lambda x: x.ndim > 1)
+        steps = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=matrices)
+    elif optimizer == "muon":
+        steps = optax.contrib.muon(
+            rate,
+            weight_decay=weight_decay,
+            adam_b1=b1,
+            adam_b2=b2,
+            muon_weight_dimension_numbers=_muon_matrices,
+            consistent_rms=MUON_RMS,
+        )
+    else:
+        raise ValueError(f"optimizer {optimizer!r}: choose 'adamw' or 'muon'")
     if max_grad_norm:
-        adamw = optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
-    return in_float32(adamw)
+        steps = optax.chain(optax.clip_by_global_norm(max_grad_norm), steps)
+    return in_float32(steps)
+
+
+def _muon_matrices(params: Params):
+    """What Muon is for: the kernels of the layers, and neither embedding nor heads."""
+    return jax.tree.map_with_path(
+        lambda path, x: optax.contrib.MuonDimensionNumbers() if "_proj/" in name_of(path) else None,
+        params,
+    )
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

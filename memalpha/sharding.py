@@ -42,6 +42,7 @@ RULES: Rules = (
     (r"(o|down)_proj/lora_b$", P(None, "fsdp")),
     (r"norm/scale$", WHOLE),
     (r"value_head/kernel$", WHOLE),
+    (r"ns_coeffs$", WHOLE),  # of Muon's state
 )
 
 

@@ -1,7 +1,7 @@
 """The update: what it minimises, that cuts and padding do not change it, and that it learns."""
 
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -357,3 +357,26 @@ def test_a_bandit_with_one_right_token_a_prompt_is_learned(algorithm):
         curve.append(reward.mean())
     assert np.mean(curve[:5]) < 0.35
     assert np.mean(curve[-5:]) > 0.9
+
+
+def test_muon_moves_the_matrices_of_the_layers_in_all_directions_alike():
+    params = init_params(MODEL, jax.random.key(0))
+    grads = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) * 1e-2, params
+    )
+
+    def moved(optimizer):
+        return optimizer.update(grads, optimizer.init(params), params)[0]
+
+    muon = moved(learner.make_optimizer(0.1, weight_decay=0.0, optimizer="muon"))
+    adamw = moved(optax.nadamw(0.1, weight_decay=0.0))
+    for name in ("q_proj", "o_proj"):
+        kernel = muon["layers_0"]["attention"][name]["kernel"]
+        values = jnp.linalg.svd(kernel, compute_uv=False)
+        assert values.max() < 2 * values.min()  # a gradient of noise has them far apart
+        assert jnp.sqrt(jnp.mean(kernel**2)) == pytest.approx(0.1 * 0.2, rel=0.3)
+    for path in (("embed", "embedding"), ("norm", "scale"), ("layers_0", "mlp_norm", "scale")):
+        ours, theirs = (reduce(dict.__getitem__, path, tree) for tree in (muon, adamw))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    with pytest.raises(ValueError, match="optimizer 'sgd'"):
+        learner.make_optimizer(0.1, optimizer="sgd")

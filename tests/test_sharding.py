@@ -73,6 +73,16 @@ def test_optimiser_state_is_cut_like_the_parameters_and_counts_are_whole():
     assert all(s == P() for name, s in names if name.endswith(("count", "step")))
 
 
+def test_the_state_of_muon_is_cut_like_the_parameters():
+    optimizer = learner.make_optimizer(1e-3, optimizer="muon")
+    state = jax.eval_shape(lambda p: learner.init_state(p, optimizer), SHAPES)
+    found = sharding.specs(state)
+    cut = [s for s in jax.tree.leaves(found.opt_state) if s != P()]
+    # One momentum of seven kernels of two layers, and two moments of embedding and head.
+    assert len(cut) == 7 * 2 + 2 * 2
+    assert sharding.shardings(state, mesh(1, 1, 2))
+
+
 def test_adapters_are_cut_like_the_kernels_they_belong_to():
     adapters = jax.eval_shape(
         lambda p: lora.init(p, lora.LoraConfig(rank=3), jax.random.key(0)), SHAPES
