@@ -4,6 +4,8 @@ First to copy, which any pretrained model can: spans of random tokens, then piec
 chunk, put into calls. Then the traces of a deliberately poor writer.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -60,14 +62,16 @@ def warm_start(
         if (found := restore(checkpoints, state)) is not None:
             first, state = found
         log = MetricsLog(own_folder(workdir) / "warm_start.jsonl", first, events)
+
+        def make(step: int) -> Batch:
+            if step < stage.copy_steps:
+                return copy_batch(config, len(env.tokenizer), step)
+            if step < stage.copy_steps + stage.quote_steps:
+                return quote_batch(config, env, batches, step)
+            return trace_batch(config, env, batches, step)
+
         with progress("warm start", stage.steps, first) as report:
-            for step in range(first, stage.steps):
-                if step < stage.copy_steps:
-                    batch = copy_batch(config, len(env.tokenizer), step)
-                elif step < stage.copy_steps + stage.quote_steps:
-                    batch = quote_batch(config, env, batches, step)
-                else:
-                    batch = trace_batch(config, env, batches, step)
+            for step, batch in ahead(make, range(first, stage.steps)):
                 state, metrics = update(state, batch)
                 metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(metrics, step, "warm start")
@@ -76,6 +80,16 @@ def warm_start(
                     save(checkpoints, step + 1, state)
                 report(step + 1, f"loss {metrics['loss']:.3f}")
     return state.params
+
+
+def ahead(make: Callable[[int], Batch], steps: Sequence[int]) -> Iterator[tuple[int, Batch]]:
+    """(step, make(step)) for every step; each is made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for step in steps:
+            batch = make(step) if coming is None else coming.result()
+            coming = thread.submit(make, step + 1) if step + 1 in steps else None
+            yield step, batch
 
 
 def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:

@@ -479,8 +479,8 @@ def from_view(
     """The memory that a whole view shows, one row [1, ...] of numpy arrays: the inverse of `view`.
 
     Raises ValueError for an entry longer than `entry_tokens`, or a list that does not stand in the
-    order of its ids. A core over `core_tokens` is cut:
-    one that was cut before can have more tokens when its text is encoded anew.
+    order of its ids. A core over `core_tokens` is cut: one that was cut before can have more tokens
+    when its text is encoded anew.
     """
     lists = (shown.semantic, shown.episodic)
     capacity = capacity_bucket(max(map(len, lists)))

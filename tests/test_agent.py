@@ -107,6 +107,13 @@ def test_arrays_from_a_view_show_that_view(core, texts):
     assert state.next_id[0] == 99
 
 
+@pytest.mark.parametrize("ids", [(3, 3), (5, 4)])
+def test_a_view_out_of_the_order_of_its_ids_is_refused(ids):
+    shown = MemoryView("", (), tuple(Entry(i, "a", 0) for i in ids), 0, 2, 2)
+    with pytest.raises(ValueError, match=r"episodic ids \[\d, \d\]: they have to grow"):
+        memory.from_view(shown, lambda text: list(text.encode()), 20, 60, 99)
+
+
 def test_an_entry_that_this_writer_cannot_hold_is_named(micro):
     shown = MemoryView("", (Entry(7, "word " * 80, 0),), (), 1, 0, 80)
     with pytest.raises(ValueError, match=r"semantic entry \[7\] has .* tokens.*at most 64"):
