@@ -3,12 +3,15 @@
     python -m experiments.length --workdir=runs/tiny --factors=1,13,40 --tokens=400000
 
 Reads config and checkpoint of a finished run and writes length.json, length.md and length.png
-beside them: r1 of each family at each length, memory over chunk tokens, and time a chunk.
+beside them: r1 of each family at each length, memory over chunk tokens, and time a chunk. The same
+command after a crash measures only the lengths that are missing.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -42,6 +45,17 @@ def length_table(results: Sequence[Mapping]) -> Table:
     return Table("Length", heads, tuple(rows), ("ms a chunk: of all streams at once.",))
 
 
+def measured(path: Path, of: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> result of the lengths that the file holds for the same writer and settings."""
+    if not path.exists():
+        return {}
+    try:
+        return {r["name"]: r for r in json.loads(path.read_text()) if r.get("of") == of}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        console.print(f"{path} cannot be read and is made anew", markup=False)
+        return {}
+
+
 def main(_) -> None:
     args = flags.FLAGS
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
@@ -49,9 +63,20 @@ def main(_) -> None:
     folder = Path(args.workdir)
     config, policy = open_run(folder)
     config.data.max_questions, env = args.questions, policy.env
-    results = []
+    of = {
+        "writer": policy.name,
+        "temperature": config.eval.temperature,
+        "instances": args.instances,
+        "questions": args.questions,
+        "source": args.source,
+    }
+    done, results = measured(folder / "length.json", of), []
 
     def measure(name: str, instances: list[Instance]) -> None:
+        if name in done:
+            results.append(done[name])
+            console.print(f"{name}: measured before, {folder / 'length.json'}", markup=False)
+            return
         writer = policy.writer(len(instances), config.eval.temperature)
         clock = Clock()
         chunks, began = max(len(i.chunks) for i in instances), time.perf_counter()
@@ -63,7 +88,9 @@ def main(_) -> None:
         rows = table_rows(episodes)
         reading = clock["retrieve"] + clock["read"]
         pace = (time.perf_counter() - began - reading) / chunks
-        results.append({"name": name, "chunks": chunks, "seconds_a_chunk": pace, "rows": rows})
+        results.append(
+            {"name": name, "of": of, "chunks": chunks, "seconds_a_chunk": pace, "rows": rows}
+        )
         mean = rows["mean"]
         share = mean["memory_tokens"] / mean["chunk_tokens"]
         of_source = {s.removeprefix("synthetic_"): round(r["r1"], 3) for s, r in rows.items()}

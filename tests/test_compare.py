@@ -1,12 +1,13 @@
 """Runs beside each other, one memory read in many ways, and the table of lengths."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from experiments.compare import compare_table, matrix, parse_runs
-from experiments.length import length_table
+from experiments.length import length_table, measured
 from experiments.pictures import draw_matrix, draw_sweep
 from experiments.sweep import read_again, sweep, sweep_table
 from experiments.systems import Run, check_reading
@@ -139,3 +140,13 @@ def test_the_table_of_lengths():
         ("1 x", "2", "200", "0.250", "0.750", "0.500", "0.750", "0.25", "12"),
         ("400000 tokens", "7000", "400000", "1.000", "", "1.000", "0.750", "0.00", "20"),
     )
+
+
+def test_lengths_of_the_same_writer_and_settings_are_not_measured_twice(tmp_path, capsys):
+    path, of = tmp_path / "length.json", {"writer": "a", "questions": 3}
+    assert measured(path, of) == {}
+    rows = [{"name": "1 x", "of": of}, {"name": "13 x", "of": of | {"writer": "b"}}, {"name": "2"}]
+    path.write_text(json.dumps(rows))
+    assert measured(path, of) == {"1 x": rows[0]}
+    path.write_text(json.dumps(rows)[:-9])
+    assert measured(path, of) == {} and "made anew" in capsys.readouterr().out
