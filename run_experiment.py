@@ -36,19 +36,6 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it is not there.")
 
 
-OUT_OF_MEMORY = """
-
-The device has too little memory for what it was doing. Lower config.rl.micro_batch,
-config.rl.head_chunk or config.rl.rollout_rows, set config.model.remat=full, or cut over more
-devices; the same command then continues from the last checkpoint. What takes how much:
-    python -m memalpha.plan --config=..."""
-
-
-def full(error: Exception) -> bool:
-    """Whether a device has no memory left."""
-    return "RESOURCE_EXHAUSTED" in str(error)
-
-
 def list_configs() -> str:
     """A line a config: its name and the first line of its docstring."""
     lines = []
@@ -87,6 +74,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.distributed:
         join_processes(FLAGS.distributed)
     from experiments import main_job
+    from experiments.needs import advice
 
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -97,7 +85,7 @@ def main(argv: list[str]) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if FLAGS.debug:
             raise
-        sys.exit(f"{type(error).__name__}: {error}{OUT_OF_MEMORY if full(error) else ''}")
+        sys.exit(f"{type(error).__name__}: {error}{advice(error)}")
 
 
 flags.DEFINE_string(

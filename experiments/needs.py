@@ -13,6 +13,17 @@ from memalpha.plan import Setting, check_fits
 from memalpha.policy import find_model, model_config
 from memalpha.sharding import complete
 
+OUT_OF_MEMORY = """
+
+The device has too little memory for what it was doing. Lower config.rl.micro_batch,
+config.rl.head_chunk or config.rl.rollout_rows, set config.model.remat=full, or cut over more
+devices. What takes how much: python -m memalpha.plan --config=..."""
+
+
+def advice(error: Exception) -> str:
+    """What to change where an error says that a device has no memory left; else nothing."""
+    return OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else ""
+
 
 def check_memory(config: ConfigDict) -> None:
     """Raises ValueError, which names what is too large, where the devices here cannot hold what a

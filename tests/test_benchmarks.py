@@ -3,10 +3,11 @@
 import json
 from argparse import Namespace
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import episode, memory_ops, ours, retrieval, timing
+from benchmarks import accelerator, episode, memory_ops, ours, retrieval, timing
 from benchmarks.shapes import QUICK, Shape, check_count, settings
 from benchmarks.timing import Contender, Timing
 
@@ -187,3 +188,16 @@ def test_stages_add_up_and_both_parts_are_named():
     assert found["write, device"] == 4.0 and found["write, host"] == 1.0
     assert found["update, device"] == 8.0 and found["update, host"] == 1.0
     assert sum(found.values()) == 17.0
+
+
+def test_the_accelerator_benchmark_counts_every_weight_and_fills_its_tables(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["accelerator", "--quick", "--rounds=1"])
+    config, params = accelerator.build(accelerator.parse())
+    matrices = [x for x in jax.tree.leaves(params) if x.ndim > 1]  # the embedding is the head
+    assert accelerator.kernels(config) == sum(x.size for x in matrices)
+    accelerator.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.count("|") for row in rows] == [7, 7, 8, 8]  # two headers, a row of each
+    with pytest.raises(SystemExit):
+        monkeypatch.setattr("sys.argv", ["accelerator", "--model=gpt"])
+        accelerator.parse()

@@ -107,6 +107,12 @@ def test_too_little_memory_names_what_is_too_large(monkeypatch):
     needs.check_memory(qwen3_4b.get_config("lora,model.path=,mesh.fsdp=1"))
 
 
+def test_a_full_device_is_told_from_other_errors():
+    told = needs.advice(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"))
+    assert "config.rl.micro_batch" in told and "python -m memalpha.plan" in told
+    assert needs.advice(RuntimeError("INTERNAL: something else")) == ""
+
+
 def test_meshes_of_a_command():
     config = tiny.get_config("mesh.fsdp=-1,mesh.tensor=2")
     assert mesh_sizes(config, 32) == (1, 16, 2)

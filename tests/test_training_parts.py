@@ -10,7 +10,7 @@ import pytest
 from configs import tiny
 from experiments.setup import check, training_batches
 from experiments.train import build_optimizer, make_learner
-from experiments.warm_start import quote_batch, trace_batch
+from experiments.warm_start import ahead, quote_batch, trace_batch
 from memalpha.credit import add_credit
 from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state
@@ -134,3 +134,19 @@ def test_settings_that_would_fail_late_fail_at_once(arguments, said):
 def test_a_misspelt_argument_suggests_the_field():
     with pytest.raises(ValueError, match="steps"):
         tiny.get_config("rl.setps=3")
+
+
+def test_batches_are_made_one_ahead_in_order_and_their_errors_are_seen():
+    made = []
+
+    def make(step):
+        made.append(step)
+        if step == 7:
+            raise ValueError("no batch 7")
+        return 10 * step
+
+    assert list(ahead(make, range(3, 6))) == [(3, 30), (4, 40), (5, 50)] and made == [3, 4, 5]
+    assert list(ahead(make, range(2, 2))) == []
+    with pytest.raises(ValueError, match="no batch 7"):
+        list(ahead(make, range(6, 9)))
+    assert made[3:] == [6, 7]
