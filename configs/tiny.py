@@ -2,7 +2,7 @@
 
     python run_experiment.py --config=configs/tiny.py --workdir=runs/tiny
 
-Builds its own data and tokenizer; no download, no accelerator. 15 to 30 minutes on 2 CPU cores, by
+Builds its own data and tokenizer; no download, no accelerator. About 20 minutes on 2 CPU cores, by
 what else they do.
 Arguments, after a colon and separated by commas:
 
