@@ -2,8 +2,8 @@
 
     python run_experiment.py --config=configs/tiny.py --workdir=runs/tiny
 
-Builds its own data and tokenizer; no download, no accelerator. About 20 minutes on 2 CPU cores, by
-what else they do.
+Builds its own data and tokenizer; no download, no accelerator. About 20 minutes on 2 idle CPU
+cores.
 Arguments, after a colon and separated by commas:
 
     smoke     every stage in one to two minutes, too short to learn anything
