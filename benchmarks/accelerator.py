@@ -55,6 +55,7 @@ def parse() -> argparse.Namespace:
     add("--response", type=int, default=1024, help="tokens of a response that is learned from")
     add("--attention", default="auto", help="blocks, xla, cudnn or auto")
     add("--remat", default="dots", help="none, dots or full")
+    add("--unroll", action="store_true", help="train without a loop over the layers")
     add("--rounds", type=int, default=3)
     add("--profile", action="store_true", help="print the kernels that took longest")
     add("--quick", action="store_true", help="a small model, a few tokens")
@@ -94,8 +95,15 @@ def build(args) -> tuple[ModelConfig, Params]:
     config = ModelConfig(
         vocabulary, width, args.layers or layers, heads, kv_heads, head, mlp,
         dtype="bfloat16", param_dtype="bfloat16", attention=args.attention, remat=args.remat,
+        scan_layers=not args.unroll,
     )  # fmt: skip
-    return config, jax.jit(functools.partial(init_params, config))(jax.random.key(0))
+    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    key = jax.random.key(0)  # leaf by leaf: one program for all would compile for a minute
+    params = [
+        0.02 * jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) + (x.ndim == 1)
+        for i, x in enumerate(jax.tree.leaves(shapes))
+    ]
+    return config, jax.tree.unflatten(jax.tree.structure(shapes), params)
 
 
 def kernels(config: ModelConfig) -> int:

@@ -55,7 +55,7 @@ def base() -> config_dict.ConfigDict:
         instances=100,  # of each source, repeated in epochs
     )
     config.tokenizer.vocab_size = 151_936  # of the model; its tokenizer comes with it
-    config.model.update(rope_theta=1e6, tie_embeddings=True, remat="full")
+    config.model.update(rope_theta=1e6, tie_embeddings=True, remat="full", scan_layers=True)
     config.model.update(dtype="bfloat16", param_dtype="bfloat16")
     config.prompt.update(template="full", recent=5, tokens=6144, response_tokens=2048)
     config.memory.update(core_tokens=512, entry_tokens=512, max_calls=64, first_ids=(1, 1))

@@ -55,6 +55,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             dtype="float32",
             param_dtype="float32",  # bfloat16: halved, beside a float32 copy in the optimiser
             remat="none",
+            scan_layers=False,
             attention="auto",
         ),
         # Devices: data x fsdp x tensor = all there are, one of them -1: what is left; 1, 1, 1: one

@@ -48,7 +48,7 @@ def find_folder(path_or_hub_id: str) -> Path:
 
 def read_config(folder: str | Path, **choices: Any) -> ModelConfig:
     """The shape of a model from its config.json; `choices` are the fields that are ours to choose:
-    dtype, param_dtype, remat, attention, value_head.
+    dtype, param_dtype, remat, scan_layers, attention, value_head.
 
     Raises:
         ValueError: no config.json, another architecture, or a feature that the model lacks.

@@ -198,7 +198,7 @@ def forward(
     t = batch.completion.shape[1]
     # The last token predicts nothing; without it the length is odd, which cuDNN does not take.
     inputs, model = sequence(batch), Transformer(model_config)
-    hidden = model.apply({"params": params}, *inputs, last=t + 1)[0][:, :-1]
+    hidden = model.apply({"params": params}, *inputs, last=t + 1, keep=False)[0][:, :-1]
     logps, entropy = head_logps(
         params, hidden, batch.completion, model_config, temperature, head_chunk
     )

@@ -43,6 +43,8 @@ class ModelConfig:
     dtype: activations and matrix products; norms, softmax and logits are float32 at any setting.
     remat: what the backward pass computes again: "none", "full" (all of a layer) or "dots"
       (all but matrix products with no batch axis).
+    scan_layers: in training, all layers but the last as one loop: it compiles in the time of a
+      layer, and needs room for a copy of their weights and of its gradient.
     attention: "blocks" (einsum over causal query blocks), or an implementation of
       `jax.nn.dot_product_attention`: "xla", "cudnn" (flash, bfloat16 on NVIDIA GPUs). "auto"
       becomes the best there is here.
@@ -64,6 +66,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     value_head: bool = False
     remat: str = "none"
+    scan_layers: bool = False
     attention: str = "blocks"
 
     def __post_init__(self):
@@ -314,7 +317,8 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         last: int | None = None,
         full: bool = False,
-    ) -> tuple[Array, Cache]:
+        keep: bool = True,
+    ) -> tuple[Array, Cache | None]:
         """Hidden states after the final norm, and the cache that holds these tokens too.
 
         tokens, positions [B, S] int32; mask [B, S] bool, True for real tokens. Padding may stand
@@ -327,7 +331,8 @@ class Transformer(nn.Module):
         attended to in causal blocks, as without a cache.
         last: give hidden states of the last so many tokens only (static; None: of all S). The last
         layer then works for these alone: a third of the cost in a model of three layers.
-        Returns hidden [B, last, D] in the compute dtype, Cache.
+        keep: False where no cache is wanted: in training.
+        Returns hidden [B, last, D] in the compute dtype, and the Cache or None.
         """
         c = self.config
         if tokens.ndim != 2 or not tokens.shape == positions.shape == mask.shape:
@@ -365,8 +370,11 @@ class Transformer(nn.Module):
         else:
             valid = lax.dynamic_update_slice(cache.valid, mask, (0, index))
         layer = Layer if cache is not None else _remat_layer(c)
+        looped = c.num_layers - 1 if c.scan_layers and not keep else 0
+        if looped:
+            x = self._loop(layer, looped, x, rope, valid)
         kv = []
-        for i in range(c.num_layers):
+        for i in range(looped, c.num_layers):
             past = None if cache is None else (cache.k[i], cache.v[i], None if full else index)
             outputs = last if i == c.num_layers - 1 else x.shape[1]
             x, pair = layer(c, outputs, name=f"layers_{i}")(x, rope, valid, past)
@@ -378,8 +386,23 @@ class Transformer(nn.Module):
         if packed:
             x = jnp.take_along_axis(x, back, axis=1)
         hidden = RMSNorm(c, name="norm")(x)
+        if not keep:
+            return hidden, None
         k, v = zip(*kv, strict=True)
         return hidden, Cache(k=k, v=v, valid=valid, index=index + tokens.shape[1])
+
+    def _loop(self, layer: type[Layer], count: int, x: Array, rope, valid: Array) -> Array:
+        """The first `count` layers, which have the same parameters: one body for all."""
+        layers = [self.variables["params"][f"layers_{i}"] for i in range(count)]
+        if len(set(map(jax.tree.structure, layers))) > 1:
+            raise ValueError("Transformer: some layers have adapters; set scan_layers=False")
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        body = layer(self.config, x.shape[1], parent=None)
+
+        def step(x, weights):
+            return body.apply({"params": weights}, x, rope, valid)[0], None
+
+        return lax.scan(step, x, stacked)[0]
 
 
 def _remat_layer(config: ModelConfig):

@@ -96,6 +96,7 @@ def make_plan(setting: Setting) -> Plan:
     rows = setting.micro_batch // parts
     update = {
         "gradients, two sets": 2.0 * gradients,
+        "layers side by side": _looped(whole, trees[_own(setting)]) if model.scan_layers else 0.0,
         f"activations, {rows} rows": rows * activations,
     }
     return Plan(kept, rollout, update, count_flops(setting), activations)
@@ -169,8 +170,8 @@ def count_flops(setting: Setting) -> dict[str, float]:
 def suggest(plan: Plan, setting: Setting, capacity: float) -> int:
     """The largest micro-batch (a power of two times data x fsdp) that fits; 0: none does."""
     room = USABLE * capacity - sum(plan.kept.values())
-    gradients = plan.update["gradients, two sets"]
-    rows = math.floor((room - gradients) / plan.row_bytes)
+    fixed = plan.update["gradients, two sets"] + plan.update["layers side by side"]
+    rows = math.floor((room - fixed) / plan.row_bytes)
     if room < sum(plan.rollout.values()) or rows < 1:
         return 0
     parts = setting.mesh[0] * setting.mesh[1]
@@ -248,13 +249,22 @@ def _micro(setting: Setting, mesh: Mesh | None, rows: int) -> Batch:
 def _kept(setting: Setting, whole: Params, mesh: Mesh | None) -> dict[str, Any]:
     """Shapes of what is there all the time; `whole`: of the model that the run starts from."""
     trained, opt_state = _trained(setting, whole, mesh)
-    own = "adapters" if setting.lora.rank else "parameters"
-    return {own: trained, "start and reference": whole, "optimiser": opt_state}
+    return {_own(setting): trained, "start and reference": whole, "optimiser": opt_state}
+
+
+def _own(setting: Setting) -> str:
+    return "adapters" if setting.lora.rank else "parameters"
+
+
+def _looped(whole: Params, trained: Params) -> float:
+    """Bytes of the layers' weights and of their gradients, before those are float32, as
+    `scan_layers` lays them side by side."""
+    return sum(stored({k: v for k, v in p.items() if "layers_" in k}) for p in (whole, trained))
 
 
 def _gradients(setting: Setting, kept: dict[str, Any]) -> float:
     """Bytes of one set of float32 gradients."""
-    trained = kept["adapters" if setting.lora.rank else "parameters"]
+    trained = kept[_own(setting)]
     return 4.0 * sum(x.size for x in jax.tree.leaves(_shards(trained)))
 
 

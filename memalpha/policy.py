@@ -110,7 +110,8 @@ def find_model(settings: Mapping[str, Any]) -> tuple[Path, ModelConfig]:
     """
     fields = settings["model"]
     folder = find_folder(fields["path"])
-    choices = {name: fields[name] for name in ("dtype", "param_dtype", "remat", "attention")}
+    names = ("dtype", "param_dtype", "remat", "scan_layers", "attention")
+    choices = {name: fields[name] for name in names}
     return folder, read_config(folder, value_head=settings["rl"]["algorithm"] == "ppo", **choices)
 
 

@@ -166,24 +166,21 @@ def calls_to_ops(
     calls_per_row: Sequence[Sequence[Call]],
     encode: Callable[[str], list[int]],
     width: int,
-    max_ops: int | None = None,
+    max_ops: int,
 ) -> Ops:
-    """Operation arrays [R, O] of one step (tokens [R, O, width]), as numpy int32.
+    """Operation arrays [R, max_ops] of one step (tokens [R, max_ops, width]), as numpy int32.
 
-    O is the next power of two of the most calls in a row, at least 4 and at most `max_ops`. Calls
-    of a row past `max_ops` are left out: the caller, who holds them, counts them as failed.
+    One shape whatever was called: another would cost a compilation. Calls of a row past `max_ops`
+    are left out: the caller, who holds them, counts them as failed.
     `length` is the true number of tokens of a content, of which `tokens` holds the first `width`.
     An unknown memory type gives target -1, an id that is no number id -1; padding is kind NONE.
     """
-    most = max((len(calls) for calls in calls_per_row), default=0)
-    slots = max(4, 1 << max(most - 1, 0).bit_length())
-    slots = slots if max_ops is None else min(slots, max_ops)
-    shape = (len(calls_per_row), slots)
+    shape = (len(calls_per_row), max_ops)
     kind, length = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     target, ids = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
     tokens = np.zeros((*shape, width), np.int32)
     for r, calls in enumerate(calls_per_row):
-        for o, call in enumerate(calls[:slots]):
+        for o, call in enumerate(calls[:max_ops]):
             kind[r, o] = OpKind.MALFORMED
             if call.error or _argument_error(call.name, call.arguments) or call.name == SEARCH:
                 continue

@@ -310,6 +310,28 @@ def test_remat_changes_no_gradient(remat):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-4), a, b)
 
 
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_a_loop_over_the_layers_changes_no_gradient(remat):
+    config = dataclasses.replace(CONFIG, num_layers=4, remat=remat)
+    params = strong_params(config)
+    tokens = np.random.default_rng(8).integers(0, 37, (2, 9))
+    positions, mask = np.broadcast_to(np.arange(9), (2, 9)), tokens > 3
+
+    def loss(config, p):
+        model = Transformer(config)
+        hidden, cache = model.apply({"params": p}, tokens, positions, mask, last=5, keep=False)
+        assert cache is None
+        return jnp.mean(hidden**2 * TILT)
+
+    loops = [partial(loss, dataclasses.replace(config, scan_layers=on)) for on in (False, True)]
+    assert ["scan" in str(jax.make_jaxpr(f)(params)) for f in loops] == [False, True]
+    values = [jax.jit(jax.value_and_grad(f))(params) for f in loops]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-4), *values)
+    del params["layers_1"]["mlp"]
+    with pytest.raises(ValueError, match="scan_layers=False"):
+        loops[1](params)
+
+
 def test_bfloat16_compute_keeps_float32_parameters_and_logits():
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     fresh = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

@@ -58,6 +58,14 @@ def test_a_plan_counts_what_is_stored_and_compiles_the_rest():
     assert made.peak == kept + max(sum(made.rollout.values()), sum(made.update.values()))
 
 
+def test_a_loop_over_layers_needs_their_weights_and_gradients_once_more():
+    made = plan.make_plan(replace(SETTING, model=replace(MODEL, scan_layers=True)))
+    params = init_params(MODEL, jax.random.key(0))
+    layers = {name: x for name, x in params.items() if name.startswith("layers_")}
+    size = sum(x.nbytes for x in jax.tree.leaves(layers))
+    assert made.update["layers side by side"] == 2 * size
+
+
 def test_depth_is_continued_on_a_straight_line():
     deep = replace(MODEL, num_layers=11)
     assert plan._at_depth(lambda m: 5.0 + 3.0 * m.num_layers, deep) == 5 + 3 * 11
@@ -75,12 +83,16 @@ def test_suggestion_by_hand():
     made = plan.Plan(
         kept={"a": 10.0},
         rollout={"b": 20.0},
-        update={"gradients, two sets": 4.0, "activations, 1 rows": 3.0},
+        update={
+            "gradients, two sets": 4.0,
+            "layers side by side": 2.0,
+            "activations, 1 rows": 3.0,
+        },
         flops={},
         row_bytes=3.0,
     )
     setting = replace(SETTING, mesh=(2, 1, 1), step_rows=48)
-    # 0.92 x 50 - 10 = 36 for 4 and rows of 3: ten rows, so 8 on each of two.
+    # 0.92 x 50 - 10 = 36 for 6 and rows of 3: ten rows, so 8 on each of two.
     assert plan.suggest(made, setting, 50.0) == 16
     assert plan.suggest(made, setting, 30.0) == 0  # the rollout does not fit
     assert plan.suggest(made, replace(setting, step_rows=4), 1000.0) == 4

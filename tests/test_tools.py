@@ -105,7 +105,7 @@ def test_parsing_never_raises_and_its_calls_become_operations(dialect, data):
     parsed = parse_calls(text, dialect)
     assert all(isinstance(c.name, str) and isinstance(c.error, str) for c in parsed)
     json.dumps([c.arguments for c in parsed]).encode()
-    ops = calls_to_ops([parsed], encode, 5)
+    ops = calls_to_ops([parsed], encode, 5, len(parsed))
     kinds = ops.kind[0, : len(parsed)]
     assert [k == OpKind.MALFORMED for k in kinds] == [bool(c.error) for c in parsed]
 
@@ -256,14 +256,14 @@ def test_content_that_is_no_text_is_malformed(value):
 def test_a_call_that_cannot_be_used_says_why_and_is_malformed(value, error):
     call = one(wrapped(json.dumps(value)))
     assert error in call.error
-    assert calls_to_ops([[call]], encode, 4).kind[0, 0] == OpKind.MALFORMED
+    assert calls_to_ops([[call]], encode, 4, 1).kind[0, 0] == OpKind.MALFORMED
 
 
 def test_search_is_a_chat_call_but_never_writes():
     text = format_call(SEARCH, {"memory_type": "semantic", "query": "tea"}, "qwen3")
     call = one(text, search=True)
     assert call == Call(SEARCH, {"memory_type": "semantic", "query": "tea"})
-    assert calls_to_ops([[call]], encode, 4).kind[0, 0] == OpKind.MALFORMED
+    assert calls_to_ops([[call]], encode, 4, 1).kind[0, 0] == OpKind.MALFORMED
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -282,7 +282,9 @@ def test_huge_and_deep_text_is_refused(dialect, body):
 def test_lone_surrogates_become_replacement_characters():
     body = f'{{"name": "{INSERT}", "arguments": {{"memory_type": "core", "content": "a\\ud800b"}}}}'
     assert one(wrapped(body)).arguments["content"] == "a\ufffdb"
-    assert calls_to_ops([[insert("a\udfff")]], encode, 9).length[0, 0] == 1 + len("\ufffd".encode())
+    assert calls_to_ops([[insert("a\udfff")]], encode, 9, 1).length[0, 0] == 1 + len(
+        "\ufffd".encode()
+    )
 
 
 def test_arguments_that_a_tool_does_not_know_are_dropped():
@@ -310,7 +312,7 @@ def test_operations_by_hand():
         [],
         [Call(DELETE, {"memory_type": "core_memory"}), Call(DELETE, {"memory_type": "diary"})],
     ]
-    ops = calls_to_ops(rows, encode, width=4)
+    ops = calls_to_ops(rows, encode, width=4, max_ops=8)
     assert ops.kind.shape == (3, 8) and ops.tokens.shape == (3, 8, 4)
     assert all(leaf.dtype == np.int32 for leaf in (ops.kind, ops.target, ops.id, ops.tokens))
     assert ops.kind[0].tolist() == [1, 2, 3, 2, 4, 0, 0, 0]
@@ -330,20 +332,18 @@ def test_operations_by_hand():
 )
 def test_memory_ids(memory_id, number):
     call = Call(DELETE, {"memory_type": "semantic", "memory_id": memory_id})
-    ops = calls_to_ops([[call]], encode, 4)
+    ops = calls_to_ops([[call]], encode, 4, 1)
     assert (ops.kind[0, 0], ops.id[0, 0]) == (OpKind.DELETE, number)
 
 
-def test_slots_are_powers_of_two_within_the_limit():
-    for most, slots in [(0, 4), (4, 4), (5, 8), (8, 8), (9, 16)]:
-        assert calls_to_ops([[insert()] * most], encode, 4).kind.shape == (1, slots)
+def test_calls_past_the_most_are_left_out():
     ops = calls_to_ops([[insert(str(i)) for i in range(9)]], encode, 4, max_ops=6)
     assert ops.kind.tolist() == [[1] * 6] and ops.tokens[0, 5, 0] == ord("5")
-    assert calls_to_ops([], encode, 4).kind.shape == (0, 4)
+    assert calls_to_ops([], encode, 4, 3).kind.shape == (0, 3)
 
 
 def test_content_without_tokens_is_malformed():
-    assert calls_to_ops([[insert("☃")]], lambda text: [], 4).kind[0, 0] == OpKind.MALFORMED
+    assert calls_to_ops([[insert("☃")]], lambda text: [], 4, 1).kind[0, 0] == OpKind.MALFORMED
 
 
 def test_schemas_offer_enabled_memories_only():
