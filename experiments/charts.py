@@ -58,7 +58,7 @@ def chart_svg(chart: Chart, metrics: Sequence[Mapping]) -> str:
         if chart.log:
             axes.set_yscale("symlog", linthresh=1e-6)
         else:
-            axes.set_ylim(0, chart.top)
+            axes.set_ylim(min(0.0, axes.dataLim.y0), chart.top)  # r3 can be negative
         axes.legend(frameon=False, fontsize=8)
         return svg(figure, chart.title)
 

@@ -72,7 +72,7 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
         return {"results": results}  # the first process writes it up
     console.print(results_table(f"test instances, {config.title}", results))
     console.print(f"{LEGEND}.", markup=False)
-    write_timeline(folder / "timeline.html", config.title, env, shown)
+    write_timeline(folder / "timeline.html", config.title, dict.fromkeys(shown, env), shown)
     told = [describe_episode(name, some[0]) for name, some in shown.items()]
     (folder / "memory.txt").write_text("\n".join([f"{which_example(shown)}.", *told]))
     picture = draw_curves(folder, config.title)

@@ -217,6 +217,15 @@ def open_run(workdir: str | Path) -> tuple[ConfigDict, Policy]:
     return config, replace(policy, env=env)
 
 
+def open_stage(config: ConfigDict, workdir: str | Path, stage: str, env: Environment) -> Policy:
+    """The writer of a run as of its last checkpoint of a stage ("rl" or "warm_start"), in `env`;
+    where there was no warm start, what the run began with."""
+    if stage == "warm_start" and not config.warm_start.steps:
+        model, params = build_model(config, len(env.tokenizer))
+        return Policy(f"{config.title}, as it was", model, params, env)
+    return replace(load_run(workdir, stage), env=env)
+
+
 def build_mesh(config: ConfigDict) -> Mesh | None:
     sizes = config.mesh
     return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)

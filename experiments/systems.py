@@ -7,7 +7,7 @@ results of a system depend on goes with it, so that a results folder can tell.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,14 @@ from experiments.readers import ROLES, build_engines, check_readers, comparable,
 from experiments.setup import (
     build_environment,
     build_mesh,
-    build_model,
     is_synthetic,
+    open_stage,
     perfect_writer,
 )
 from experiments.workdir import differences
 from memalpha.baselines import BASELINES, make_baseline, needs_model
 from memalpha.data.instance import Instance
 from memalpha.lm import Counted, LanguageModel
-from memalpha.policy import Policy, load_run
 from memalpha.rollout import Clock, Environment, Episode, run_baseline, run_episodes
 from memalpha.tokenizer import load_tokenizer
 
@@ -158,12 +157,7 @@ def _open(name: str, run: Run, flat: Run | None, rows: int, budget: int) -> Syst
 
 def trained_system(run: Run, stage: str, rows: int) -> System:
     """The writer of a run as of its last checkpoint of a stage ("rl" or "warm_start")."""
-    if stage == "warm_start" and not run.config.warm_start.steps:
-        # There was no such stage: what it began with.
-        model, params = build_model(run.config, len(run.env.tokenizer))
-        policy = Policy(f"{run.config.title}, as it was", model, params, run.env)
-    else:
-        policy = replace(load_run(run.folder, stage), env=run.env)
+    policy = open_stage(run.config, run.folder, stage, run.env)
     about = {"checkpoint": policy.name, "rows": rows, "temperature": run.config.eval.temperature}
     about |= {"trained": comparable(_settings(run.folder))} | _sizes(run.config)
     writer = policy.writer(rows, run.config.eval.temperature, run.config.seed)

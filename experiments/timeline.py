@@ -12,6 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments import page
 from experiments.progress import console
-from experiments.setup import build_every, open_run
+from experiments.setup import build_every, open_run, open_stage
 from memalpha.checkpoint import CheckpointError
 from memalpha.contents import difference, texts_of
 from memalpha.data.files import write_text
@@ -31,14 +32,17 @@ EMPTY = MemoryView("", (), (), 0, 0, 0)
 
 
 def write_timeline(
-    path: Path, title: str, env: Environment, runs: Mapping[str, Sequence[Episode]]
+    path: Path,
+    title: str,
+    envs: Mapping[str, Environment],
+    runs: Mapping[str, Sequence[Episode]],
 ) -> Path:
     """Writes the page. `runs`: writer -> its episodes of the same instances in the same order, made
-    by `run_episodes` with keep_views=True.
+    by `run_episodes` with keep_views=True. `envs`: writer -> what it wrote in.
 
     Raises ValueError where runs are of other instances or have no views.
     """
-    episodes = [_shared(env, dict(zip(runs, each, strict=True))) for each in _aligned(runs)]
+    episodes = [_shared(envs, dict(zip(runs, each, strict=True))) for each in _aligned(runs)]
     body = page.fill("timeline.html", title=title)
     style, script = page.read("timeline.css"), page.read("timeline.js")
     data = {"episodes": episodes}
@@ -59,7 +63,7 @@ def _aligned(runs: Mapping[str, Sequence[Episode]]) -> list[tuple[Episode, ...]]
     return rows
 
 
-def _shared(env: Environment, runs: Mapping[str, Episode]) -> dict:
+def _shared(envs: Mapping[str, Environment], runs: Mapping[str, Episode]) -> dict:
     """What all runs of one instance share, and each run."""
     instance = next(iter(runs.values())).instance
     return {
@@ -69,7 +73,7 @@ def _shared(env: Environment, runs: Mapping[str, Episode]) -> dict:
             {"question": asked.question, "gold": list(asked.answers)}
             for asked in instance.questions
         ],
-        "runs": [_run(env, name, episode) for name, episode in runs.items()],
+        "runs": [_run(envs[name], name, episode) for name, episode in runs.items()],
     }
 
 
@@ -136,30 +140,48 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def run_policies(
-    config: ConfigDict, policies: Mapping[str, Policy], per_source: int, chunks: int = 0
-) -> dict[str, list[Episode]]:
-    """Episodes of test instances of every source of `config`, by each policy, with all views."""
+def show_policies(
+    path: Path,
+    config: ConfigDict,
+    policies: Mapping[str, Policy],
+    per_source: int = 1,
+    chunks: int = 0,
+) -> Path:
+    """The page of test instances of every source of `config`, as each policy reads them."""
     instances = build_every(config, "test", per_source, chunks=chunks)
-    return {
+    runs = {
         name: run_episodes(policy.env, instances, policy.writer(len(instances)), keep_views=True)
         for name, policy in policies.items()
     }
+    envs = {name: policy.env for name, policy in policies.items()}
+    return write_timeline(path, config.title, envs, runs)
 
 
 def choose_policies(
-    folder: Path, trained: Policy, other: str | None = None, steps: Iterable[int] = ()
+    config: ConfigDict,
+    folder: Path,
+    trained: Policy,
+    other: str | None = None,
+    steps: Iterable[int] = (),
 ) -> dict[str, Policy]:
-    """What stands side by side: checkpoints of the run, or it and another run, or its two ends."""
-    if chosen := {f"step {step}": load_run(folder, step=step) for step in steps}:
+    """What stands side by side: checkpoints of the run, or it and another run, or its two ends.
+
+    Reader and judges are those of `trained` for all of them.
+    """
+    env = trained.env
+    if chosen := {f"step {n}": replace(load_run(folder, step=n), env=env) for n in steps}:
         return chosen
     if other is None:
-        return {"before training": load_run(folder, "warm_start"), "after training": trained}
+        before = open_stage(config, folder, "warm_start", env)
+        return {"before training": before, "after training": trained}
     if Path(other).resolve() == folder.resolve():
         raise app.UsageError("--compare is the folder of --workdir; --checkpoints compares within")
     names = [path.absolute().name for path in (folder, Path(other))]
     names = names if names[0] != names[1] else [str(folder), other]
-    return dict(zip(names, (trained, load_run(other)), strict=True))
+    beside = load_run(other)
+    roles = {role: getattr(env, role) for role in ("answerer", "judge", "score_judge", "failures")}
+    beside = replace(beside, env=replace(beside.env, **roles))
+    return dict(zip(names, (trained, beside), strict=True))
 
 
 def main(_) -> None:
@@ -168,12 +190,11 @@ def main(_) -> None:
     config, trained = open_run(folder)
     try:
         steps = map(int, CHECKPOINTS.value or ())
-        policies = choose_policies(folder, trained, COMPARE.value, steps)
+        policies = choose_policies(config, folder, trained, COMPARE.value, steps)
     except (ValueError, CheckpointError) as error:
         sys.exit(str(error))
-    runs = run_policies(config, policies, PER_SOURCE.value, CHUNKS.value)
     path = Path(OUT.value or folder / "timeline.html")
-    write_timeline(path, config.title, trained.env, runs)
+    show_policies(path, config, policies, PER_SOURCE.value, CHUNKS.value)
     console.print(f"timeline {path}")
 
 

@@ -26,6 +26,7 @@ from memalpha.data.instance import Instance, Question
 from memalpha.data.text import sentence_ends
 from memalpha.events import ConflictError, Event, Snapshot, UnknownNamespaceError
 from memalpha.policy import load_policy
+from memalpha.prompts import escape, template_fragments
 from memalpha.reader import Answerer, Evidence, extractive_answers
 from memalpha.rollout import (
     Environment,
@@ -39,6 +40,7 @@ from memalpha.rollout import (
     whole_view,
 )
 from memalpha.store import Store
+from memalpha.tools import clean
 
 ATTEMPTS = 5  # at a step whose memory somebody else changed meanwhile
 SOURCE = "squad"  # questions are asked as those of this source: a short answer from the memory
@@ -106,25 +108,40 @@ class MemoryAgent:
         Raises ValueError for a text without content, PromptTooLong for one `as_is` that is too
         long, ConflictError where somebody else keeps changing the memory.
         """
+        text = clean(text)
         if not text.strip():
             raise ValueError("observe: the text is empty")
         if as_is:
             return [self._read_chunk(text)]
-        room = self.env.prompt_tokens // 2 - count_tokens(self.env, dialogue("", timestamp))
-        parts = split_text(text, max(room, 16), lambda part: count_tokens(self.env, part))
+        room = self.env.prompt_tokens // 2 - self._shown_tokens(dialogue("", timestamp))
+        parts = split_text(text, max(room, 16), self._shown_tokens)
         return [self._read_chunk(dialogue(part.strip(), timestamp)) for part in parts]
+
+    def _shown_tokens(self, text: str) -> int:
+        """Tokens of a text as the prompt shows it."""
+        env = self.env
+        also = [*template_fragments(env.template), *env.tokenizer.all_special_tokens]
+        return count_tokens(env, escape(text, also))
 
     def _read_chunk(self, chunk: str) -> Event:
         with self._writing:
-            self._create()
             for attempt in range(ATTEMPTS):
-                before = self.store.read(self.namespace)
+                before = self._before()
                 event, after, next_id = self._step(before, chunk)
+                self.store.create(self.namespace, before.next_id)  # if it is not there
                 try:
                     return self.store.commit(self.namespace, event, after, before.events, next_id)
                 except ConflictError:
                     if attempt == ATTEMPTS - 1:
                         raise
+
+    def _before(self) -> Snapshot:
+        """The memory; an empty one where nothing was ever stored."""
+        try:
+            return self.store.read(self.namespace)
+        except UnknownNamespaceError:
+            first = first_state(self.env, 1, zlib.crc32(self.namespace.encode())).next_id
+            return Snapshot("", -1, (), (), int(first[0]), 0)
 
     def _step(self, before: Snapshot, chunk: str) -> tuple[Event, dict, int]:
         """One step of an episode on the memory `before`; nothing is stored yet."""
@@ -139,16 +156,13 @@ class MemoryAgent:
         event = Event("observe", self.author, chunk, step.text, calls_made(step))
         return event, after, int(host.next_id[0])
 
-    def _create(self) -> None:
-        first = first_state(self.env, 1, zlib.crc32(self.namespace.encode())).next_id
-        self.store.create(self.namespace, int(first[0]))
-
     def ask(self, question: str) -> Reply:
         """Answers from the memory alone; an empty text where it says nothing.
 
         Raises ValueError for an empty question, UnknownNamespaceError, RuntimeError where the
         reader failed.
         """
+        question = clean(question)
         if not question.strip():
             raise ValueError("ask: the question is empty")
         shown = view_of(self.store.read(self.namespace), self.env)
@@ -165,6 +179,7 @@ class MemoryAgent:
 
         The offline reader can only quote, so it is asked only what has a question mark.
         """
+        message = clean(message)
         if not message.strip():
             raise ValueError("chat: the message is empty")
         reply = Reply("", Evidence())
@@ -175,7 +190,7 @@ class MemoryAgent:
                 pass  # the first words of a new user
         said = reply.text or (UNKNOWN if "?" in message else NOTED)
         turn = dialogue(message.strip(), timestamp, said)
-        if count_tokens(self.env, turn) > self.env.prompt_tokens // 2:
+        if self._shown_tokens(turn) > self.env.prompt_tokens // 2:
             self.observe(message, timestamp)
         else:
             self._read_chunk(turn)
@@ -203,11 +218,11 @@ class MemoryAgent:
 def dialogue(text: str, timestamp: str | datetime | None = None, reply: str = NOTED) -> str:
     """A chunk in the form of the training data: one turn of a dialogue, with its time.
 
-    Neither text can pass for the words of another speaker.
+    None of the three can pass for the words of another speaker.
     """
     when = datetime.now(UTC) if timestamp is None else timestamp
     when = when.strftime("%Y-%m-%d %H:%M") if isinstance(when, datetime) else " ".join(when.split())
-    text, reply = _SPEAKER.sub("‹", text), _SPEAKER.sub("‹", reply)
+    when, text, reply = (_SPEAKER.sub("‹", part) for part in (when, text, reply))
     return f"[Dialogue between User and Assistant on {when}]\n<User> {text}\n<Assistant> {reply}"
 
 

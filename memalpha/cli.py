@@ -96,6 +96,10 @@ def printable(text: str) -> str:
 
 
 def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAgent:
+    if options.reader_url and not (options.reader_model or options.writer_model):
+        raise ValueError(f"--reader-url={options.reader_url}: name its model with --reader-model")
+    if options.writer_url and not (options.reader_model or options.writer_model):
+        raise ValueError(f"--writer-url={options.writer_url}: name its model with --writer-model")
     writer = _server(options.writer_model, options.writer_url, "--writer")
     answers = _server(options.reader_model, options.reader_url or options.writer_url, "--reader")
     if writer is None:

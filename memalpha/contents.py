@@ -103,10 +103,15 @@ class Contents:
         ]
 
     def to_dict(self) -> dict:
-        """The memory and its history as plain data."""
-        view = self.view()
+        """The memory and its history as plain data, as of one moment."""
+        now = self.store.read(self.namespace)
+        view = view_of(now, self.env)
+        # Of a history that may have grown since.
+        events = [asdict(event) for event in self.events() if event.number < now.events]
         changes = [
-            asdict(change) | {"memory": MEMORY_NAMES[change.memory]} for change in self.history()
+            asdict(change) | {"memory": MEMORY_NAMES[change.memory]}
+            for change in self.history()
+            if change.number < now.events
         ]
         return {
             "format": "memalpha memory 1",
@@ -115,7 +120,7 @@ class Contents:
             "semantic": [asdict(entry) for entry in view.semantic],
             "episodic": [asdict(entry) for entry in view.episodic],
             "tokens": view.tokens,
-            "events": [asdict(event) for event in self.events()],
+            "events": events,
             "changes": changes,
         }
 

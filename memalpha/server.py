@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 from memalpha.agent import MemoryAgent
 from memalpha.contents import EditRefusedError
@@ -26,7 +27,7 @@ from memalpha.events import ConflictError, StoreError, StoreLockedError, Unknown
 
 MAX_BODY = 1 << 20  # bytes
 MODEL = "memalpha"
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^/]*$")]  # part of a path
 Text = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
 Kind = Literal["core", "semantic", "episodic"]
 _STATUS = (  # the first that fits
@@ -92,6 +93,7 @@ def make_app(agent: MemoryAgent, token: str, max_body: int = MAX_BODY) -> FastAP
     for kind, status in _STATUS:
         app.add_exception_handler(kind, _answer(status))
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)  # no such path, method or JSON
     _add_chat(app, agent)
     _add_memory(app, agent)
     return app
@@ -144,6 +146,10 @@ def _answer(status: int):
         return _error(status, str(error))
 
     return handle
+
+
+def _refused(request: Request, error: HTTPException) -> JSONResponse:
+    return _error(error.status_code, str(error.detail))
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -13,6 +13,7 @@ the change is based on and refuses (ConflictError) if there is a newer one.
 import json
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -301,23 +302,28 @@ class Store:
         return row
 
     def copy_to(self, path: str | Path) -> None:
-        """Writes a copy aside and renames it: the file at `path` is the old one or a whole one."""
+        """Writes a copy aside and renames it: the file at `path` is the old one or a whole one.
+
+        Raises StoreError where `path` is a file of another kind, or cannot be written.
+        """
         if self._is_at(path):
             return  # every change is there already
-        aside = Path(f"{path}.tmp")
+        path, aside = Path(path), None
         with self._transaction("DEFERRED"):
             # Reading takes the lock, or says that somebody has it; `backup` would wait for ever.
             self._db.execute("SELECT count(*) FROM namespaces").fetchone()
             try:
-                aside.unlink(missing_ok=True)
-                _make_private(aside)
+                handle, aside = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)  # private
+                os.close(handle)
                 with closing(sqlite3.connect(aside)) as target:
                     self._db.backup(target)
-                os.replace(aside, path)
+                with _held(path, self.wait):
+                    os.replace(aside, path)
             except OSError as error:
                 raise StoreError(f"no copy could be written to {path}: {error}") from error
             finally:
-                aside.unlink(missing_ok=True)
+                if aside:
+                    Path(aside).unlink(missing_ok=True)
 
     def copy_from(self, path: str | Path) -> None:
         """Takes over all of the store at `path` in place of what is here, whole or not at all.
@@ -328,6 +334,8 @@ class Store:
             raise StoreError(f"no store at {path}")
         if self._is_at(path):
             return
+        if not os.path.getsize(path):
+            raise StoreError(f"{path} is no store: it is empty")
         Store(path, self.wait).close()  # refuses what is no store
         with self._lock:
             self._db.execute("ATTACH ? AS saved", (str(path),))
@@ -348,6 +356,18 @@ class Store:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+@contextmanager
+def _held(path: Path, wait: float) -> Iterator[None]:
+    """Nobody writes to the store at `path`, and what a killed process left half written there is
+    taken back: the journal of the old file would spoil the one that takes its place."""
+    if not path.exists():
+        yield
+        return
+    with closing(sqlite3.connect(path, timeout=wait, isolation_level=None)) as old:
+        old.execute("BEGIN IMMEDIATE")
+        yield
 
 
 def _make_private(path: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_writer_that_fails_leaves_its_episode_without_a_score(micro):
     agent = MemoryAgent(env, writer)
     with pytest.raises(RuntimeError, match="nothing was stored: 400: too long"):
         agent.observe("Item 2")
-    assert not agent.memory.events()
+    assert not agent.store.namespaces()
 
 
 def test_the_agent_says_why_its_reader_failed(micro):
@@ -285,6 +285,8 @@ def test_the_command_line_with_a_model_on_a_server(chat_server, tmp_path, capsys
     assert "big: Rex" in printed and "other: Rex" in printed and "Rex is a dog." in printed
     with pytest.raises(SystemExit, match="name its server with --writer-url"):
         cli.main(["ask", "--writer-model=big", store, "Who?"])
+    with pytest.raises(SystemExit, match="name its model with --reader-model"):
+        cli.main(["ask", "--checkpoint=runs/x", "--reader-url=http://x", store, "Who?"])
     chat_server.behave = lambda body, number: fails(401, "who are you?")
     with pytest.raises(SystemExit, match="who are you.*OPENAI_API_KEY"):
         cli.main(["observe", *writer, store, "Rex is a cat."])

@@ -119,6 +119,9 @@ def test_bodies_over_the_limit_are_refused_whatever_they_say_of_their_size(clien
         ("POST", "/v1/memory/ana/core", {"text": "x"}, 409, "no such change"),
         ("POST", f"/v1/memory/{'n' * 201}/observe", {"text": "x"}, 422, "namespace"),
         ("POST", "/v1/chat/completions", {"messages": []}, 400, "messages"),
+        ("POST", "/v1/chat/completions", {"messages": [], "user": "a/b"}, 422, "user"),
+        ("GET", "/v1/nothing", None, 404, "Not Found"),
+        ("PATCH", "/v1/memory", None, 405, "Method Not Allowed"),
         ("POST", "/v1/chat/completions", {"messages": "hi"}, 422, "messages"),
     ],
 )

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -226,6 +227,48 @@ def test_a_store_saved_to_or_loaded_from_its_own_file_stays_that_file(tmp_path):
     store.copy_from(tmp_path / "s.db")
     put(store, {(1, 6): "later"})
     assert [e.text for e in Store(tmp_path / "s.db").read("ana").semantic] == ["a", "later"]
+
+
+def test_an_empty_file_is_not_loaded_as_an_empty_memory(tmp_path, store):
+    put(store, {(1, 1): "Rex"})
+    (tmp_path / "e.db").touch()
+    with pytest.raises(StoreError, match="it is empty"):
+        store.copy_from(tmp_path / "e.db")
+    assert [e.text for e in store.read("ana").semantic] == ["Rex"]
+    assert (tmp_path / "e.db").read_bytes() == b""
+
+
+def test_a_copy_over_a_store_that_was_killed_in_the_middle_of_a_write_is_whole(tmp_path, store):
+    path = tmp_path / "x.db"
+    old = Store(path)
+    old.create("ana")
+    old.commit("ana", EDIT, {(1, i): "old " * 300 for i in range(1, 60)}, 0, 60)
+    old.close()
+    code = "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None);"
+    code += "db.execute('PRAGMA cache_size=2'); db.execute('BEGIN');"
+    code += "db.execute(\"UPDATE entries SET text = replace(text, 'old', 'new')\"); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(path)])
+    assert Path(f"{path}-journal").stat().st_size  # half of a write, which SQLite would take back
+    put(store, {(1, 1): "Rex"})
+    store.copy_to(path)
+    assert held(path) == {"ana": ({(1, 1): "Rex"}, 1)}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_copies_to_one_file_at_once_are_whole(tmp_path):
+    path, stores = tmp_path / "x.db", [Store(), Store()]
+    for number, one in enumerate(stores):
+        one.create("ana")
+        one.commit("ana", EDIT, {(1, 1): f"store {number}"}, 0, 2)
+
+    def copy(one):
+        for _ in range(20):
+            one.copy_to(path)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(copy, stores))
+    assert held(path)["ana"][0][1, 1].startswith("store ")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.db"]
 
 
 def test_a_newer_store_is_refused_and_left_alone(tmp_path):

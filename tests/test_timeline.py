@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 from absl import app
 
-from experiments import page, timeline
+from configs import tiny
+from experiments import page, setup, timeline
 from experiments.timeline import write_timeline
 from memalpha.checkpoint import CheckpointError
 from memalpha.data.instance import Instance, Question
 from memalpha.memory import Entry, MemoryView
+from memalpha.policy import Policy
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
 
@@ -66,7 +68,7 @@ def runs(env):
 @pytest.fixture(scope="module")
 def written(env, runs, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "timeline.html"
-    return write_timeline(path, "a <title>", env, runs)
+    return write_timeline(path, "a <title>", dict.fromkeys(runs, env), runs)
 
 
 class Reader(HTMLParser):
@@ -132,7 +134,7 @@ def test_the_data_are_all_that_happened(env, runs, written):
 
 def test_a_failed_reader_is_shown_and_is_no_number(env, tmp_path):
     deaf = replace(env, answerer=lambda requests: [None] * len(requests))
-    path = write_timeline(tmp_path / "t.html", "t", deaf, {"a": run(deaf, keep)})
+    path = write_timeline(tmp_path / "t.html", "t", {"a": deaf}, {"a": run(deaf, keep)})
     (episode,) = json.loads(Reader(path.read_text()).scripts[0])["episodes"]
     assert episode["runs"][0]["r1"] is None
     assert [a["score"] for a in episode["runs"][0]["answers"]] == [None, None]
@@ -148,7 +150,7 @@ def test_runs_that_cannot_be_shown_are_refused(env, runs, tmp_path):
         ({"a": run(env, keep, keep_views=False)}, "keep_views=True"),
     ):
         with pytest.raises(ValueError, match=message):
-            write_timeline(tmp_path / "t.html", "t", env, bad)
+            write_timeline(tmp_path / "t.html", "t", dict.fromkeys(bad, env), bad)
     assert not list(tmp_path.iterdir())
 
 
@@ -228,7 +230,7 @@ def test_an_episode_of_400_chunks_can_be_walked_through(tab, env, tmp_path):
         view = MemoryView("", views, (), n + 1, 0, 12 * n)
         steps.append(replace(short.steps[0], chunk=n, view=view))
     long = replace(short, instance=replace(instance, chunks=chunks), steps=steps, view=view)
-    path = write_timeline(tmp_path / "t.html", "long", env, {"keep": [long]})
+    path = write_timeline(tmp_path / "t.html", "long", {"keep": env}, {"keep": [long]})
     tab.goto(path.as_uri())
     tab.evaluate(
         """new MutationObserver((all) => {
@@ -257,34 +259,63 @@ def test_on_a_phone_the_buttons_alone_stay_in_sight(tab, written):
     assert tab.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_what_can_stand_side_by_side(monkeypatch, tmp_path):
-    asked = []
+def policy(name, env, **changes):
+    return Policy(name, None, None, replace(env, **changes))
 
+
+def test_what_can_stand_side_by_side(monkeypatch, tmp_path, env):
     def load(folder, stage="rl", step=None):
-        asked.append((str(folder), stage, step))
-        return asked[-1]
+        return policy(f"{folder} {stage} {step}", env, answerer="another", top_k=3)
 
     monkeypatch.setattr(timeline, "load_run", load)
+    monkeypatch.setattr(setup, "load_run", load)
     here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
-    choose = lambda *args: timeline.choose_policies(here, "trained", *args)
-    assert choose() == {
-        "before training": (str(here), "warm_start", None),
+    config, trained = tiny.get_config(), policy("trained", env, answerer="its own")
+    choose = lambda *args: timeline.choose_policies(config, here, trained, *args)
+    names = lambda chosen: {name: each.name for name, each in chosen.items()}
+    pair = choose()
+    assert names(pair) == {
+        "before training": f"{here} warm_start None",
         "after training": "trained",
     }
-    assert choose(None, [125, 150]) == {
-        f"step {step}": (str(here), "rl", step) for step in (125, 150)
-    }
-    assert choose(str(tmp_path / "other")).keys() == {"run", "other"}
+    assert all(each.env is trained.env for each in pair.values())
+    steps = choose(None, [125, 150])
+    assert names(steps) == {f"step {step}": f"{here} rl {step}" for step in (125, 150)}
+    other = choose(str(tmp_path / "other"))
+    assert other.keys() == {"run", "other"}
+    # It reads its own prompts, and is read by the same reader.
+    assert (other["other"].env.top_k, other["other"].env.answerer) == (3, "its own")
     assert choose(str(there)).keys() == {str(here), str(there)}  # two runs of one name
     with pytest.raises(app.UsageError, match="--checkpoints"):
         choose(f"{here}/../run")
+
+
+def test_without_a_warm_start_the_run_began_with_its_model(monkeypatch, tmp_path, env):
+    monkeypatch.setattr(setup, "build_model", lambda config, size: ("model", f"params of {size}"))
+    config = tiny.get_config("warm_start.steps=0")
+    chosen = timeline.choose_policies(config, tmp_path, policy("trained", env))
+    assert chosen["before training"].params == f"params of {len(env.tokenizer)}"
+
+
+def test_every_run_is_decoded_by_its_own_tokenizer(tmp_path, env, runs):
+    class Loud:
+        def __init__(self, own):
+            self.decode = lambda tokens: own.decode(tokens).upper()
+
+    (name, other) = runs
+    envs = {name: env, other: replace(env, tokenizer=Loud(env.tokenizer))}
+    page_text = write_timeline(tmp_path / "t.html", "t", envs, runs).read_text()
+    (episode,) = json.loads(Reader(page_text).scripts[0])["episodes"]
+    first, second = episode["runs"]
+    assert second["steps"][0]["prompt"] == first["steps"][0]["prompt"].upper()
+    assert first["steps"][0]["prompt"] != second["steps"][0]["prompt"]
 
 
 def test_a_checkpoint_that_is_not_kept_ends_the_command_with_those_that_are(monkeypatch, tmp_path):
     def load(*args, **kwargs):
         raise CheckpointError("no checkpoint of step 7; there are: 175, 200")
 
-    monkeypatch.setattr(timeline, "open_run", lambda folder: ("config", "trained"))
+    monkeypatch.setattr(timeline, "open_run", lambda folder: ("config", SimpleNamespace(env=None)))
     monkeypatch.setattr(timeline, "load_run", load)
     given = {"WORKDIR": str(tmp_path), "CHECKPOINTS": ["7", "200"], "COMPARE": None}
     for name, value in given.items():
