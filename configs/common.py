@@ -69,6 +69,7 @@ def smoke(config: config_dict.ConfigDict) -> None:
 def ppo(config: config_dict.ConfigDict) -> None:
     """Preset: PPO with a critic in place of GRPO."""
     config.rl.algorithm = "ppo"
+    config.rl.call_credit = False
 
 
 def _value(config: config_dict.ConfigDict, field: str, text: str):

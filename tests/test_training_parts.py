@@ -80,8 +80,8 @@ def test_warm_start_batches_have_the_rows_of_the_config(micro, chunks):
     "arguments",
     [
         "rl.groups=rows,rl.aggregation=sequence",
-        "rl.groups=episodes,rl.aggregation=token,reward.normalise_each=True",
-        "rl.call_credit=True",
+        "rl.groups=episodes,rl.aggregation=token,reward.normalise_each=True,rl.call_credit=False",
+        "rl.call_credit=False",
         "rl.groups=chunk,rl.kl=k3,rl.kl_coef=0.1",
         "ppo",
         "ppo,rl.epochs=2,rl.minibatches=2",
