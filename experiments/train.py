@@ -89,8 +89,10 @@ def train(
                         batch = credit.add_credit(batch, episodes, env)
                     state, metrics = learn(state, _agree(batch), step)
                     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                check_finite(metrics, step, "train")
                 metrics |= summarise(episodes)
+                if metrics["nonfinite"]:
+                    log.write(step, metrics)
+                check_finite(metrics, step, "train")
                 if (step + 1) % config.eval.every == 0 or step + 1 == rl.steps:
                     with clock("validate"):
                         policy = lora.attach(state.params, params, adapters)

@@ -74,8 +74,8 @@ def warm_start(
             for step, batch in ahead(make, range(first, stage.steps)):
                 state, metrics = update(state, batch)
                 metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                check_finite(metrics, step, "warm start")
                 log.write(step, metrics)
+                check_finite(metrics, step, "warm start")
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == stage.steps:
                     save(checkpoints, step + 1, state)
                 report(step + 1, f"loss {metrics['loss']:.3f}")

@@ -130,7 +130,7 @@ class MemoryAgent:
                 event, after, next_id = self._step(before, chunk)
                 self.store.create(self.namespace, before.next_id)  # if it is not there
                 try:
-                    return self.store.commit(self.namespace, event, after, before.events, next_id)
+                    return self.store.commit(self.namespace, event, after, before, next_id)
                 except ConflictError:
                     if attempt == ATTEMPTS - 1:
                         raise

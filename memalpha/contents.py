@@ -20,7 +20,10 @@ _REFUSALS = {
     Outcome.TOO_LONG: "the text is too long for one entry of this writer",
     Outcome.MALFORMED: "the text is empty, or the id is no number",
 }
-_MARKUP = re.compile(r"([\\`*_\[\]<>!#|&~])|^([ \t]*)([-+=]|\d+(?=[.)]))", re.MULTILINE)
+# Anywhere; where a bare address would become a link; at the start of a line.
+_MARKUP = re.compile(
+    r"([\\`*_\[\]<>!#|&~])|(:(?=//)|(?<=www)\.|@)|^([ \t]*)([-+=]|\d+(?=[.)]))", re.MULTILINE
+)
 
 
 class EditRefusedError(ValueError):
@@ -81,7 +84,7 @@ class Contents:
         event = Event("edit", author, calls=(done,))
         after = difference(shown, whole_view(self.env, host, 0))
         next_id = int(host.next_id[0])
-        return self.store.commit(self.namespace, event, after, before.events, next_id)
+        return self.store.commit(self.namespace, event, after, before, next_id)
 
     def undo(self, author: str = "user") -> Event | None:
         """Takes back the newest event that stands; None if there is none."""
@@ -171,7 +174,8 @@ def texts_of(view: MemoryView) -> dict[Key, str]:
 
 def plain_markdown(text: str) -> str:
     """Text in which Markdown finds nothing to interpret."""
-    return _MARKUP.sub(lambda m: f"\\{m[1]}" if m[1] else f"{m[2]}\\{m[3]}", text)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _MARKUP.sub(lambda m: f"\\{m[1] or m[2]}" if m[1] or m[2] else f"{m[3]}\\{m[4]}", text)
 
 
 def _item(entry: Entry) -> str:

@@ -33,6 +33,7 @@ class Snapshot:
     episodic: tuple[Entry, ...]
     next_id: int
     events: int
+    mark: str = ""  # of the last event: a namespace forgotten and made anew may have as many
 
 
 @dataclass(frozen=True)

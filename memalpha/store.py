@@ -6,10 +6,11 @@ An entry's `written_at` is the number of the event that last wrote it, so that i
 chunk it came from. Entries of a list stand in the order of their ids, which only grow.
 
 One file at rest, no write-ahead log beside it: it can be copied, and writes are rare and short. A
-writer thinks for seconds; the file is not locked meanwhile. `commit` therefore names the event that
-the change is based on and refuses (ConflictError) if there is a newer one.
+writer thinks for seconds; the file is not locked meanwhile. `commit` therefore names the memory
+that the change is based on and refuses (ConflictError) if it is another by now.
 """
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -171,6 +172,7 @@ class Store:
         """The memory now. Raises UnknownNamespaceError."""
         with self._transaction("DEFERRED"):
             next_id, events = self._require(namespace)
+            mark = self._mark(namespace, events)
             rows = self._db.execute(
                 "SELECT memory, id, text, event FROM entries WHERE namespace = ?"
                 " ORDER BY memory, id",
@@ -182,31 +184,42 @@ class Store:
         }
         core = lists[CORE][0] if lists[CORE] else Entry(CORE_ID, "", -1)
         return Snapshot(
-            core.text, core.written_at, lists[SEMANTIC], lists[EPISODIC], next_id, events
+            core.text, core.written_at, lists[SEMANTIC], lists[EPISODIC], next_id, events, mark
         )
+
+    def _mark(self, namespace: str, events: int) -> str:
+        """What tells the last of so many events from that of another history."""
+        row = self._db.execute(
+            "SELECT at, action, author, text, response, calls FROM events"
+            " WHERE namespace = ? AND number = ?",
+            (namespace, events - 1),
+        ).fetchone()
+        return hashlib.sha256(json.dumps(row).encode()).hexdigest() if row else ""
 
     def commit(
         self,
         namespace: str,
         event: Event,
         after: Mapping[Key, str | None],
-        based_on: int,
+        based_on: Snapshot,
         next_id: int,
     ) -> Event:
         """Writes one event whole; returns it with its number and time.
 
         `after`: the new text of every entry that it changes, None for those it deletes.
-        `based_on`: `Snapshot.events` of the memory that the change was made for.
-        Raises ConflictError if there are newer events, UnknownNamespaceError.
+        `based_on`: the memory that the change was made for.
+        Raises ConflictError if there are newer events or others, UnknownNamespaceError.
         """
+        number = based_on.events
         with self._transaction():
-            if self._require(namespace)[1] != based_on:
+            now = self._require(namespace)[1]
+            if (now, self._mark(namespace, now)) != (number, based_on.mark):
                 raise ConflictError(
                     f"namespace {namespace!r} was changed by somebody else since it was read:"
                     " read it again"
                 )
-            states = {k: None if text is None else (text, based_on) for k, text in after.items()}
-            return self._write(namespace, event, based_on, states, next_id)
+            states = {k: None if text is None else (text, number) for k, text in after.items()}
+            return self._write(namespace, event, number, states, next_id)
 
     def undo(self, namespace: str, author: str) -> Event | None:
         """Takes back the newest event that stands, by a new event; None if there is nothing left.

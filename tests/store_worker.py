@@ -41,7 +41,7 @@ def choose(store: Store, rng: random.Random) -> dict:
     for new in range(rng.randrange(3)):
         after[rng.choice((1, 2)), now.next_id + new] = f"new {rng.random()}"
     after = [[*key, text] for key, text in after.items()]
-    return {"do": do, "name": name, "after": after, "on": now.events, "next": now.next_id + 2}
+    return {"do": do, "name": name, "after": after, "next": now.next_id + 2}
 
 
 def perform(store: Store, op: dict) -> None:
@@ -56,7 +56,7 @@ def perform(store: Store, op: dict) -> None:
         store.copy_to(store.path + ".copy")
     else:
         after = {(kind, entry): text for kind, entry, text in op["after"]}
-        store.commit(name, Event("edit", "me", "why"), after, op["on"], op["next"])
+        store.commit(name, Event("edit", "me", "why"), after, store.read(name), op["next"])
 
 
 def work(path: str, first: int, last: int) -> None:

@@ -211,11 +211,13 @@ def test_markdown_export_is_text_alone(env):
     agent = agent_of(env)
     for text in CANARIES:
         agent.observe(text, as_is=True)
-    agent.memory.insert("semantic", "- item\n# title\n1. one\n===")
+    agent.memory.insert("semantic", "- item\n# title\n1. one\n===\rTitle\r===")
+    agent.memory.insert("semantic", "see http://127.0.0.1/leak, www.leak.example, me@leak.example")
     shown = agent.memory.to_markdown()
     texts = re.sub(r"^#.*|^- `\[\d+\]`", "", shown, flags=re.MULTILINE)  # without our own markup
     assert not re.search(r"(?<!\\)[<>\[\]`*!#]", texts)
     assert not re.search(r"^[ \t]+(?:[-=]|1[.])", texts, re.MULTILINE)
+    assert "\r" not in shown and not re.search(r"https?://|www\.|(?<!\\)@", texts)
     assert "\\<script\\>" in shown and "## Semantic" in shown
 
 
@@ -430,7 +432,8 @@ def test_the_commands_of_the_terminal(workdir, tmp_path, capsys, monkeypatch):
         cli.main(["show", store])
     cli.main(["observe", checkpoint, store, "--namespace=ana", "Rex is a dog.\x1b[2J"])
     assert "event 0" in capsys.readouterr().out
-    Store(tmp_path / "s.db").commit("ana", Event("edit", "me"), {(1, 5): "Rex\x1b[2J sleeps"}, 1, 6)
+    kept = Store(tmp_path / "s.db")
+    kept.commit("ana", Event("edit", "me"), {(1, 5): "Rex\x1b[2J sleeps"}, kept.read("ana"), 6)
     cli.main(["show", store, "--namespace=ana", "--history"])
     shown = capsys.readouterr().out
     assert "[5] Rex\\x1b[2J sleeps  (event 1)" in shown and "\x1b" not in shown

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def store():
 def put(store, after, namespace="ana", event=EDIT):
     now = store.read(namespace)
     grown = max([now.next_id, *(i + 1 for _, i in after)])
-    return store.commit(namespace, event, after, now.events, grown)
+    return store.commit(namespace, event, after, now, grown)
 
 
 def test_what_is_committed_is_read_with_its_origin(store):
@@ -152,9 +153,21 @@ def test_a_change_based_on_an_older_memory_is_refused_whole(store):
     old = store.read("ana")
     put(store, {(1, 5): "first"})
     with pytest.raises(ConflictError, match="read it again"):
-        store.commit("ana", EDIT, {(1, 5): "late"}, old.events, 6)
+        store.commit("ana", EDIT, {(1, 5): "late"}, old, 6)
     assert store.read("ana").semantic == (Entry(5, "first", 0),)
     assert len(store.events("ana")) == 1
+
+
+def test_a_change_based_on_a_memory_that_was_forgotten_since_is_refused(store):
+    put(store, {(1, 5): "the secret of Ana"})
+    old = store.read("ana")
+    store.forget("ana")
+    store.create("ana", 5)
+    put(store, {(1, 5): "something else"}, event=replace(EDIT, text="other"))
+    assert store.read("ana").events == old.events
+    with pytest.raises(ConflictError):
+        store.commit("ana", EDIT, {(1, 6): "the secret again"}, old, 7)
+    assert [e.text for e in store.read("ana").semantic] == ["something else"]
 
 
 def test_an_error_in_the_middle_leaves_nothing_behind(store):
@@ -242,7 +255,7 @@ def test_a_copy_over_a_store_that_was_killed_in_the_middle_of_a_write_is_whole(t
     path = tmp_path / "x.db"
     old = Store(path)
     old.create("ana")
-    old.commit("ana", EDIT, {(1, i): "old " * 300 for i in range(1, 60)}, 0, 60)
+    old.commit("ana", EDIT, {(1, i): "old " * 300 for i in range(1, 60)}, old.read("ana"), 60)
     old.close()
     code = "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None);"
     code += "db.execute('PRAGMA cache_size=2'); db.execute('BEGIN');"
@@ -259,7 +272,7 @@ def test_copies_to_one_file_at_once_are_whole(tmp_path):
     path, stores = tmp_path / "x.db", [Store(), Store()]
     for number, one in enumerate(stores):
         one.create("ana")
-        one.commit("ana", EDIT, {(1, 1): f"store {number}"}, 0, 2)
+        one.commit("ana", EDIT, {(1, 1): f"store {number}"}, one.read("ana"), 2)
 
     def copy(one):
         for _ in range(20):
@@ -324,7 +337,7 @@ for i in range(first, first + count):
         now = store.read("ana")
         try:
             after = {(1, i): f"entry {i}", (2, i): f"event {i}"}
-            store.commit("ana", Event("edit", "p"), after, now.events, i + 1)
+            store.commit("ana", Event("edit", "p"), after, now, i + 1)
             break
         except ConflictError:
             pass
