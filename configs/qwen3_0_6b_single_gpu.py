@@ -9,7 +9,7 @@ there, and so are DIR, the download and the arguments (beta, gamma, released, lo
 field=value).
 
 By the plan it needs 44 GB: 9.5 for parameters, the start and the optimiser, and on top of them 34
-while sampling (15 of it the cache of 32 rows) or 14 in a gradient; micro-batches of up to 8 fit.
+while sampling (15 of it the cache of 32 rows) or 16 in a gradient; micro-batches of up to 8 fit.
 
 UNTRIED on a GPU, and nothing is known of what it gives: the paper has no model of this size.
 """

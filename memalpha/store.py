@@ -379,7 +379,10 @@ def _held(path: Path, wait: float) -> Iterator[None]:
         yield
         return
     with closing(sqlite3.connect(path, timeout=wait, isolation_level=None)) as old:
-        old.execute("BEGIN IMMEDIATE")
+        try:
+            old.execute("BEGIN IMMEDIATE")
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"no copy could be written to {path}: {error}") from error
         yield
 
 
