@@ -310,9 +310,8 @@ def test_remat_changes_no_gradient(remat):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-4), a, b)
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
-def test_a_loop_over_the_layers_changes_no_gradient(remat):
-    config = dataclasses.replace(CONFIG, num_layers=4, remat=remat)
+def test_a_loop_over_the_layers_changes_no_gradient():
+    config = dataclasses.replace(CONFIG, num_layers=3, remat="dots")
     params = strong_params(config)
     tokens = np.random.default_rng(8).integers(0, 37, (2, 9))
     positions, mask = np.broadcast_to(np.arange(9), (2, 9)), tokens > 3
