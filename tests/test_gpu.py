@@ -20,8 +20,13 @@ pytestmark = pytest.mark.skipif(
 EXACT = ModelConfig(97, 256, 3, 4, 2, 64, 512)  # float32, "blocks"
 BLOCKS = replace(EXACT, dtype="bfloat16")
 FLASH = replace(BLOCKS, attention="auto")
-PARAMS = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, init_params(EXACT, jax.random.key(0)))
 PRECISE = jax.default_matmul_precision("highest")  # float32 products, not TF32
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = init_params(EXACT, jax.random.key(0))
+    return jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, fresh)
 
 
 def padded(length: int, padding: int):
@@ -44,7 +49,7 @@ def distance(a, b) -> float:
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("length, padding", [(128, 0), (131, 0), (130, 13), (77, 6)])
-def test_flash_attention_is_as_near_to_float32_as_the_blocks(length, padding, scan_layers):
+def test_flash_attention_is_as_near_to_float32_as_the_blocks(params, length, padding, scan_layers):
     inputs = padded(length, padding)
 
     def loss(config, params):
@@ -54,7 +59,7 @@ def test_flash_attention_is_as_near_to_float32_as_the_blocks(length, padding, sc
         return jnp.sum(hidden**2 * jnp.arange(256)), hidden
 
     def both(config):
-        return jax.jit(jax.grad(partial(loss, config), has_aux=True))(PARAMS)
+        return jax.jit(jax.grad(partial(loss, config), has_aux=True))(params)
 
     with PRECISE:
         exact = both(EXACT)
@@ -66,7 +71,7 @@ def test_flash_attention_is_as_near_to_float32_as_the_blocks(length, padding, sc
 
 
 @pytest.mark.parametrize("length", [63, 64])
-def test_a_shared_prefix_gives_the_samples_of_whole_prompts(length):
+def test_a_shared_prefix_gives_the_samples_of_whole_prompts(params, length):
     rng = np.random.default_rng(0)
     prefix = rng.integers(1, 97, length).tolist()
     prompts = [rng.integers(1, 97, n).tolist() for n in (5, 9, 2)]
@@ -76,7 +81,7 @@ def test_a_shared_prefix_gives_the_samples_of_whole_prompts(length):
     def first(config, prompts, width, *shared):
         tokens, mask = sampler.pad_prompts(prompts, [width], 3)
         made = sampler.generate(
-            PARAMS, config, tokens, mask, keys, 0.0, 1.0, limits, np.array([-1]), 1, *shared
+            params, config, tokens, mask, keys, 0.0, 1.0, limits, np.array([-1]), 1, *shared
         )
         return jax.device_get((made.tokens[:, 0], made.logps[:, 0]))
 
@@ -85,7 +90,7 @@ def test_a_shared_prefix_gives_the_samples_of_whole_prompts(length):
         tokens, exact = first(EXACT, whole, 80)
     for made in (
         first(FLASH, whole, 80),
-        first(FLASH, prompts, 9, sampler.prefill(PARAMS, FLASH, prefix)),
+        first(FLASH, prompts, 9, sampler.prefill(params, FLASH, prefix)),
     ):
         np.testing.assert_array_equal(made[0], tokens)
         np.testing.assert_allclose(made[1], exact, atol=0.05)
