@@ -12,6 +12,7 @@ for, so the warm start shows every sentence as a possible note and the table has
 Arguments, after a colon and separated by commas:
 
     smoke     the same in about two minutes, at lower quality
+    flat      the memory is the core alone: everything has to fit one paragraph
     ppo       PPO with a critic in place of GRPO
     field=value   any field of the config, e.g. configs/real_text.py:data.dir=DIR,seed=1
 """
@@ -45,4 +46,10 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     # A step costs about twice one of tiny (longer rows, one instance more), so half as many.
     config.rl.update(steps=150, instances=6)
     config.eval.update(every=25, instances=8)
-    return finish(config, arg, {"smoke": smoke, "ppo": ppo})
+    return finish(config, arg, {"smoke": smoke, "flat": flat, "ppo": ppo})
+
+
+def flat(config: config_dict.ConfigDict) -> None:
+    """Preset: one paragraph of at most 512 tokens is all the memory there is."""
+    tiny.flat(config)
+    config.prompt.tokens, config.prompt.response_tokens = 416, 224
