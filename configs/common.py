@@ -56,13 +56,12 @@ def language_model(**changes: Any) -> dict[str, Any]:
 
 def smoke(config: config_dict.ConfigDict) -> None:
     """Preset: every stage in about a minute, too short to learn anything."""
-    config.warm_start.steps = 60
-    config.warm_start.copy_steps = 20
-    config.warm_start.quote_steps = 20
-    config.rl.steps = 8
-    config.eval.every = 4
-    config.eval.instances = 1
-    config.eval.test_instances = 2
+    # Most of so short a run is compiling: one layer, and one shape of a batch.
+    config.model.num_layers = 1
+    config.warm_start.update(steps=60, copy_steps=20, quote_steps=20)
+    config.warm_start.update(copy_rows=48, rows=16, micro_batch=0)
+    config.rl.update(steps=8, rollouts=4, micro_batch=0)
+    config.eval.update(every=4, instances=1, test_instances=2)
     config.checkpoint_every = 4
 
 

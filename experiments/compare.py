@@ -28,6 +28,7 @@ from experiments.results import Results, Row, read_results
 from experiments.systems import check_reading, open_workdir, trained_system
 from experiments.workdir import write_json
 from memalpha.data.files import write_text
+from memalpha.data.instance import Instance
 
 SYSTEM = "trained"
 
@@ -56,7 +57,6 @@ def matrix(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     r1 = {name: _by_source(some, "r1", sources) for name, some in rows.items()}
     result: dict[str, Any] = {"sources": sources, "runs": {}}
     for name, some in rows.items():
-        held = _by_source(some, "memory_tokens", sources).values()
         cells = {s: _estimate([list(r1[name][s].values())]) for s in sources}
         gains = [
             [value - r1[first][s][i] for i, value in r1[name][s].items() if i in r1[first][s]]
@@ -65,8 +65,11 @@ def matrix(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         result["runs"][name] = {
             "r1": cells | {"mean": _estimate([list(r1[name][s].values()) for s in sources])},
             "difference": None if name == first else _estimate(gains),
-            "memory_tokens": float(np.mean([np.mean([*of.values()]) for of in held if of])),
         }
+        for tokens in ("memory_tokens", "reader_tokens"):
+            held = _by_source(some, tokens, sources).values()
+            means = [np.mean([*of.values()]) for of in held if of]
+            result["runs"][name][tokens] = float(np.mean(means))
     return result
 
 
@@ -93,14 +96,16 @@ def compare_table(title: str, result: Mapping[str, Any], trained_on: Mapping[str
     short = [source.removeprefix("synthetic_") for source in sources]
     rows = []
     for name, run in result["runs"].items():
-        cells = [_text(run["r1"][source]) for source in (*sources, "mean")]
-        rows.append((name, *cells, _text(run["difference"]), f"{run['memory_tokens']:.0f}"))
+        cells = [interval_text(run["r1"][source]) for source in (*sources, "mean")]
+        told = interval_text(run["difference"]), f"{run['memory_tokens']:.0f}"
+        rows.append((name, *cells, *told))
     heads = ("run", *short, "Avg.", "difference to the first", "memory tokens")
     notes = [f"{name} was trained on {sources}." for name, sources in trained_on.items()]
     return Table(title, heads, tuple(rows), tuple(notes))
 
 
-def _text(cell: Sequence[float | None] | None) -> str:
+def interval_text(cell: Sequence[float | None] | None) -> str:
+    """Of [mean, low, high]; nothing of None."""
     return "" if cell is None else interval(cell[0], None if cell[1] is None else cell[1:])
 
 
@@ -121,8 +126,7 @@ def main(argv: list[str]) -> None:
             console.print(f"{name}: {run.config.title}")
             with Results(folder / name, describe(run, args.split, systems, about)) as results:
                 evaluate(run.config, systems, sources, results, batch)
-        wanted = {(s, i.instance_id) for s, some in sources.items() for i in some}
-        rows = {name: _rows(folder / name, wanted) for name in runs}
+        rows = {name: wanted_rows(folder / name, SYSTEM, sources) for name in runs}
         result = matrix(rows)
         write_json(folder / "compare.json", result)
         trained_on = {name: ", ".join(run.config.data.sources) for name, run in runs.items()}
@@ -136,9 +140,11 @@ def main(argv: list[str]) -> None:
     console.print(f"picture {draw_matrix(folder, result)}")
 
 
-def _rows(folder: Path, wanted: set[tuple[str, str]]) -> list[Row]:
-    """Of the instances asked for: an earlier command may have measured more."""
-    return [r for r in read_results(folder)[1] if (r["source"], r["instance"]) in wanted]
+def wanted_rows(folder: Path, system: str, sources: Mapping[str, Sequence[Instance]]) -> list[Row]:
+    """Of the system and instances asked for: an earlier command may have measured more."""
+    wanted = {(system, s, i.instance_id) for s, some in sources.items() for i in some}
+    rows = read_results(folder)[1]
+    return [r for r in rows if (r["system"], r["source"], r["instance"]) in wanted]
 
 
 def define_flags() -> None:

@@ -90,10 +90,10 @@ def draw_sweep(folder: Path, results: Sequence[Mapping]) -> Path:
     retrievers = dict.fromkeys(result["retriever"] for result in results)
     for retriever, form in zip(retrievers, itertools.cycle(("o-", "x--")), strict=False):
         some = sorted((r["top_k"], i) for i, r in enumerate(results) if r["retriever"] == retriever)
-        means = [results[i]["rows"]["mean"] for _, i in some]
-        r1 = [mean["r1"] for mean in means]
+        r1 = [(results[i]["r1"]["mean"] or [np.nan])[0] for _, i in some]
+        read = [results[i]["reader_tokens"] for _, i in some]
         axes[0].plot([k for k, _ in some], r1, form, label=retriever)  # forms: they may coincide
-        axes[1].plot([mean["reader_tokens"] for mean in means], r1, form, label=retriever)
+        axes[1].plot(read, r1, form, label=retriever)
     ks = sorted({result["top_k"] for result in results})
     axes[0].set(title="r1, mean over sources", xlabel="top k", ylim=(0, 1.05), xscale="log")
     axes[0].set_xticks(ks, ks)

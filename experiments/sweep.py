@@ -3,11 +3,16 @@
     python -m experiments.sweep --workdir=runs/tiny --top_k=1,2,5,10,20 --out=results/sweep
 
 The writer reads every instance once; then the questions are asked again for every retriever and
-every k (entries of each list that the reader is given). Leaves sweep.json, sweep.md and sweep.png.
+every k (entries of each list that the reader is given). Leaves sweep.json, sweep.md and sweep.png,
+and in RETRIEVER-K/ the rows of each reading, from which the same command continues where it was
+stopped.
 """
 
+import itertools
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +20,20 @@ from typing import Any
 from absl import app, flags, logging
 
 from experiments import sources as measured
-from experiments.evaluate import keep_compiled
+from experiments.compare import interval_text, matrix, wanted_rows
+from experiments.evaluate import describe, keep_compiled
 from experiments.failures import check_answers
-from experiments.intervals import estimate
-from experiments.measure import by_source, table_rows
 from experiments.pictures import draw_sweep
 from experiments.progress import console, progress
-from experiments.render import Table, interval, markdown
-from experiments.systems import WRITERS, Run, applies, open_systems, open_workdir
+from experiments.render import Table, markdown
+from experiments.results import Results, Row
+from experiments.systems import WRITERS, Run, System, applies, open_systems, open_workdir
 from experiments.workdir import write_json
 from memalpha.data.files import write_text
+from memalpha.data.instance import Instance
 from memalpha.rollout import Clock, Environment, Episode, answer, find_evidence
+
+Reading = tuple[str, int]  # retriever, top k
 
 
 def read_again(env: Environment, episodes: Sequence[Episode]) -> list[Episode]:
@@ -37,46 +45,70 @@ def read_again(env: Environment, episodes: Sequence[Episode]) -> list[Episode]:
 
 
 def sweep(
-    run: Run, episodes: Sequence[Episode], retrievers: Sequence[str], ks: Sequence[int]
-) -> list[dict[str, Any]]:
-    """One result a retriever and k: means by source, and the mean over sources with its interval.
+    run: Run,
+    name: str,
+    system: System,
+    sources: Mapping[str, Sequence[Instance]],
+    readings: Mapping[Reading, Results],
+    batch: int,
+) -> None:
+    """Adds what is missing in each reading: a batch is written once, and read in every way.
 
-    Raises ValueError for an unknown retriever or a k below 1, and ReaderFailureError where too many
-    questions go unanswered.
+    Raises ReaderFailureError where more of a reading than `config.max_failed_share` went
+    unanswered; nothing of that reading of the batch is written.
     """
-    results = []
-    with progress("readings", len(retrievers) * len(ks)) as report:
-        for retriever in retrievers:
-            for k in ks:
-                again = read_again(replace(run.env, retriever=retriever, top_k=k), episodes)
-                check_answers(run.config, again, f"{retriever}, top {k}")
-                judged = [[e.r1 for e in some if e.valid] for some in by_source(again).values()]
-                mean = estimate(judged)
-                results.append(
-                    {
-                        "retriever": retriever,
-                        "top_k": k,
-                        "rows": table_rows(again),
-                        "interval": None if mean.low is None else [mean.low, mean.high],
-                    }
+    work = [
+        (source, instances[start : start + batch])
+        for source, instances in sources.items()
+        for start in range(0, len(instances), batch)
+    ]
+    done, total = 0, sum(len(i.chunks) for _, some in work for i in some)
+    with progress("chunks", total) as report:
+        for source, some in work:
+            lacks = {r: [held.missing(name, i) for i in some] for r, held in readings.items()}
+            lacks = {reading: missing for reading, missing in lacks.items() if any(missing)}
+            if lacks:
+                began = time.perf_counter()
+                episodes = system.run(
+                    some, Clock(), lambda n, _, s=source, d=done: report(d + n, f"writing {s}")
                 )
-                report(len(results), f"{retriever}, top {k}")
-    return results
+                writing = (time.perf_counter() - began) / len(some)
+            done += sum(len(instance.chunks) for instance in some)
+            for (retriever, k), missing in lacks.items():
+                what, began = f"{retriever}, top {k}", time.perf_counter()
+                again = read_again(replace(run.env, retriever=retriever, top_k=k), episodes)
+                check_answers(run.config, again, f"{what} on {source}")
+                seconds = time.perf_counter() - began
+                asked = sum(len(instance.questions) for instance in some)
+                new = [e for e, ask in zip(again, missing, strict=True) if ask]
+                held = readings[retriever, k]
+                held.add(name, new, (writing + seconds / len(some), seconds / asked))
+                report(done, f"{source}: {what}")
 
 
-def sweep_table(title: str, results: Sequence[dict[str, Any]]) -> Table:
+def summarise(rows: Mapping[Reading, Sequence[Row]]) -> list[dict[str, Any]]:
+    """One result a reading: r1 of each source and their mean, the difference to the first reading
+    on the same instances, tokens of the memory and of what the reader was given."""
+    names = {f"{retriever}, top {k}": (retriever, k) for retriever, k in rows}
+    runs = matrix({name: rows[reading] for name, reading in names.items()})["runs"]
+    return [
+        {"retriever": retriever, "top_k": k} | runs[name] for name, (retriever, k) in names.items()
+    ]
+
+
+def sweep_table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
     """r1 of each source, their mean with its interval, and what the reader was given."""
-    sources = [name for name in results[0]["rows"] if name != "mean"]
+    sources = [name for name in results[0]["r1"] if name != "mean"]
     short = [name.removeprefix("synthetic_") for name in sources]
     rows = []
     for result in results:
-        mean = result["rows"]["mean"]
-        cells = [f"{result['rows'][source]['r1']:.3f}" for source in sources]
-        average = interval(mean["r1"], result["interval"])
-        read = f"{mean['reader_tokens']:.0f}"
-        rows.append((result["retriever"], str(result["top_k"]), *cells, average, read))
-    heads = ("retriever", "top k", *short, "Avg.", "reader tokens")
-    note = f"Memory: {results[0]['rows']['mean']['memory_tokens']:.0f} tokens, written once."
+        r1 = result["r1"]
+        cells = ["" if r1[source] is None else f"{r1[source][0]:.3f}" for source in sources]
+        told = interval_text(r1["mean"]), interval_text(result["difference"])
+        read = f"{result['reader_tokens']:.0f}"
+        rows.append((result["retriever"], str(result["top_k"]), *cells, *told, read))
+    heads = ("retriever", "top k", *short, "Avg.", "difference to the first", "reader tokens")
+    note = f"Memory: {results[0]['memory_tokens']:.0f} tokens, written once."
     return Table(title, heads, tuple(rows), (note,))
 
 
@@ -88,19 +120,30 @@ def main(argv: list[str]) -> None:
     keep_compiled(args.workdir)
     try:
         run = open_workdir(args.workdir, measured.changes())
-        sources, _ = measured.from_flags(run.config)
-        some = [i for name, held in sources.items() if applies(args.system, name) for i in held]
+        sources, about = measured.from_flags(run.config)
+        some = {name: held for name, held in sources.items() if applies(args.system, name)}
         if not some:
             raise ValueError(f"system {args.system!r} writes on none of {', '.join(sources)}")
-        rows = run.config.rl.instances * run.config.rl.rollouts
-        system = open_systems([args.system], run, None, rows)[args.system]
-        with progress("chunks", max(len(i.chunks) for i in some)) as report:
-            episodes = system.run(some, Clock(), lambda done, _: report(done, "writing"))
-        results = sweep(run, episodes, args.retrievers, [int(k) for k in args.top_k])
-        folder.mkdir(parents=True, exist_ok=True)
+        batch = run.config.rl.instances * run.config.rl.rollouts
+        systems = open_systems([args.system], run, None, batch)
+        with ExitStack() as stack:
+            readings = {}
+            for retriever, k in itertools.product(args.retrievers, map(int, args.top_k)):
+                reads = replace(run, env=replace(run.env, retriever=retriever, top_k=k))
+                of = describe(reads, args.split, systems, {name: about[name] for name in some})
+                held = stack.enter_context(Results(folder / f"{retriever}-{k}", of))
+                readings[retriever, k] = held
+            sweep(run, args.system, systems[args.system], some, readings, batch)
+        rows = {
+            reading: wanted_rows(held.folder, args.system, some)
+            for reading, held in readings.items()
+        }
+        results = summarise(rows)
         write_json(folder / "sweep.json", {"system": args.system} | {"results": results})
         table = sweep_table(f"Retriever and top k, {args.system}, {args.split} split", results)
         write_text(folder / "sweep.md", markdown([table]))
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The same command continues after the last finished batch.")
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(markdown([table]))
@@ -113,7 +156,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("system", "trained", WRITERS[:3], "Who writes the memory.")
     flags.DEFINE_list("retrievers", ["bm25", "scann"], "Of bm25 and scann.")
     flags.DEFINE_list("top_k", ["1", "2", "5", "10", "20"], "Entries of each list, at most.")
-    flags.DEFINE_string("out", None, "Folder of sweep.json, sweep.md and sweep.png.", required=True)
+    flags.DEFINE_string("out", None, "Folder of sweep.json, .md, .png and the rows.", required=True)
 
 
 if __name__ == "__main__":

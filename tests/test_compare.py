@@ -1,26 +1,32 @@
 """Runs beside each other, one memory read in many ways, and the table of lengths."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from experiments.compare import compare_table, matrix, parse_runs
+from experiments.compare import compare_table, matrix, parse_runs, wanted_rows
 from experiments.length import length_table, measured
+from experiments.measure import by_source
 from experiments.pictures import draw_matrix, draw_sweep
-from experiments.sweep import read_again, sweep, sweep_table
-from experiments.systems import Run, check_reading
+from experiments.results import Results
+from experiments.sweep import read_again, summarise, sweep, sweep_table
+from experiments.systems import Run, System, check_reading
 from memalpha.data import synthetic
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
 
 PNG = b"\x89PNG\r\n\x1a\n"
+ABOUT = {"systems": {"w": {}}, "sources": {}}
 
 
 def rows(source, r1, held=10):
     return [
-        {"source": source, "instance": f"{source}{n}", "r1": value, "memory_tokens": held}
+        {"source": source, "instance": f"{source}{n}", "r1": value}
+        | {"memory_tokens": held, "reader_tokens": held / 2}
         for n, value in enumerate(r1)
     ]
 
@@ -45,6 +51,7 @@ def test_the_matrix_by_hand(result):
     # Instance by instance: 0.25 and 0 on a, 0.25 on b.
     assert second["difference"][0] == (0.125 + 0.25) / 2
     assert (first["memory_tokens"], second["memory_tokens"]) == (20, 30)
+    assert (first["reader_tokens"], second["reader_tokens"]) == (10, 15)
 
 
 def test_a_difference_is_of_the_same_instances():
@@ -108,22 +115,65 @@ def test_a_memory_read_again_in_the_same_way_says_the_same(micro, episodes):
     )
 
 
-def test_the_sweep_has_a_row_a_setting(micro, episodes, tmp_path):
-    class Config:
-        max_failed_share = 0.1
+@pytest.fixture
+def swept(micro, episodes, tmp_path):
+    """A function (readings) -> how often the writer wrote; rows go to tmp_path."""
+    run, written = Run(None, ConfigDict({"max_failed_share": 0.1}), micro.env), []
+    sources = by_source(episodes)
+    instances = {source: [e.instance for e in some] for source, some in sources.items()}
 
-    results = sweep(Run(None, Config, micro.env), episodes, ["bm25"], [1, 20])
+    def write(some, clock, on_chunk):
+        written.append(some)
+        return [e for e in episodes if e.instance in some]
+
+    def sweep_once(*readings, batch=1):
+        written.clear()
+        with ExitStack() as stack:
+            held = {
+                (name, k): stack.enter_context(Results(tmp_path / f"{name}-{k}", {"k": k} | ABOUT))
+                for name, k in readings
+            }
+            sweep(run, "w", System(write, {}), instances, held, batch)
+        rows = {r: wanted_rows(tmp_path / f"{r[0]}-{r[1]}", "w", instances) for r in readings}
+        return len(written), rows
+
+    return sweep_once
+
+
+def test_the_sweep_has_a_row_a_reading(micro, episodes, swept, tmp_path):
+    wrote, rows = swept(("bm25", 1), ("bm25", 20))
+    assert wrote == len(episodes)  # once each, whatever the number of readings
+    results = summarise(rows)
     assert [(r["retriever"], r["top_k"]) for r in results] == [("bm25", 1), ("bm25", 20)]
-    means = [r["rows"]["mean"] for r in results]
-    assert means[1]["r1"] == pytest.approx(np.mean([e.r1 for e in episodes]))
-    assert means[0]["memory_tokens"] == means[1]["memory_tokens"]
+    assert results[1]["r1"]["mean"][0] == pytest.approx(np.mean([e.r1 for e in episodes]))
+    assert results[0]["memory_tokens"] == results[1]["memory_tokens"]
+    assert results[0]["reader_tokens"] < results[1]["reader_tokens"]
+    assert results[0]["difference"] is None and results[1]["difference"] is not None
     table = sweep_table("t", results)
-    assert table.heads == ("retriever", "top k", "facts", "events", "Avg.", "reader tokens")
+    last = ("Avg.", "difference to the first", "reader tokens")
+    assert table.heads == ("retriever", "top k", "facts", "events", *last)
     assert table.rows[1][:2] == ("bm25", "20")
-    assert table.rows[1][4].startswith(f"{means[1]['r1']:.3f} [")
+    assert table.rows[1][4].startswith(f"{results[1]['r1']['mean'][0]:.3f} [")
     assert draw_sweep(tmp_path, results).read_bytes().startswith(PNG)
     with pytest.raises(ValueError, match="top_k"):
-        sweep(Run(None, Config, micro.env), episodes, ["bm25"], [0])
+        swept(("bm25", 0))
+
+
+def test_a_sweep_goes_on_where_it_was_stopped(episodes, swept, tmp_path):
+    _, whole = swept(("bm25", 1), ("bm25", 5))
+    assert swept(("bm25", 1), ("bm25", 5)) == (0, whole)
+    path = tmp_path / "bm25-5" / "instances.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]) + lines[-1][:20])  # killed in the midst of its last row
+    wrote, again = swept(("bm25", 1), ("bm25", 5))
+    assert wrote == 1
+
+    def lasting(rows):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    assert {r: lasting(x) for r, x in again.items()} == {r: lasting(x) for r, x in whole.items()}
+    wrote, more = swept(("bm25", 1), ("bm25", 5), ("bm25", 2))  # another k: written once more
+    assert wrote == len(episodes) and len(more["bm25", 2]) == len(episodes)
 
 
 def test_the_table_of_lengths():
