@@ -26,7 +26,7 @@ from memalpha.tools import INSERT, UPDATE, Call, format_response
 
 COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens: short contexts, where copying is learned soonest
 QUOTE_SHARE, QUOTE_CUT = 0.6, 3  # of the lines; the most tokens one loses at either end
-QUOTE_CORE = 0.2  # of the responses rewrite the core: all the pieces in one content
+QUOTE_CORE = 0.3  # of the responses to an empty core write it: the pieces in one content
 TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
 
 
@@ -117,9 +117,11 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
         some = [line for line in lines if rng.random() < QUOTE_SHARE] or lines[:1]
         pieces = [decode(env.tokenizer, _piece(rng, encode(env.tokenizer, s))) for s in some]
         pieces = [piece.strip() for piece in pieces if piece.strip()]
-        if rng.random() < core_share:
-            joined = (" ".join(pieces[:n]) for n in range(1, len(pieces) + 1))
-            tries = [[_store("core", text)] for text in joined]
+        core = turn.view.core
+        if core or rng.random() < core_share:  # what is there is kept, and gone on with
+            pieces = pieces[: rng.integers(len(pieces)) + 1] if pieces else []
+            joined = (" ".join([core, *pieces[:n]]) for n in range(1, len(pieces) + 1))
+            tries = [[_store("core", text.strip())] for text in joined]
         else:
             calls = [_store(str(rng.choice(lists)), piece) for piece in pieces]
             tries = [calls[:n] for n in range(1, len(calls) + 1)]
