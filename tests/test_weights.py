@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from configs import tiny
 from experiments.setup import build_model, check
-from memalpha import weights
+from memalpha import lora, weights
 from memalpha.hub import find_folder, read_config
 from memalpha.model import Transformer, init_params, logits
 from memalpha.tokenizer import load_tokenizer
@@ -50,17 +50,17 @@ def published(name):
     }
 
 
+@partial(jax.jit, static_argnames="config")
+def apply(params, tokens, mask, config):
+    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, mask)
+    return logits(params, hidden, config)
+
+
 def our_logits(folder, tokens, mask, **choices):
     config = read_config(folder, **choices)
     params = load_params(folder, config)
-
-    @partial(jax.jit, static_argnames="config")
-    def run(params, tokens, mask, config):
-        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-        hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, mask)
-        return logits(params, hidden, config)
-
-    return np.asarray(run(params, jnp.asarray(tokens), jnp.asarray(mask), config))
+    return np.asarray(apply(params, jnp.asarray(tokens), jnp.asarray(mask), config))
 
 
 def kl(p_logits, q_logits):
@@ -409,14 +409,20 @@ def test_live_transformers(tmp_path, tied):
     ours = our_logits(tmp_path / "theirs", tokens, mask)
     assert np.abs(ours - their_logits(theirs)).max() <= 1e-4
     config = read_config(tmp_path / "theirs")
-    params = jax.tree.map(lambda x: 1.1 * x, load_params(tmp_path / "theirs", config))
-    out = export(params, config, tmp_path / "ours", max_shard_bytes=10_000)
+    base, adapters = load_params(tmp_path / "theirs", config), lora.LoraConfig(rank=4)
+    trained = jax.tree.map(lambda x: x + 0.3, lora.init(base, adapters, jax.random.key(0)))
+    merged = lora.merge(trained, base, adapters)
+    out = export(merged, config, tmp_path / "ours", max_shard_bytes=10_000)
     model, info = AutoModelForCausalLM.from_pretrained(
         out, dtype=torch.float32, output_loading_info=True
     )
     assert not any(info.values()), info
     difference = their_logits(model.eval()) - our_logits(out, tokens, mask)
     assert np.abs(difference).max() <= 1e-4
+    with_adapters = their_logits(model) - apply(
+        lora.attach(trained, base, adapters), jnp.asarray(tokens), jnp.asarray(mask), config
+    )
+    assert np.abs(with_adapters).max() <= 1e-4  # unmerged
     assert np.abs(their_logits(model) - their_logits(theirs)).max() > 0.1  # it is another model
 
 
