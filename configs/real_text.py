@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     # A line of SQuAD is a whole passage, so that "a line that is worth nothing" is not to be had.
     config.warm_start.update(keep_filler=0.0)
     # A step costs about twice one of tiny (longer rows, one instance more), so half as many.
-    config.rl.update(steps=150, instances=6)
+    config.rl.update(steps=150, instances=6, schedule="stable_decay")
     config.eval.update(every=25, instances=8)
     return finish(config, arg, {"smoke": smoke, "flat": flat, "ppo": ppo})
 

@@ -94,14 +94,14 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         ),
         rl=dict(
             algorithm="grpo",
-            steps=200,
+            steps=130,
             instances=5,
             rollouts=8,
             rollout_rows=0,  # episodes sampled at once, while the others wait; 0: all
             learning_rate=6e-4,
             warmup_steps=10,
             b2=0.99,  # of AdamW: the first gradients are several times those that follow
-            schedule="stable_decay",
+            schedule="cosine",  # at a constant rate r1 stops rising after some 60 steps
             weight_decay=0.0,
             max_grad_norm=1.0,
             groups="chunk",
