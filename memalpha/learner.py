@@ -100,20 +100,16 @@ class LossConfig:
 def make_schedule(
     learning_rate: float, warmup_steps: int, total_steps: int, schedule: str = "constant"
 ) -> optax.Schedule:
-    """Linear warm-up to `learning_rate`, then constant; or a cosine to 0 at `total_steps`; or
-    "stable_decay": constant, and a straight line to 0 over the last quarter of `total_steps`.
+    """Linear warm-up to `learning_rate`, then constant; or a cosine to 0 at `total_steps`, if any are
+    left; or "stable_decay": constant, and a straight line to 0 over the last quarter of `total_steps`.
 
     The first update already moves: update i (from 1) of the warm-up has i / warmup_steps of it.
 
     Raises:
-        ValueError: unknown schedule, or a cosine that has no step after its warm-up.
+        ValueError: unknown schedule.
     """
     if schedule not in ("constant", "cosine", "stable_decay"):
         raise ValueError(f"schedule {schedule!r}: choose 'constant', 'cosine' or 'stable_decay'")
-    if schedule == "cosine" and total_steps <= warmup_steps:
-        raise ValueError(
-            f"cosine schedule: total_steps={total_steps} <= warmup_steps={warmup_steps}"
-        )
 
     def rate(count):
         warm = jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
@@ -121,7 +117,7 @@ def make_schedule(
             return learning_rate * warm
         if schedule == "stable_decay":
             return learning_rate * warm * jnp.clip(4 * (1 - count / total_steps), 0.0, 1.0)
-        done = jnp.clip((count - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
+        done = jnp.clip((count - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
         return learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
     return rate

@@ -281,8 +281,8 @@ def test_schedules_by_hand():
     assert [float(constant(i)) for i in (0, 100)] == pytest.approx([0.4, 0.4])
     with pytest.raises(ValueError, match="linear"):
         learner.make_schedule(0.4, 0, 0, "linear")
-    with pytest.raises(ValueError, match="total_steps=3 <= warmup_steps=4"):
-        learner.make_schedule(0.4, 4, 3, "cosine")
+    short = learner.make_schedule(0.4, 4, 3, "cosine")  # over before its warm-up is
+    assert [float(short(i)) for i in (0, 1, 2)] == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_optimizer_decays_matrices_alone_and_clips():
