@@ -100,8 +100,8 @@ class LossConfig:
 def make_schedule(
     learning_rate: float, warmup_steps: int, total_steps: int, schedule: str = "constant"
 ) -> optax.Schedule:
-    """Linear warm-up to `learning_rate`, then constant; or a cosine to 0 at `total_steps`, if any are
-    left; or "stable_decay": constant, and a straight line to 0 over the last quarter of `total_steps`.
+    """Linear warm-up to `learning_rate`, then constant; or a cosine to 0 over what is left of
+    `total_steps`; or "stable_decay": constant, and a straight line to 0 over their last quarter.
 
     The first update already moves: update i (from 1) of the warm-up has i / warmup_steps of it.
 
