@@ -56,7 +56,7 @@ def language_model(**changes: Any) -> dict[str, Any]:
 
 def smoke(config: config_dict.ConfigDict) -> None:
     """Preset: every stage in about two minutes, too short to learn anything."""
-    # Most of so short a run is compiling: one layer, and one shape of a batch.
+    # Most of so short a run is compiling: one layer, and all rows at once, in few shapes.
     config.model.num_layers = 1
     config.warm_start.update(steps=60, copy_steps=20, quote_steps=20)
     config.warm_start.update(copy_rows=48, rows=16, micro_batch=0)
