@@ -11,7 +11,7 @@ command continues where it was stopped.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def parse_runs(texts: Sequence[str]) -> dict[str, str]:
     return runs
 
 
-def matrix(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+def matrix(rows: Mapping[Hashable, Sequence[Row]]) -> dict[str, Any]:
     """Means and intervals of every run on every source, and differences to the first run.
 
     rows: name -> instance rows. A difference is a mean over the instances that both have judged,

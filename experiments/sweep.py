@@ -89,11 +89,8 @@ def sweep(
 def summarise(rows: Mapping[Reading, Sequence[Row]]) -> list[dict[str, Any]]:
     """One result a reading: r1 of each source and their mean, the difference to the first reading
     on the same instances, tokens of the memory and of what the reader was given."""
-    names = {f"{retriever}, top {k}": (retriever, k) for retriever, k in rows}
-    runs = matrix({name: rows[reading] for name, reading in names.items()})["runs"]
-    return [
-        {"retriever": retriever, "top_k": k} | runs[name] for name, (retriever, k) in names.items()
-    ]
+    runs = matrix(rows)["runs"]
+    return [{"retriever": retriever, "top_k": k} | run for (retriever, k), run in runs.items()]
 
 
 def sweep_table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
@@ -128,7 +125,9 @@ def main(argv: list[str]) -> None:
         systems = open_systems([args.system], run, None, batch)
         with ExitStack() as stack:
             readings = {}
-            for retriever, k in itertools.product(args.retrievers, map(int, args.top_k)):
+            # Each once: a folder has one writer.
+            asked = dict.fromkeys(itertools.product(args.retrievers, map(int, args.top_k)))
+            for retriever, k in asked:
                 reads = replace(run, env=replace(run.env, retriever=retriever, top_k=k))
                 of = describe(reads, args.split, systems, {name: about[name] for name in some})
                 held = stack.enter_context(Results(folder / f"{retriever}-{k}", of))
