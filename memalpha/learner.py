@@ -98,10 +98,15 @@ class LossConfig:
 
 
 def make_schedule(
-    learning_rate: float, warmup_steps: int, total_steps: int, schedule: str = "constant"
+    learning_rate: float,
+    warmup_steps: int,
+    total_steps: int,
+    schedule: str = "constant",
+    decay_share: float = 0.25,
 ) -> optax.Schedule:
     """Linear warm-up to `learning_rate`, then constant; or a cosine to 0 over what is left of
-    `total_steps`; or "stable_decay": constant, and a straight line to 0 over their last quarter.
+    `total_steps`; or "stable_decay": constant, and a straight line to 0 over their last
+    `decay_share`.
 
     The first update already moves: update i (from 1) of the warm-up has i / warmup_steps of it.
 
@@ -116,7 +121,8 @@ def make_schedule(
         if schedule == "constant":
             return learning_rate * warm
         if schedule == "stable_decay":
-            return learning_rate * warm * jnp.clip(4 * (1 - count / total_steps), 0.0, 1.0)
+            left = 1 - count / total_steps
+            return learning_rate * warm * jnp.clip(left / decay_share, 0.0, 1.0)
         done = jnp.clip((count - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
         return learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
 
@@ -133,6 +139,7 @@ def make_optimizer(
     b1: float = 0.9,
     b2: float = 0.999,
     optimizer: str = "adamw",
+    decay_share: float = 0.25,
 ) -> optax.GradientTransformation:
     """The optimiser after clipping the global gradient norm; only matrices decay, not norm scales.
 
@@ -144,7 +151,7 @@ def make_optimizer(
     Raises:
         ValueError: unknown optimizer, or as `make_schedule`.
     """
-    rate = make_schedule(learning_rate, warmup_steps, total_steps, schedule)
+    rate = make_schedule(learning_rate, warmup_steps, total_steps, schedule, decay_share)
     if optimizer == "adamw":
         matrices = partial(jax.tree.map, lambda x: x.ndim > 1)
         steps = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=matrices)
