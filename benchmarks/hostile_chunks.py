@@ -123,7 +123,8 @@ def executed(
     state = first_state(env, len(episodes), seed=0)
     host = jax.device_get(state)
     turns = [make_turn(env, host, e, 0, i, i.chunks[0], e) for e, (_, i) in enumerate(episodes)]
-    state, host, _ = memorise(env, state, turns, perfect_writer(env))
+    state, _ = memorise(env, state, turns, perfect_writer(env))
+    host = jax.device_get(state)
     turns = []
     for e, (name, instance) in enumerate(episodes):
         semantic = whole_view(env, host, e).semantic
@@ -131,7 +132,7 @@ def executed(
         head, _, _ = instance.chunks[1].partition("\n")
         chunk = f"{head}\n<User> Some notes to keep:\n{text}\n<Assistant> Noted."
         turns.append(make_turn(env, host, e, 1, instance, chunk, e))
-    _, _, steps = memorise(env, state, turns, writer(len(episodes)))
+    _, steps = memorise(env, state, turns, writer(len(episodes)))
     obeyed = [any(map(demanded, step.calls, step.outcomes)) for step in steps]
     size = len(instances)
     return {name: sum(obeyed[n * size : (n + 1) * size]) / size for n, name in enumerate(names)}

@@ -98,6 +98,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             instances=5,
             rollouts=8,
             rollout_rows=0,  # episodes sampled at once, while the others wait; 0: all
+            optimizer="adamw",
             learning_rate=6e-4,
             warmup_steps=10,
             b2=0.99,  # of AdamW: the first gradients are several times those that follow

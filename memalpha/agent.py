@@ -20,6 +20,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import jax
+
 from memalpha import reader
 from memalpha.contents import Contents, difference, state_of, view_of
 from memalpha.data.instance import Instance, Question
@@ -149,9 +151,10 @@ class MemoryAgent:
         state = state_of(shown, self.env, before.next_id)
         instance = Instance("agent", self.namespace, (chunk,), ())
         turn = make_turn(self.env, state, 0, before.events, instance, chunk)
-        _, host, (step,) = memorise(self.env, state, [turn], self.writer)
+        state, (step,) = memorise(self.env, state, [turn], self.writer)
         if step.response.error:
             raise RuntimeError(f"the writer failed, nothing was stored: {step.response.error}")
+        host = jax.device_get(state)
         after = difference(shown, whole_view(self.env, host, 0))
         event = Event("observe", self.author, chunk, step.text, calls_made(step))
         return event, after, int(host.next_id[0])

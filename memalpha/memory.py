@@ -68,6 +68,27 @@ class MemoryState:
     next_id: jax.Array  # [] one counter for both lists
     chains: jax.Array  # [12 * N] hash tables (chains.py): entries by id, and by content
 
+    @property
+    def size(self) -> jax.Array:
+        """Tokens of core and entries (the size in r3): [], of a batch [R]."""
+        used = np.arange(self.length.shape[-1]) < self.count[..., None]
+        return self.core_len + (self.length * used).sum(axis=(-2, -1))
+
+
+@flax.struct.dataclass
+class Newest:
+    """The newest entries of each list, K at most, newest first, and the size of what there is in
+    all: what a writer is shown. A batch has a leading axis R on every leaf."""
+
+    core: jax.Array  # [C]
+    core_len: jax.Array  # []
+    tokens: jax.Array  # [2, K, L]
+    length: jax.Array  # [2, K] tokens
+    id: jax.Array  # [2, K]
+    written_at: jax.Array  # [2, K]
+    count: jax.Array  # [2] entries of the memory
+    size: jax.Array  # [] tokens of the memory
+
 
 @flax.struct.dataclass
 class Ops:
@@ -342,13 +363,6 @@ def _change_list(
 apply_batch = jax.jit(jax.vmap(apply_ops, in_axes=(0, 0, 0, None, None)), donate_argnums=0)
 
 
-def memory_tokens(state: MemoryState) -> jax.Array:
-    """Tokens in each memory, core and all entries (the size in r3): [R] int32."""
-    used = jnp.arange(state.length.shape[-1]) < state.count[..., None]
-    entries = jnp.where(used, state.length, 0)
-    return state.core_len + jnp.sum(entries, axis=(-2, -1), dtype=jnp.int32)
-
-
 def capacity_bucket(n: int) -> int:
     """The least power of two that holds n entries, at least 16: few sizes, few compilations."""
     return max(MIN_CAPACITY, 1 << max(n - 1, 0).bit_length())
@@ -407,6 +421,36 @@ def take(state: MemoryState, rows: jax.Array) -> MemoryState:
     return jax.tree.map(lambda x: x[rows], state)
 
 
+@partial(jax.jit, static_argnames="last")
+def newest(state: MemoryState, last: int) -> Newest:
+    """The last so many entries of each list of a batch, on the device: what is fetched to be shown
+    then does not grow with the memory."""
+    slots = jnp.arange(state.id.shape[-1])
+
+    def pop(ids: jax.Array, _) -> tuple[jax.Array, jax.Array]:
+        found = jnp.argmax(ids, axis=-1)
+        return jnp.where(slots == found[..., None], -2, ids), found
+
+    ids = jnp.where(slots < state.count[..., None], state.id, -1)  # spare slots come last
+    # Not `lax.top_k`, which sorts all of them on a CPU: 100 times the time for two of 10,000.
+    _, found = jax.lax.scan(pop, ids, length=min(last, len(slots)))
+    found = jnp.moveaxis(found, 0, -1)
+
+    def pick(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, found.reshape(found.shape + (1,) * (x.ndim - 3)), axis=2)
+
+    return Newest(
+        core=state.core,
+        core_len=state.core_len,
+        tokens=pick(state.tokens),
+        length=pick(state.length),
+        id=pick(state.id),
+        written_at=pick(state.written_at),
+        count=state.count,
+        size=state.size,
+    )
+
+
 @dataclass(frozen=True)
 class Entry:
     """One entry as text; `written_at` is the index of the chunk that last wrote it."""
@@ -429,11 +473,15 @@ class MemoryView:
 
 
 def view(
-    host_state: MemoryState, row: int, decode: Callable[[list[int]], str], last: int | None = None
+    host_state: MemoryState | Newest,
+    row: int,
+    decode: Callable[[list[int]], str],
+    last: int | None = None,
 ) -> MemoryView:
     """Row `row` of a batched state, as text; `decode` turns token ids into a string.
 
-    `host_state`: the batch as numpy (`jax.device_get(state)`: fetch it once, view every row).
+    `host_state`: the batch as numpy (`jax.device_get(state)`: fetch it once, view every row), or
+    what is to be shown of it.
     `last`: show only the last so many entries of each list. Raises ValueError for a row or
     `last` out of range.
     """
@@ -449,23 +497,21 @@ def view(
         return decode(tokens[: int(length)].tolist())
 
     def entries(which: int) -> tuple[Entry, ...]:
-        total = totals[which]
-        first = 0 if last is None else max(total - last, 0)
         tokens, length = one.tokens[which], one.length[which]
-        ids, written_at = one.id[which], one.written_at[which]
+        ids, written_at = one.id[which][: totals[which]], one.written_at[which]
+        first = 0 if last is None else max(len(ids) - last, 0)
         return tuple(
             Entry(int(ids[n]), text(tokens[n], length[n]), int(written_at[n]))
-            for n in np.argsort(ids[:total])[first:].tolist()
+            for n in np.argsort(ids)[first:].tolist()
         )
 
-    used = sum(int(one.length[which, : totals[which]].sum()) for which in (0, 1))
     return MemoryView(
         core=text(one.core, one.core_len),
         semantic=entries(SEMANTIC - 1),
         episodic=entries(EPISODIC - 1),
         semantic_total=totals[SEMANTIC - 1],
         episodic_total=totals[EPISODIC - 1],
-        tokens=int(one.core_len) + used,
+        tokens=int(one.size),
     )
 
 

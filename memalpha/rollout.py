@@ -203,27 +203,32 @@ def run_episodes(
     seats, waiting = np.sort(order[:rows]), deque(order[rows:])  # the episode of each row
     first_ids = draw_first_ids(env, len(episodes), seed)
     state = _empty(env, first_ids[seats])
-    host = jax.device_get(state)
     while (seats >= 0).any():
         with clock("render"):
+            shown = jax.device_get(memory.newest(state, env.recent))
             turns = [
-                _next_turn(env, host, row, e, episodes[e])
+                _next_turn(env, shown, row, e, episodes[e])
                 for row, e in enumerate(seats.tolist())
                 if e >= 0
             ]
-        state, host, steps = memorise(env, state, turns, writer, clock)
+        state, steps = memorise(env, state, turns, writer, clock)
         for turn, step in zip(turns, steps, strict=True):
-            episode = episodes[turn.episode]
-            episode.steps.append(step)
+            episodes[turn.episode].steps.append(step)
+        over = [len(episodes[turn.episode].steps) == lengths[turn.episode] for turn in turns]
+        with clock("apply"):
+            # All of it only where it is needed: it grows with the stream.
+            whole = jax.device_get(state) if keep_views or any(over) else None
+        for turn, step, ends in zip(turns, steps, over, strict=True):
             if keep_views:
-                step.view = whole_view(env, host, turn.row)
-            if len(episode.steps) == lengths[turn.episode]:
-                episode.view = whole_view(env, host, turn.row)
+                step.view = whole_view(env, whole, turn.row)
+            if ends:
+                episodes[turn.episode].view = whole_view(env, whole, turn.row)
                 seats[turn.row] = -1
         if on_chunk:
             on_chunk(sum(len(episode.steps) for episode in episodes), int(lengths.sum()))
         with clock("apply"):
-            state, host, seats = _reseat(state, host, seats, waiting, first_ids, rows)
+            del whole  # it can stand in the way of donating the state
+            state, seats = _reseat(state, seats, waiting, first_ids, rows)
     if ask:
         _read_out(env, episodes, clock)
     return episodes
@@ -231,12 +236,11 @@ def run_episodes(
 
 def _reseat(
     state: memory.MemoryState,
-    host: memory.MemoryState,
     seats: np.ndarray,
     waiting: deque[int],
     first_ids: np.ndarray,
     rows: int,
-) -> tuple[memory.MemoryState, memory.MemoryState, np.ndarray]:
+) -> tuple[memory.MemoryState, np.ndarray]:
     """Waiting episodes take the rows of those that are over (-1 in `seats`); when none waits, the
     memories close up, to as few rows as the writer's batch has."""
     taken = np.flatnonzero(seats < 0)[: len(waiting)]
@@ -249,9 +253,7 @@ def _reseat(
     if 0 < running and size < len(seats):
         kept = np.argsort(seats < 0, kind="stable")[:size]
         state, seats = memory.take(state, kept), seats[kept]
-    elif not len(taken):
-        return state, host, seats
-    return state, jax.device_get(state), seats
+    return state, seats
 
 
 def memorise(
@@ -260,10 +262,10 @@ def memorise(
     turns: Sequence[Turn],
     writer: Writer,
     clock: Clock | None = None,
-) -> tuple[memory.MemoryState, memory.MemoryState, list[Step]]:
+) -> tuple[memory.MemoryState, list[Step]]:
     """One chunk of an episode each: write, parse, apply.
 
-    `state` is donated. Returns the new state, the same on the host, and one step a turn.
+    `state` is donated. Returns the new state, and one step a turn.
 
     Raises ValueError for two turns of one row: the calls of one of them would be lost.
     """
@@ -282,7 +284,6 @@ def memorise(
             of_row[turn.row], chunks[turn.row] = made, turn.chunk
     with clock("apply"):
         state, ops, outcomes = apply_calls(env, state, of_row, chunks)
-        host = jax.device_get(state)
     with clock("judge"):
         every = [call for made in calls for call in made]
         verdicts = env.judge(every)
@@ -295,7 +296,7 @@ def memorise(
             _step(*row, ops, outcomes)
             for row in zip(turns, responses, texts, calls, judged, strict=True)
         ]
-    return state, host, steps
+    return state, steps
 
 
 def first_state(env: Environment, rows: int, seed: int) -> memory.MemoryState:

@@ -484,7 +484,7 @@ def test_what_stands_in_spare_slots_and_padding_is_never_read():
     other, *other_out = memory.apply_batch(dirty_state, dirty_ops, *rest(R))
     assert_equal(clean_out, other_out)
     assert [contents(clean, r) for r in range(R)] == [contents(other, r) for r in range(R)]
-    assert_equal(memory.memory_tokens(dirty_state), memory.memory_tokens(state))
+    assert_equal(dirty_state.size, state.size)
     padded, *_ = memory.apply_batch(state, dirty_ops, *rest(R))
     assert_equal(padded, clean)  # bit for bit: the padding of an operation is not stored
     words = partial(memory.view, row=0, decode=str)
@@ -584,7 +584,16 @@ def test_view_shows_the_last_entries_and_counts_them_all():
     )
     assert memory.view(host, 0, letters, 0) == memory.MemoryView("abc", (), (), 3, 1, 10)
     assert memory.view(host, 0, letters, 99) == whole
-    assert memory.memory_tokens(state).tolist() == [10]
+    assert state.size.tolist() == [10]
+
+
+@pytest.mark.parametrize("last", [0, 1, 3, N, N + 5])
+def test_the_newest_entries_show_what_the_whole_state_shows(last):
+    state, _ = random_memories(6)
+    shown = jax.device_get(memory.newest(state, last))
+    assert shown.tokens.shape[2] == min(last, N)
+    for r in range(0, R, 20):
+        assert memory.view(shown, r, letters, last) == memory.view(state, r, letters, last)
 
 
 def test_view_reads_its_row():
@@ -597,7 +606,7 @@ def test_view_reads_its_row():
             assert [(e.id, e.text, e.written_at) for e in entries] == [
                 (i, letters(words), at) for i, words, at in expected
             ]
-        assert shown.tokens == int(memory.memory_tokens(state)[r])
+        assert shown.tokens == int(state.size[r])
 
 
 def test_capacity_bucket():
