@@ -29,9 +29,9 @@ from experiments.setup import (
     prompt_buckets,
     training_batches,
 )
-from experiments.train import build_optimizer, init_trained, make_learner
+from experiments.train import build_optimizer, init_trained, make_learner, training_batch
 from memalpha import learner, memory, sampler
-from memalpha.rollout import Clock, Writer, run_episodes, to_batch
+from memalpha.rollout import Clock, Writer, run_episodes
 from memalpha.writer import policy_writer
 
 QUICK = "rl.instances=2,rl.rollouts=2,rl.micro_batch=4"
@@ -39,6 +39,7 @@ QUICK = "rl.instances=2,rl.rollouts=2,rl.micro_batch=4"
 PARTS = (
     (sampler, "generate", "write", True),
     (memory, "apply_batch", "apply", True),
+    (memory, "newest", "apply", True),
     (learner, "micro_batches", "update", False),
 )
 
@@ -98,10 +99,7 @@ def training_step(settings: dict, rounds) -> None:
                 writer = and_scripted(writer, scripted)
             episodes = run_episodes(env, instances, writer, seed=step, clock=clock)
             with clock("batch"):
-                batch = to_batch(
-                    episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,
-                    len(instances) * config.data.chunks,
-                )  # fmt: skip
+                batch = training_batch(config, env, episodes)
             with clock("update"):
                 state, metrics = jax.block_until_ready(learn(state, batch, step))
             if float(metrics["nonfinite"]):
@@ -112,8 +110,8 @@ def training_step(settings: dict, rounds) -> None:
 def shares(clock: dict[str, float], inner: dict[str, float]) -> dict[str, float]:
     """Seconds of every stage, those that both have a part in cut in two: "write, device"."""
     seconds = dict(clock)
-    for _, name, stage, device in PARTS:
-        part = inner[name]
+    for stage, device in {(stage, device) for _, _, stage, device in PARTS}:
+        part = sum(inner[name] for _, name, its_stage, _ in PARTS if its_stage == stage)
         rest = seconds.pop(stage) - part
         own, other = ("device", "host") if device else ("host", "device")
         seconds |= {f"{stage}, {own}": part, f"{stage}, {other}": rest}

@@ -1,7 +1,7 @@
 """The training loop: rollout, rewards, advantages, update, checkpoint."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from memalpha.learner import (
 )
 from memalpha.model import ModelConfig, Params
 from memalpha.rewards import combine
-from memalpha.rollout import Clock, Environment, run_episodes, to_batch
+from memalpha.rollout import Clock, Environment, Episode, run_episodes, to_batch
 from memalpha.sharding import mesh_of, shard
 from memalpha.writer import policy_writer
 
@@ -81,12 +81,7 @@ def train(
                 del policy, writer  # a gathered copy would stand in the way of the update
                 check_answers(config, episodes, f"step {step}")
                 with clock("update"):
-                    batch = to_batch(
-                        episodes, rl.rollouts, config.prompt.tokens, config.prompt.response_tokens,
-                        len(instances) * config.data.chunks,
-                    )  # fmt: skip
-                    if rl.call_credit:
-                        batch = credit.add_credit(batch, episodes, env)
+                    batch = training_batch(config, env, episodes)
                     state, metrics = learn(state, _agree(batch), step)
                     metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 metrics |= summarise(episodes)
@@ -128,6 +123,14 @@ def _agree(batch: Batch) -> Batch:
     agreed = (batch.rewards, batch.fit, batch.valid)
     rewards, fit, valid = multihost_utils.broadcast_one_to_all(agreed)
     return batch.replace(rewards=rewards, fit=fit, valid=valid)
+
+
+def training_batch(config: ConfigDict, env: Environment, episodes: Sequence[Episode]) -> Batch:
+    """What a step learns from, of as many rows as its episodes can have."""
+    rl, prompt = config.rl, config.prompt
+    room = len(episodes) * config.data.chunks
+    batch = to_batch(episodes, rl.rollouts, prompt.tokens, prompt.response_tokens, room)
+    return credit.add_credit(batch, episodes, env) if rl.call_credit else batch
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -204,8 +204,9 @@ def run_episodes(
     first_ids = draw_first_ids(env, len(episodes), seed)
     state = _empty(env, first_ids[seats])
     while (seats >= 0).any():
-        with clock("render"):
+        with clock("apply"):
             shown = jax.device_get(memory.newest(state, env.recent))
+        with clock("render"):
             turns = [
                 _next_turn(env, shown, row, e, episodes[e])
                 for row, e in enumerate(seats.tolist())

@@ -183,11 +183,21 @@ def test_memories_are_full_and_their_operations_succeed():
 
 def test_stages_add_up_and_both_parts_are_named():
     clock = {"render": 1.0, "write": 5.0, "apply": 2.0, "update": 9.0}
-    inner = {"generate": 4.0, "apply_batch": 0.5, "micro_batches": 1.0}
+    inner = {"generate": 4.0, "apply_batch": 0.25, "newest": 0.25, "micro_batches": 1.0}
     found = episode.shares(clock, inner)
+    assert found["apply, device"] == 0.5 and found["apply, host"] == 1.5
     assert found["write, device"] == 4.0 and found["write, host"] == 1.0
     assert found["update, device"] == 8.0 and found["update, host"] == 1.0
     assert sum(found.values()) == 17.0
+
+
+def test_a_training_step_runs_stage_by_stage():
+    rounds = Rounds(1)
+    tiny = "model.num_layers=1,rl.instances=1,rl.rollouts=2,rl.micro_batch=0"
+    episode.training_step({"workdir": "", "arguments": tiny}, rounds)
+    assert rounds.left == 0
+    stages = rounds.told[0]["stages"]
+    assert min(stages.values()) >= 0 and stages["update, device"] > 0
 
 
 def test_the_accelerator_benchmark_counts_every_weight_and_fills_its_tables(monkeypatch, capsys):
