@@ -79,7 +79,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         reader=language_model(),
         judge=language_model(max_new_tokens=512),
         warm_start=dict(
-            steps=700,
+            steps=650,
             copy_steps=180,  # of these: copying random tokens
             quote_steps=110,  # and then: calls that store pieces of a chunk's lines
             copy_rows=96,
@@ -94,12 +94,11 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         ),
         rl=dict(
             algorithm="grpo",
-            steps=130,
+            steps=145,
             instances=5,
             rollouts=8,
             rollout_rows=0,  # episodes sampled at once, while the others wait; 0: all
-            optimizer="adamw",
-            learning_rate=6e-4,
+            learning_rate=4e-4,
             warmup_steps=10,
             b2=0.99,  # of AdamW: the first gradients are several times those that follow
             schedule="cosine",  # at a constant rate r1 stops rising after some 60 steps

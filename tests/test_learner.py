@@ -281,6 +281,10 @@ def test_schedules_by_hand():
     assert [float(constant(i)) for i in (0, 100)] == pytest.approx([0.4, 0.4])
     with pytest.raises(ValueError, match="linear"):
         learner.make_schedule(0.4, 0, 0, "linear")
+    late = learner.make_schedule(0.4, 0, 8, "stable_decay")
+    early = learner.make_schedule(0.4, 0, 8, "stable_decay", decay_share=0.5)
+    assert [float(late(i)) for i in (0, 6, 7, 8)] == pytest.approx([0.4, 0.4, 0.2, 0.0])
+    assert [float(early(i)) for i in (0, 4, 6, 8)] == pytest.approx([0.4, 0.4, 0.2, 0.0])
     short = learner.make_schedule(0.4, 4, 3, "cosine")  # over before its warm-up is
     assert [float(short(i)) for i in (0, 1, 2)] == pytest.approx([0.1, 0.2, 0.3])
 
