@@ -110,7 +110,7 @@ def training_step(settings: dict, rounds) -> None:
 def shares(clock: dict[str, float], inner: dict[str, float]) -> dict[str, float]:
     """Seconds of every stage, those that both have a part in cut in two: "write, device"."""
     seconds = dict(clock)
-    for stage, device in {(stage, device) for _, _, stage, device in PARTS}:
+    for stage, device in dict.fromkeys((stage, device) for _, _, stage, device in PARTS):
         part = sum(inner[name] for _, name, its_stage, _ in PARTS if its_stage == stage)
         rest = seconds.pop(stage) - part
         own, other = ("device", "host") if device else ("host", "device")

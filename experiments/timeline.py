@@ -2,7 +2,7 @@
 
     python -m experiments.timeline --workdir=runs/tiny
     python -m experiments.timeline --workdir=runs/tiny --compare=runs/other --chunks=20
-    python -m experiments.timeline --workdir=runs/tiny --checkpoints=125,300 --out=two.html
+    python -m experiments.timeline --workdir=runs/tiny --checkpoints=125,145 --out=two.html
 
 Shows test instances as the writer of the run read them, beside the untrained writer of the same run
 or the trained one of another; or several checkpoints of the run. Step with the arrow keys.

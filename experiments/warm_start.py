@@ -45,14 +45,14 @@ def warm_start(
     stage = config.warm_start
     if not stage.steps:
         return params
-    traces = max(stage.steps - stage.copy_steps - stage.quote_steps, 1)  # steps of the last part
+    trace_steps = max(stage.steps - stage.copy_steps - stage.quote_steps, 1)
     # A short memory of squared gradients (b2): with 0.999 copying had not appeared after 300 steps.
     optimizer = make_optimizer(
         stage.learning_rate,
         warmup_steps=20,
         total_steps=stage.steps,
         schedule="stable_decay",
-        decay_share=traces / stage.steps,
+        decay_share=trace_steps / stage.steps,
         weight_decay=0.0,
         b2=0.99,
         optimizer=stage.optimizer,

@@ -146,6 +146,7 @@ def make_optimizer(
     optimizer: "adamw"; or "muon": the matrices of the layers by Muon (Jordan et al. 2024, "Muon"),
     its updates scaled to the size of AdamW's (arXiv:2502.16982, section 2.2), and all else, which
     then does not decay, by AdamW with Nesterov's momentum.
+    `schedule`, `decay_share`: see `make_schedule`.
     All of it in float32: parameters of lower precision get a float32 copy in the state.
 
     Raises:

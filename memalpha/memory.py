@@ -424,14 +424,17 @@ def take(state: MemoryState, rows: jax.Array) -> MemoryState:
 @partial(jax.jit, static_argnames="last")
 def newest(state: MemoryState, last: int) -> Newest:
     """The last so many entries of each list of a batch, on the device: what is fetched to be shown
-    then does not grow with the memory."""
+    then does not grow with the memory. Raises ValueError for a negative number."""
+    if last < 0:
+        raise ValueError(f"memory.newest: last = {last}; give at least 0")
     slots = jnp.arange(state.id.shape[-1])
 
     def pop(ids: jax.Array, _) -> tuple[jax.Array, jax.Array]:
         found = jnp.argmax(ids, axis=-1)
         return jnp.where(slots == found[..., None], -2, ids), found
 
-    ids = jnp.where(slots < state.count[..., None], state.id, -1)  # spare slots come last
+    # Taken ones are -2, so that spare slots, -1, come after all entries.
+    ids = jnp.where(slots < state.count[..., None], state.id, -1)
     # Not `lax.top_k`, which sorts all of them on a CPU: 100 times the time for two of 10,000.
     _, found = jax.lax.scan(pop, ids, length=min(last, len(slots)))
     found = jnp.moveaxis(found, 0, -1)
@@ -480,8 +483,8 @@ def view(
 ) -> MemoryView:
     """Row `row` of a batched state, as text; `decode` turns token ids into a string.
 
-    `host_state`: the batch as numpy (`jax.device_get(state)`: fetch it once, view every row), or
-    what is to be shown of it.
+    `host_state`: the batch as numpy (`jax.device_get(state)`: fetch it once, view every row); of a
+    `Newest` no more than its K entries can be shown.
     `last`: show only the last so many entries of each list. Raises ValueError for a row or
     `last` out of range.
     """

@@ -217,7 +217,7 @@ def run_episodes(
             episodes[turn.episode].steps.append(step)
         over = [len(episodes[turn.episode].steps) == lengths[turn.episode] for turn in turns]
         with clock("apply"):
-            # All of it only where it is needed: it grows with the stream.
+            # All of it only when an episode ends: it grows with the stream.
             whole = jax.device_get(state) if keep_views or any(over) else None
         for turn, step, ends in zip(turns, steps, over, strict=True):
             if keep_views:
@@ -342,7 +342,7 @@ def _next_turn(env: Environment, host, row: int, number: int, episode: Episode) 
 
 
 def whole_view(env: Environment, host, row: int) -> MemoryView:
-    """All of the memory of one row, as text; `host` is the state as numpy."""
+    """All of the memory of one row, as text; `host` is the whole state as numpy."""
     return memory.view(host, row, _decoder(env.tokenizer))
 
 

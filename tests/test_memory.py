@@ -644,6 +644,7 @@ def test_grow_pads_on_host_and_device_and_never_shrinks():
         (lambda: memory.init(1, N, L, C, 0.5), "first_id"),
         (lambda: memory.view(memory.init(2, N, L, C), 2, letters), "row = 2"),
         (lambda: memory.view(memory.init(2, N, L, C), 0, letters, -1), "last = -1"),
+        (lambda: memory.newest(memory.init(2, N, L, C), -1), "newest: last = -1"),
         (lambda: memory.grow(jax.tree.map(lambda x: x[0], memory.init(1, N, L, C)), 9), "R, 2"),
     ],
 )

@@ -209,8 +209,8 @@ def story(rng: np.random.Generator, split: str, sizes: Sequence[int]) -> Tale:
     hero, friend = rng.choice(_owned("people", split), size=2, replace=False)
     place, other = rng.choice(_owned("places", split), size=2, replace=False)
     thing = str(rng.choice(_owned("things", split)))
-    # No sentence begins with a name: at the start of a line it is another token than behind a space,
-    # and a model from scratch could not copy a name that it never saw into the middle of a text.
+    # None of these begins with a name, which at the start of a line is another token than behind a
+    # space: that the two belong together would have to be learned name by name.
     texts = [
         f"One day {hero} set out from the {place}.",
         f"Then {friend} came along to the {other}.",
