@@ -65,8 +65,10 @@ def base() -> config_dict.ConfigDict:
         steps=205,
         instances=32,
         rollouts=8,
+        optimizer="adamw",
         learning_rate=1e-6,
         warmup_steps=10,  # 5 %
+        schedule="constant",
         b2=0.999,
         weight_decay=0.01,
         groups="rows",

@@ -44,7 +44,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     # A line of SQuAD is a whole passage, so that "a line that is worth nothing" is not to be had.
     config.warm_start.update(keep_filler=0.0, steps=700)
     # As its table in docs/experiments.md was made; a step costs about twice one of tiny.
-    config.rl.update(steps=150, instances=6, schedule="stable_decay", learning_rate=6e-4)
+    config.rl.update(steps=150, instances=6, schedule="stable_decay")
+    config.rl.update(optimizer="adamw", learning_rate=6e-4)
+    config.reward.gamma = 0.1
     config.eval.update(every=25, instances=8)
     return finish(config, arg, {"smoke": smoke, "flat": flat, "ppo": ppo})
 

@@ -20,7 +20,7 @@ from memalpha.data import PHRASES, load_source, store, synthetic
 from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
 from memalpha.data.notes import add_notes
-from memalpha.learner import LossConfig, make_schedule
+from memalpha.learner import LossConfig, make_optimizer
 from memalpha.lm import Counted
 from memalpha.lora import LoraConfig
 from memalpha.losses import group_ids
@@ -283,7 +283,8 @@ def check(config: ConfigDict) -> None:
         )
     make_index([], config.reward.retriever, config.reward.dimensions)
     group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
-    make_schedule(rl.learning_rate, rl.warmup_steps, rl.steps + 1, rl.schedule)
+    make_optimizer(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)
+    make_optimizer(stage.learning_rate, optimizer=stage.optimizer)
     counts = {
         "data.chunks": config.data.chunks,
         "warm_start.rows": stage.rows,

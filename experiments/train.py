@@ -144,6 +144,7 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         rl.weight_decay,
         rl.max_grad_norm or None,
         b2=rl.b2,
+        optimizer=rl.optimizer,
     )
 
 

@@ -121,6 +121,7 @@ def test_every_learner_takes_a_step(micro, arguments):
         ("reward.retriever=bm52", "bm25"),
         ("rl.groups=row", "rows"),
         ("rl.schedule=linear", "cosine"),
+        ("rl.optimizer=sgd", "choose 'adamw' or 'muon'"),
         ("eval.every=0", "eval.every=0: give at least 1"),
         ("rl.call_credit=True,rl.divide_by_std=True", "rl.call_credit goes with"),
         ("ppo,rl.call_credit=True", "rl.call_credit goes with"),
