@@ -55,7 +55,7 @@ def language_model(**changes: Any) -> dict[str, Any]:
 
 
 def smoke(config: config_dict.ConfigDict) -> None:
-    """Preset: every stage in about two minutes, too short to learn anything."""
+    """Preset: every stage in a minute and a half, too short to learn anything."""
     # Most of so short a run is compiling: one layer, and all rows at once, in few shapes.
     config.model.num_layers = 1
     config.warm_start.update(steps=60, copy_steps=20, quote_steps=20)

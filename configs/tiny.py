@@ -6,7 +6,7 @@ Builds its own data and tokenizer; no download, no accelerator. About 15 minutes
 cores.
 Arguments, after a colon and separated by commas:
 
-    smoke     every stage in about two minutes, too short to learn anything
+    smoke     every stage in a minute and a half, too short to learn anything
     flat      the memory is the core alone: everything has to fit one paragraph
     ppo       PPO with a critic in place of GRPO
     field=value   any field of the config, e.g. configs/tiny.py:reward.gamma=0.0,seed=1
