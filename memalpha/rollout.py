@@ -213,17 +213,17 @@ def run_episodes(
                 if e >= 0
             ]
         state, steps = memorise(env, state, turns, writer, clock)
-        for turn, step in zip(turns, steps, strict=True):
-            episodes[turn.episode].steps.append(step)
-        over = [len(episodes[turn.episode].steps) == lengths[turn.episode] for turn in turns]
+        over = [turn.chunk + 1 == lengths[turn.episode] for turn in turns]
         with clock("apply"):
             # All of it only when an episode ends: it grows with the stream.
             whole = jax.device_get(state) if keep_views or any(over) else None
         for turn, step, ends in zip(turns, steps, over, strict=True):
+            episode = episodes[turn.episode]
+            episode.steps.append(step)
             if keep_views:
                 step.view = whole_view(env, whole, turn.row)
             if ends:
-                episodes[turn.episode].view = whole_view(env, whole, turn.row)
+                episode.view = whole_view(env, whole, turn.row)
                 seats[turn.row] = -1
         if on_chunk:
             on_chunk(sum(len(episode.steps) for episode in episodes), int(lengths.sum()))
