@@ -2,7 +2,7 @@
 
     python run_experiment.py --config=configs/tiny.py --workdir=runs/tiny
 
-Builds its own data and tokenizer; no download, no accelerator. About 15 minutes on 2 idle CPU
+Builds its own data and tokenizer; no download, no accelerator. About 14 minutes on 2 idle CPU
 cores.
 Arguments, after a colon and separated by commas:
 
