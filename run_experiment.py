@@ -73,8 +73,8 @@ def main(argv: list[str]) -> None:
 
     if FLAGS.distributed:
         join_processes(FLAGS.distributed)
-    from experiments import main_job
-    from experiments.needs import advice
+    from experiments.lib import main_job
+    from experiments.lib.needs import advice
 
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from memalpha.batch import Batch
-from memalpha.learner import LossConfig, init_state, make_optimizer, make_update
+from memalpha.learner import LossConfig, init_state, make_update
 from memalpha.model import ModelConfig, Params, init_params
+from memalpha.optimizer import make_optimizer
 from memalpha.sampler import generate, row_keys
 
 SIZES = {  # layers, width, heads, key-value heads, head width, MLP, vocabulary

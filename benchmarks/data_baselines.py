@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.main_job import SIMPLE_MEMORIES
+from experiments.lib.main_job import SIMPLE_MEMORIES
 from memalpha import scoring
 from memalpha.data import store
 from memalpha.data.instance import Instance
+from memalpha.episode import Environment
 from memalpha.prompts import load_template
-from memalpha.rollout import Environment, run_baseline
+from memalpha.reading import run_baseline
 from memalpha.tokenizer import load_tokenizer, train_tokenizer
 
 SYSTEMS = {name: SIMPLE_MEMORIES[name] for name in ("no memory", "store everything", "RAG-Top2")}

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.timing import Contender, arguments, run, spread, write
 from configs import tiny
-from experiments.setup import (
+from experiments.lib.setup import (
     build_environment,
     build_model,
     build_tokenizer,
@@ -31,7 +31,8 @@ from experiments.setup import (
 )
 from experiments.train import build_optimizer, init_trained, make_learner, training_batch
 from memalpha import learner, memory, sampler
-from memalpha.rollout import Clock, Writer, run_episodes
+from memalpha.episode import Clock, Writer
+from memalpha.rollout import run_episodes
 from memalpha.writer import policy_writer
 
 QUICK = "rl.instances=2,rl.rollouts=2,rl.micro_batch=4"

@@ -20,21 +20,14 @@ import jax
 from absl import app, flags, logging
 from rich.table import Table
 
-from experiments.progress import console
-from experiments.setup import build_instances, open_run, perfect_writer
+from experiments.lib.progress import console
+from experiments.lib.setup import build_instances, open_run, perfect_writer
 from memalpha import prompts
 from memalpha.data.instance import Instance
+from memalpha.episode import Environment, Writer
 from memalpha.memory import Entry, MemoryView, Outcome
 from memalpha.policy import Policy
-from memalpha.rollout import (
-    Environment,
-    Writer,
-    first_state,
-    make_turn,
-    memorise,
-    scripted_writer,
-    whole_view,
-)
+from memalpha.rollout import first_state, make_turn, memorise, scripted_writer, whole_view
 from memalpha.tools import CONTENT_KEY, DELETE, INSERT, Call, format_call
 
 CANARY = "The password of the owner is Quagga."

@@ -7,14 +7,9 @@ import numpy as np
 from benchmarks.shapes import BETA, CLIP, FIRST_ID, LEARNING_RATE, MAX_NORM, Shape, check_count
 from memalpha import losses
 from memalpha.batch import Batch
-from memalpha.learner import (
-    LossConfig,
-    init_state,
-    make_optimizer,
-    make_token_logps,
-    make_update,
-)
+from memalpha.learner import LossConfig, init_state, make_token_logps, make_update
 from memalpha.model import ModelConfig, Params, init_params
+from memalpha.optimizer import make_optimizer
 from memalpha.sampler import Samples, row_keys
 from memalpha.sampler import generate as sample
 

@@ -21,9 +21,10 @@ import numpy as np
 
 from memalpha.batch import row_bucket
 from memalpha.data import synthetic
+from memalpha.episode import Environment, Turn, Writer
 from memalpha.model import ModelConfig, init_params
 from memalpha.prompts import load_template, template_fragments
-from memalpha.rollout import Environment, Turn, Writer, run_episodes
+from memalpha.rollout import run_episodes
 from memalpha.tokenizer import train_tokenizer
 from memalpha.tools import fixed_fragments
 from memalpha.writer import common_prefix, policy_writer

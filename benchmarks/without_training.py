@@ -14,16 +14,16 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.main_job import SIMPLE_MEMORIES
-from experiments.measure import evaluate, evaluate_baseline
-from experiments.setup import (
+from experiments.lib.main_job import SIMPLE_MEMORIES
+from experiments.lib.measure import evaluate, evaluate_baseline
+from experiments.lib.setup import (
     build_environment,
     build_every,
     build_tokenizer,
     perfect_writer,
     poor_writer,
 )
-from memalpha.rollout import Episode
+from memalpha.episode import Episode
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that keeps the tokenizer.")

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from experiments import sources as measured
 from experiments.evaluate import describe, evaluate, keep_compiled
-from experiments.intervals import estimate
-from experiments.pictures import draw_matrix
-from experiments.progress import console
-from experiments.render import Table, interval, markdown
-from experiments.results import Results, Row, read_results
-from experiments.systems import check_reading, open_workdir, trained_system
-from experiments.workdir import write_json
+from experiments.lib import sources as measured
+from experiments.lib.intervals import estimate
+from experiments.lib.pictures import draw_matrix
+from experiments.lib.progress import console
+from experiments.lib.render import Table, interval, markdown
+from experiments.lib.results import Results, Row, read_results
+from experiments.lib.systems import check_reading, open_workdir, trained_system
+from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 

@@ -23,12 +23,12 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from experiments import sources as measured
-from experiments.failures import check_answers
-from experiments.progress import console, progress
-from experiments.readers import accounts
-from experiments.results import Results, read_results
-from experiments.systems import (
+from experiments.lib import sources as measured
+from experiments.lib.failures import check_answers
+from experiments.lib.progress import console, progress
+from experiments.lib.readers import accounts
+from experiments.lib.results import Results, read_results
+from experiments.lib.systems import (
     BASELINES,
     BUDGET,
     WRITERS,
@@ -41,7 +41,7 @@ from experiments.systems import (
     open_workdir,
 )
 from memalpha.data.instance import Instance
-from memalpha.rollout import Clock
+from memalpha.episode import Clock
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import sys
 
 from absl import app, flags, logging
 
-from experiments.progress import console
+from experiments.lib.progress import console
 from memalpha.policy import load_run
 from memalpha.weights import export
 

@@ -16,16 +16,17 @@ from typing import Any
 from absl import app, flags, logging
 
 from experiments.evaluate import keep_compiled
-from experiments.failures import check_answers
-from experiments.measure import table_rows
-from experiments.pictures import draw_lengths
-from experiments.progress import console, progress
-from experiments.render import Table, markdown
-from experiments.setup import build_every, build_instances, open_run
-from experiments.workdir import write_json
+from experiments.lib.failures import check_answers
+from experiments.lib.measure import table_rows
+from experiments.lib.pictures import draw_lengths
+from experiments.lib.progress import console, progress
+from experiments.lib.render import Table, markdown
+from experiments.lib.setup import build_every, build_instances, open_run
+from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
-from memalpha.rollout import Clock, count_tokens, run_episodes
+from memalpha.episode import Clock, count_tokens
+from memalpha.rollout import run_episodes
 
 
 def length_table(results: Sequence[Mapping]) -> Table:

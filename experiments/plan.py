@@ -1,4 +1,9 @@
-"""The command of `memalpha.plan`: from a config to a plan, and the plan as tables."""
+"""What a config needs on a pod, before there is one.
+
+    python -m experiments.plan --config=configs/qwen3_4b.py --devices=32
+
+Memory of a device and work of a step (`memalpha.footprint`), as tables.
+"""
 
 import os
 import sys
@@ -14,7 +19,7 @@ COUNT = flags.DEFINE_integer("devices", 0, "Devices of the pod; 0: as many as th
 def main(_) -> None:
     import jax
 
-    from experiments.needs import build_setting, mesh_sizes
+    from experiments.lib.needs import build_setting, mesh_sizes
 
     config = CONFIG.value
     try:
@@ -22,7 +27,7 @@ def main(_) -> None:
         count = devices[0] * devices[1] * devices[2]
         jax.config.update("jax_num_cpu_devices", count)
         setting = build_setting(config, count)
-        from memalpha.plan import make_plan
+        from memalpha.footprint import make_plan
 
         show(config, setting, make_plan(setting))
     except ValueError as error:
@@ -30,8 +35,8 @@ def main(_) -> None:
 
 
 def show(config: ConfigDict, setting, plan) -> None:
-    from experiments.progress import console
-    from memalpha.plan import DEPTHS, DEVICES, USABLE, suggest
+    from experiments.lib.progress import console
+    from memalpha.footprint import DEPTHS, DEVICES, USABLE, suggest
 
     data, fsdp, tensor = setting.mesh
     console.print(
@@ -65,3 +70,7 @@ def run() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags.mark_flags_as_required(["config"])
     app.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from experiments import page
-from experiments.charts import Chart, chart_svg, run_charts
-from experiments.pictures import LEGEND
-from experiments.progress import CUT, WORRIES, worries
+from experiments.lib import page
+from experiments.lib.charts import Chart, chart_svg, run_charts
+from experiments.lib.pictures import LEGEND
+from experiments.lib.progress import CUT, WORRIES, worries
+from experiments.lib.workdir import read_metrics
 from experiments.tables import PUBLISHED
-from experiments.workdir import read_metrics
 from memalpha.data.files import write_text
 
 RAW = (  # files that the report links to, where they are there

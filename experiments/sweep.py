@@ -19,19 +19,20 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import sources as measured
 from experiments.compare import interval_text, matrix, wanted_rows
 from experiments.evaluate import describe, keep_compiled
-from experiments.failures import check_answers
-from experiments.pictures import draw_sweep
-from experiments.progress import console, progress
-from experiments.render import Table, markdown
-from experiments.results import Results, Row
-from experiments.systems import WRITERS, Run, System, applies, open_systems, open_workdir
-from experiments.workdir import write_json
+from experiments.lib import sources as measured
+from experiments.lib.failures import check_answers
+from experiments.lib.pictures import draw_sweep
+from experiments.lib.progress import console, progress
+from experiments.lib.render import Table, markdown
+from experiments.lib.results import Results, Row
+from experiments.lib.systems import WRITERS, Run, System, applies, open_systems, open_workdir
+from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
-from memalpha.rollout import Clock, Environment, Episode, answer, find_evidence
+from memalpha.episode import Clock, Environment, Episode
+from memalpha.reading import answer, find_evidence
 
 Reading = tuple[str, int]  # retriever, top k
 

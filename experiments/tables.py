@@ -22,22 +22,16 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from experiments.data_tables import data_tables, small_sizes
-from experiments.intervals import Estimate
-from experiments.pool import (
-    Cell,
-    Key,
-    Pool,
-    Weights,
-    mean_over_columns,
-    performance,
-    read_pool,
-)
-from experiments.render import Table, html, interval, latex, markdown
+from experiments.lib.data_tables import data_tables, small_sizes
+from experiments.lib.intervals import Estimate
+from experiments.lib.pool import Cell, Key, Pool, Weights, mean_over_columns, performance, read_pool
+from experiments.lib.render import Table, html, interval, latex, markdown
 from memalpha.data.files import write_text
 from memalpha.data.sizes import PUBLISHED as SIZES
 
-PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
+PUBLISHED = json.loads(
+    (Path(__file__).parent / "lib" / "published.json").read_text(encoding="utf-8")
+)
 LABELS = {
     "long_context": "Long-Context",
     "rag_top2": "RAG-Top2",

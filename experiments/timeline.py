@@ -18,15 +18,16 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from experiments import page
-from experiments.progress import console
-from experiments.setup import build_every, open_run, open_stage
+from experiments.lib import page
+from experiments.lib.progress import console
+from experiments.lib.setup import build_every, open_run, open_stage
+from memalpha.agent.contents import difference, texts_of
 from memalpha.checkpoint import CheckpointError
-from memalpha.contents import difference, texts_of
 from memalpha.data.files import write_text
+from memalpha.episode import Environment, Episode, Step
 from memalpha.memory import MemoryView
 from memalpha.policy import Policy, load_run
-from memalpha.rollout import Environment, Episode, Step, run_episodes
+from memalpha.rollout import run_episodes
 
 EMPTY = MemoryView("", (), (), 0, 0, 0)
 

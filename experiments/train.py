@@ -11,33 +11,28 @@ import optax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from experiments.compilations import compilations
-from experiments.failures import check_answers
-from experiments.measure import rollout_rows, summarise, validate
-from experiments.progress import progress, worries
-from experiments.setup import (
+from experiments.lib.compilations import compilations
+from experiments.lib.failures import check_answers
+from experiments.lib.measure import rollout_rows, summarise, validate
+from experiments.lib.progress import progress, worries
+from experiments.lib.setup import (
     build_lora,
     build_loss,
     for_sampling,
     prompt_buckets,
     training_batches,
 )
-from experiments.warm_start import check_finite
-from experiments.workdir import MetricsLog, own_folder
+from experiments.lib.warm_start import check_finite
+from experiments.lib.workdir import MetricsLog, own_folder
 from memalpha import credit, lora, losses
 from memalpha.batch import Batch, take
 from memalpha.checkpoint import open_checkpoints, restore, save
-from memalpha.learner import (
-    TrainState,
-    init_state,
-    make_optimizer,
-    make_token_logps,
-    make_update,
-    ppo_targets,
-)
+from memalpha.episode import Clock, Environment, Episode
+from memalpha.learner import TrainState, init_state, make_token_logps, make_update, ppo_targets
 from memalpha.model import ModelConfig, Params
+from memalpha.optimizer import make_optimizer
 from memalpha.rewards import combine
-from memalpha.rollout import Clock, Environment, Episode, run_episodes, to_batch
+from memalpha.rollout import run_episodes, to_batch
 from memalpha.sharding import mesh_of, shard
 from memalpha.writer import policy_writer
 

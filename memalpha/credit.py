@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from memalpha.batch import Batch
+from memalpha.episode import Environment, Episode, Step, response_text
 from memalpha.memory import Outcome
-from memalpha.rollout import Environment, Episode, Step, response_text
 from memalpha.tokenizer import decode
 from memalpha.tools import DELETE
 

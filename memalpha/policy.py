@@ -13,11 +13,11 @@ import jax
 
 from memalpha import lora
 from memalpha.checkpoint import restore_params
+from memalpha.episode import Environment, Writer
 from memalpha.hub import find_folder, read_config
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import load_template
-from memalpha.rollout import Environment, Writer
 from memalpha.tokenizer import load_tokenizer
 from memalpha.weights import load_params
 from memalpha.writer import policy_writer

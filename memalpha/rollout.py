@@ -6,162 +6,33 @@ Between chunks those that are over leave, and those that wait take their rows.
 Training, evaluation and use share this code; they differ in the writer alone.
 """
 
-import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memalpha import memory, rewards, scoring, tools
+from memalpha import memory, rewards, tools
 from memalpha.batch import Batch, fill, from_tokens, row_bucket
 from memalpha.data.instance import Instance, validate
-from memalpha.judge import Verdict, judge
+from memalpha.episode import (
+    Clock,
+    Environment,
+    Episode,
+    Response,
+    Step,
+    Turn,
+    Writer,
+    cached_decoder,
+    cached_encoder,
+    response_text,
+)
+from memalpha.judge import Verdict
 from memalpha.memory import MemoryView, Outcome
-from memalpha.prompts import CUT_MARK, Template, fit_prompt
-from memalpha.reader import Answer, Answerer, Request, extractive_answers, gather, read
-from memalpha.retrieval import make_index
-from memalpha.tokenizer import decode, encode
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Everything around the writer: what it is shown, what its calls do, how it is rewarded.
-
-    Sizes are in tokens, except `recent` (entries of each list shown) and `top_k` (entries read).
-    `first_ids`: ids of an episode's entries start at a number drawn from this range.
-    """
-
-    tokenizer: Any
-    template: Template
-    dialect: str = "qwen3"
-    enabled: tuple[bool, bool, bool] = (True, True, True)  # core, semantic, episodic
-    recent: int = 5
-    prompt_tokens: int = 6144
-    response_tokens: int = 2048
-    entry_tokens: int = 512
-    core_tokens: int = 512
-    max_calls: int = 64
-    first_ids: tuple[int, int] = (1, 1)
-    parse: Callable[[str, str], list[tools.Call]] = tools.parse_calls  # (response, dialect)
-    retriever: str = "bm25"
-    dimensions: int = 512
-    top_k: int = 20
-    answerer: Answerer = extractive_answers
-    judge: Callable[[Sequence[tools.Call]], list[Verdict]] = judge
-    score_judge: scoring.Judge | None = None  # for sources whose metric asks a judge
-    # The latest accounts of why reader, judge or writer gave nothing, where they keep any.
-    failures: deque[str] = field(default_factory=lambda: deque(maxlen=8), compare=False)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one episode shows its writer at one chunk; `text` is the chunk, `prompt` token ids, and
-    `row` where its memory stands."""
-
-    episode: int
-    chunk: int
-    text: str
-    instance: Instance
-    view: MemoryView
-    prompt: list[int]
-    row: int = 0
-
-
-@dataclass(frozen=True)
-class Response:
-    """What a writer emits: token ids, end-of-sequence included, and the sampler's log-probs."""
-
-    tokens: list[int]
-    logps: np.ndarray | None = None
-    finished: bool = True  # False: cut by its limit
-    error: str = ""  # why the writer failed: the episode is not scored
-
-
-Writer = Callable[[Sequence[Turn]], list[Response]]
-
-
-@dataclass
-class Step:
-    """One row of training: a chunk of an episode, with what came of its calls."""
-
-    chunk: int
-    prompt: list[int]
-    response: Response
-    text: str
-    calls: list[tools.Call]
-    outcomes: list[Outcome]
-    fit: list[bool]
-    r2: float
-    r4: float  # NaN: the judge failed
-    view: MemoryView | None = None  # the memory after the step, where it was asked for
-
-
-@dataclass(frozen=True)
-class Recall:
-    """What a baseline holds after the last chunk of an instance, and what it took to get there.
-
-    Sizes are in tokens: of the memory by the environment's tokenizer, of prompts and completions by
-    that of the model that wrote. `failure` (empty: none) says in the model's own words why there is
-    no memory; then nothing is to be scored.
-    """
-
-    requests: list[Request]  # one a question
-    memory_tokens: int
-    view: MemoryView | None = None  # of a system that writes
-    failure: str = ""
-    rejected: int = 0  # things the model said that could not be used, and changed nothing
-    generations: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-Recaller = Callable[[Environment, Sequence[Instance]], list[Recall]]  # one an instance
-
-
-@dataclass
-class Episode:
-    """One reading of an instance. `valid` is False where no question could be judged."""
-
-    instance: Instance
-    steps: list[Step] = field(default_factory=list)
-    view: MemoryView | None = None  # the final memory
-    answers: list[Answer] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)  # NaN: reader, judge or writer failed
-    verdicts: list[str] = field(default_factory=list)  # of the judge of answers; "": not asked
-    r1: float = float("nan")
-    r3: float = float("nan")
-    memory_tokens: int = 0
-    chunk_tokens: int = 0
-    failure: str = ""  # an account of what is without score or verdict, if there is one
-    recall: Recall | None = None  # of a baseline
-
-    @property
-    def held(self) -> bool:
-        """Whether there is a memory: false where a baseline's model failed before its end."""
-        return not (self.recall and self.recall.failure)
-
-    @property
-    def valid(self) -> bool:
-        return not np.isnan(self.r1)
-
-
-class Clock(defaultdict):
-    """Seconds spent in each stage."""
-
-    def __init__(self):
-        super().__init__(float)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self[stage] += time.perf_counter() - start
+from memalpha.prompts import CUT_MARK, fit_prompt
+from memalpha.reading import read_out
+from memalpha.tokenizer import encode
 
 
 def run_episodes(
@@ -231,7 +102,7 @@ def run_episodes(
             del whole  # it can stand in the way of donating the state
             state, seats = _reseat(state, seats, waiting, first_ids, rows)
     if ask:
-        _read_out(env, episodes, clock)
+        read_out(env, episodes, clock)
     return episodes
 
 
@@ -321,7 +192,7 @@ def make_turn(
     env: Environment, host, episode: int, chunk: int, instance: Instance, text: str, row: int = 0
 ) -> Turn:
     """Shows the chunk `text` with the memory of row `row` of `host` (the state as numpy)."""
-    view = memory.view(host, row, _decoder(env.tokenizer), last=env.recent)
+    view = memory.view(host, row, cached_decoder(env.tokenizer), last=env.recent)
     prompt = fit_prompt(
         env.template,
         view,
@@ -343,12 +214,7 @@ def _next_turn(env: Environment, host, row: int, number: int, episode: Episode) 
 
 def whole_view(env: Environment, host, row: int) -> MemoryView:
     """All of the memory of one row, as text; `host` is the whole state as numpy."""
-    return memory.view(host, row, _decoder(env.tokenizer))
-
-
-def response_text(env: Environment, response: Response) -> str:
-    """The text of a response: special tokens of the chat are not part of it."""
-    return decode(env.tokenizer, response.tokens)
+    return memory.view(host, row, cached_decoder(env.tokenizer))
 
 
 def apply_calls(
@@ -363,7 +229,7 @@ def apply_calls(
     of each [R]. Returns state, ops, outcomes [R, O].
     """
     width = max(env.entry_tokens, env.core_tokens)
-    ops = tools.calls_to_ops(calls, _encoder(env.tokenizer), width, env.max_calls)
+    ops = tools.calls_to_ops(calls, cached_encoder(env.tokenizer), width, env.max_calls)
     inserts = (ops.kind == memory.OpKind.INSERT).sum(axis=1)
     state = memory.grow(state, memory.needed_capacity(state, inserts[:, None]))
     chunks = np.broadcast_to(np.asarray(chunks, np.int32), len(calls))
@@ -399,107 +265,6 @@ def _step(
         r2=float(rewards.format_share(mine)),
         r4=float("nan") if any(verdict.failed for verdict in verdicts) else r4,
     )
-
-
-def _read_out(env: Environment, episodes: list[Episode], clock: Clock) -> None:
-    """Answers the questions of all episodes from their final memories, and scores them."""
-    with clock("retrieve"):
-        requests = [find_evidence(env, episode.instance, episode.view) for episode in episodes]
-    with clock("read"):
-        answer(env, episodes, requests, [episode.view.tokens for episode in episodes])
-
-
-def answer(
-    env: Environment,
-    episodes: Sequence[Episode],
-    requests: Sequence[Sequence[Request]],
-    memory_tokens: Sequence[int],
-) -> None:
-    """Asks the reader for all episodes at once and fills in answers, scores, r1, r3 and sizes."""
-    answers = iter(read([request for some in requests for request in some], env.answerer))
-    for episode, asked, held in zip(episodes, requests, memory_tokens, strict=True):
-        episode.answers = [next(answers) for _ in asked]
-        episode.memory_tokens = held
-    _score(env, episodes)
-
-
-def run_baseline(
-    env: Environment, instances: Sequence[Instance], recall: Recaller
-) -> list[Episode]:
-    """Episodes of a system of `memalpha.baselines`, read and scored as all others are.
-
-    They have no steps, so no r2 and r4. An instance whose `failure` is set is masked: its questions
-    have no answer and it has no score.
-    """
-    if not instances:
-        raise ValueError("run_baseline: no instances; give at least one")
-    recalled = recall(env, [validate(instance) for instance in instances])
-    episodes = [
-        Episode(instance, view=found.view, recall=found, failure=found.failure)
-        for instance, found in zip(instances, recalled, strict=True)
-    ]
-    kept = [episode for episode in episodes if episode.held]
-    held = [episode.recall.memory_tokens for episode in kept]
-    if kept:
-        answer(env, kept, [episode.recall.requests for episode in kept], held)
-    for episode in episodes:
-        if not episode.held:
-            questions = len(episode.instance.questions)
-            episode.answers = [Answer(None, (), (), 0)] * questions
-            episode.scores, episode.verdicts = [float("nan")] * questions, [""] * questions
-            episode.chunk_tokens = sum(count_tokens(env, c) for c in episode.instance.chunks)
-    return episodes
-
-
-def find_evidence(env: Environment, instance: Instance, view: MemoryView) -> list[Request]:
-    """One request to the reader for each question of an instance."""
-    questions = [question.question for question in instance.questions]
-    indexes = [
-        make_index([entry.text for entry in entries], env.retriever, env.dimensions)
-        for entries in (view.semantic, view.episodic)
-    ]
-    return gather(
-        questions,
-        instance.source,
-        view,
-        *indexes,
-        env.top_k,
-        count_tokens=lambda text: count_tokens(env, text),
-    )
-
-
-def _score(env: Environment, episodes: Sequence[Episode]) -> None:
-    """Scores the answers of all episodes, with one call of the judge, and fills in r1 and r3."""
-    claims: dict[tuple[int, int], scoring.Claim] = {}
-    for e, episode in enumerate(episodes):
-        episode.scores = [float("nan")] * len(episode.answers)
-        episode.verdicts = [""] * len(episode.answers)
-        if any(step.response.error for step in episode.steps):
-            continue  # what the writer could not read is not forgotten: nothing is to be said
-        for q, answer in enumerate(episode.answers):
-            if answer.text is not None:
-                claims[e, q] = _claim(episode.instance, q, answer.text)
-    said: dict[int, str] = {}
-    found = scoring.scores(list(claims.values()), env.score_judge, said)
-    for number, ((e, q), score) in enumerate(zip(claims, found, strict=True)):
-        episodes[e].scores[q], episodes[e].verdicts[q] = score, said.get(number, "")
-    for episode in episodes:
-        scores = np.asarray(episode.scores)
-        unjudged = any(np.isnan(step.r4) for step in episode.steps)
-        if (unjudged or np.isnan(scores).any()) and env.failures:
-            episode.failure = env.failures[-1]
-        episode.r1 = float(rewards.correctness(np.nan_to_num(scores), ~np.isnan(scores)))
-        episode.chunk_tokens = sum(count_tokens(env, chunk) for chunk in episode.instance.chunks)
-        episode.r3 = float(rewards.compression(episode.memory_tokens, episode.chunk_tokens))
-
-
-def _claim(instance: Instance, number: int, reply: str) -> scoring.Claim:
-    asked = instance.questions[number]
-    types, ids = (instance.metadata.get(f"question_{name}", ()) for name in ("types", "ids"))
-    kind = str(types[number]) if number < len(types) else ""
-    if number < len(ids) and str(ids[number]).endswith("_abs"):  # as LongMemEval marks them
-        kind = scoring.ABSTENTION
-    return scoring.Claim(instance.source, asked.question, reply, asked.answers, kind)
 
 
 def scripted_writer(env: Environment, respond: Callable[[Turn], str]) -> Writer:
@@ -549,24 +314,3 @@ def to_batch(
         valid=valid,
     )
     return fill(batch, rows)
-
-
-@lru_cache(maxsize=8)
-def _encoder(tokenizer) -> Callable[[str], list[int]]:
-    return lru_cache(maxsize=65_536)(lambda text: encode(tokenizer, text))
-
-
-def encode_text(env: Environment, text: str) -> list[int]:
-    """Token ids of a text; cached."""
-    return _encoder(env.tokenizer)(text)
-
-
-def count_tokens(env: Environment, text: str) -> int:
-    """Tokens of a text, as r3 and the tables count them."""
-    return len(_encoder(env.tokenizer)(text))
-
-
-@lru_cache(maxsize=8)
-def _decoder(tokenizer) -> Callable[[list[int]], str]:
-    cached = lru_cache(maxsize=65_536)(lambda ids: decode(tokenizer, ids))
-    return lambda ids: cached(tuple(ids))

@@ -15,10 +15,10 @@ import numpy as np
 
 from memalpha import sampler
 from memalpha.batch import row_bucket
+from memalpha.episode import Environment, Response, Turn, Writer
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import Cache, ModelConfig, Params
 from memalpha.prompts import fit_prompt
-from memalpha.rollout import Environment, Response, Turn, Writer
 from memalpha.sharding import mesh_of, row_parts
 
 MIN_PREFIX = 64  # tokens that prompts share, from which on they are worth a program of their own

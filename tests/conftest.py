@@ -14,9 +14,9 @@ import pytest  # noqa: E402
 from chat_server import ChatServer  # noqa: E402
 
 from memalpha.data import synthetic  # noqa: E402
+from memalpha.episode import Environment  # noqa: E402
 from memalpha.model import ModelConfig  # noqa: E402
 from memalpha.prompts import load_template, template_fragments  # noqa: E402
-from memalpha.rollout import Environment  # noqa: E402
 from memalpha.tokenizer import train_tokenizer  # noqa: E402
 from memalpha.tools import fixed_fragments  # noqa: E402
 

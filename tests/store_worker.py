@@ -11,9 +11,9 @@ import random
 import select
 import sys
 
-from memalpha.events import Event
+from memalpha.agent.events import Event
+from memalpha.agent.store import CORE_ID, Store
 from memalpha.memory import MEMORY_NAMES
-from memalpha.store import CORE_ID, Store
 
 NAMES = ("ana", "bo", "cy")
 

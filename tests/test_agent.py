@@ -16,18 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.tiny import get_config
-from memalpha import cli, memory
-from memalpha.agent import NOTED, UNKNOWN, MemoryAgent, dialogue, split_text
+from memalpha import memory
+from memalpha.agent import terminal as cli
+from memalpha.agent.contents import EditRefusedError, difference, state_of
+from memalpha.agent.events import ConflictError, Event, StoreError, UnknownNamespaceError
+from memalpha.agent.memory_agent import NOTED, UNKNOWN, MemoryAgent, dialogue, split_text
+from memalpha.agent.store import Store
 from memalpha.checkpoint import CheckpointError, open_checkpoints, save
-from memalpha.contents import EditRefusedError, difference, state_of
 from memalpha.data import synthetic
-from memalpha.events import ConflictError, Event, StoreError, UnknownNamespaceError
-from memalpha.learner import init_state, make_optimizer
+from memalpha.episode import Environment
+from memalpha.learner import init_state
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import init_params
+from memalpha.optimizer import make_optimizer
 from memalpha.policy import load_policy, load_run, model_config
-from memalpha.rollout import Environment, run_episodes, scripted_writer
-from memalpha.store import Store
+from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
 from memalpha.weights import export
 

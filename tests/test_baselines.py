@@ -16,8 +16,9 @@ from memalpha.baselines import (
 from memalpha.baselines.scripted import Flaws, perfect, poor_response
 from memalpha.data import synthetic
 from memalpha.data.instance import Instance, Question
+from memalpha.episode import count_tokens
 from memalpha.memory import Entry, MemoryView
-from memalpha.rollout import count_tokens, run_baseline
+from memalpha.reading import run_baseline
 from memalpha.tools import parse_calls
 
 RECALLS = {

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from memalpha.checkpoint import CheckpointError, open_checkpoints, restore, save
-from memalpha.learner import TrainState, init_state, make_optimizer
+from memalpha.learner import TrainState, init_state
+from memalpha.optimizer import make_optimizer
 
 # Orbax leaves its other reads open when one of them fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

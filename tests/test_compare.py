@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from experiments.compare import compare_table, matrix, parse_runs, wanted_rows
 from experiments.length import length_table, measured
-from experiments.measure import by_source
-from experiments.pictures import draw_matrix, draw_sweep
-from experiments.results import Results
+from experiments.lib.measure import by_source
+from experiments.lib.pictures import draw_matrix, draw_sweep
+from experiments.lib.results import Results
+from experiments.lib.systems import Run, System, check_reading
 from experiments.sweep import read_again, summarise, sweep, sweep_table
-from experiments.systems import Run, System, check_reading
 from memalpha.data import synthetic
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call

@@ -13,10 +13,10 @@ import pytest
 
 from configs import tiny
 from experiments.evaluate import describe, evaluate, results_overview
-from experiments.failures import ReaderFailureError
-from experiments.results import INSTANCES, QUESTIONS, Results, ResultsError, read_lines
-from experiments.sources import describe_source, known_sources, load_sources
-from experiments.systems import (
+from experiments.lib.failures import ReaderFailureError
+from experiments.lib.results import INSTANCES, QUESTIONS, Results, ResultsError, read_lines
+from experiments.lib.sources import describe_source, known_sources, load_sources
+from experiments.lib.systems import (
     BASELINES,
     System,
     describe_reading,
@@ -24,7 +24,8 @@ from experiments.systems import (
     open_workdir,
     trained_system,
 )
-from memalpha.rollout import run_baseline, run_episodes, scripted_writer
+from memalpha.reading import run_baseline
+from memalpha.rollout import run_episodes, scripted_writer
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ["synthetic_facts", "synthetic_updates"]

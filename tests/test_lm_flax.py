@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memalpha import sampler
-from memalpha.lm_flax import FlaxModel, stated_context
+from memalpha.lm.local import FlaxModel, stated_context
 from memalpha.model import init_params
 from memalpha.prompts import encode_messages
 from memalpha.tokenizer import decode, train_tokenizer

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from chat_server import fails
 
-from memalpha import cli, scoring
-from memalpha.agent import MemoryAgent
+from memalpha import scoring
+from memalpha.agent import terminal as cli
+from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.data.instance import Instance, Question
 from memalpha.judge import Verdict
-from memalpha.lm import Generation
-from memalpha.lm_roles import (
+from memalpha.lm.interface import Generation
+from memalpha.lm.roles import (
     CRITERIA,
     lm_content_judge,
     lm_reader,

@@ -8,9 +8,9 @@ from email.utils import formatdate
 import pytest
 from chat_server import cuts, fails, raw, reply, sleeps
 
-from memalpha.lm import Counted, Generation
-from memalpha.lm_cache import DiskCache
-from memalpha.lm_server import ServerModel, ServerRefusedError, retry_after
+from memalpha.lm.cache import DiskCache
+from memalpha.lm.interface import Counted, Generation
+from memalpha.lm.server import ServerModel, ServerRefusedError, retry_after
 
 SECRET = "sk-a-key-of-the-tests"
 

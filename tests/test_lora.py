@@ -11,9 +11,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from configs import tiny
-from experiments.setup import build_model, build_tokenizer, check
+from experiments.lib.setup import build_model, build_tokenizer, check
+from experiments.lib.workdir import write_json
 from experiments.train import train
-from experiments.workdir import write_json
 from memalpha import learner, lora
 from memalpha.batch import from_tokens
 from memalpha.checkpoint import open_checkpoints, restore, save

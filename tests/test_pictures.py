@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.main_job import which_example, widest_first
-from experiments.measure import by_source, summarise, table_rows
-from experiments.pictures import WINDOW, describe_episode, draw_curves, results_table, smooth
+from experiments.lib.main_job import which_example, widest_first
+from experiments.lib.measure import by_source, summarise, table_rows
+from experiments.lib.pictures import WINDOW, describe_episode, draw_curves, results_table, smooth
 from memalpha.baselines import no_memory
 from memalpha.data import synthetic
-from memalpha.rollout import run_baseline, run_episodes, scripted_writer
+from memalpha.reading import run_baseline
+from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
 
 PNG = b"\x89PNG\r\n\x1a\n"

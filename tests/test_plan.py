@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
-from experiments import needs, setup
-from experiments.needs import build_setting, mesh_sizes
-from experiments.setup import check
+from experiments.lib import needs, setup
+from experiments.lib.needs import build_setting, mesh_sizes
+from experiments.lib.setup import check
 from memalpha import learner, plan, sharding
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, init_params
@@ -121,7 +121,7 @@ def test_too_little_memory_names_what_is_too_large(monkeypatch):
 
 def test_a_full_device_is_told_from_other_errors():
     told = needs.advice(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"))
-    assert "config.rl.micro_batch" in told and "python -m memalpha.plan" in told
+    assert "config.rl.micro_batch" in told and "python -m experiments.plan" in told
     assert needs.advice(RuntimeError("INTERNAL: something else")) == ""
 
 

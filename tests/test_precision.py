@@ -8,7 +8,7 @@ import optax
 from memalpha import learner
 from memalpha.batch import from_tokens
 from memalpha.model import ModelConfig, init_params
-from memalpha.precision import in_float32
+from memalpha.optimizer import in_float32
 
 SMALL = ModelConfig(
     vocab_size=31,

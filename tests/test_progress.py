@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.progress import CUT, LINES, WORRIES, progress, worries
+from experiments.lib.progress import CUT, LINES, WORRIES, progress, worries
 from experiments.train import describe_step
 
 ROOT = Path(__file__).parent.parent

@@ -7,12 +7,12 @@ import pytest
 from chat_server import fails
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, real_text, tiny
-from experiments import main_job
-from experiments.failures import ReaderFailureError, check_answers
-from experiments.measure import summarise, validate
-from experiments.readers import build_engines, check_readers, probe, with_readers
-from experiments.setup import build_environment, check
-from experiments.workdir import WorkdirError, open_workdir
+from experiments.lib import main_job
+from experiments.lib.failures import ReaderFailureError, check_answers
+from experiments.lib.measure import summarise, validate
+from experiments.lib.readers import build_engines, check_readers, probe, with_readers
+from experiments.lib.setup import build_environment, check
+from experiments.lib.workdir import WorkdirError, open_workdir
 from memalpha.data import synthetic
 from memalpha.judge import judge
 from memalpha.reader import extractive_answers
@@ -159,7 +159,7 @@ def test_too_many_failures_stop_with_the_words_of_the_server(half_answered):
 def test_validation_and_the_final_table_stop_as_well(half_answered, monkeypatch):
     made, env, writer = half_answered
     made.eval.update(instances=1, test_instances=1)
-    monkeypatch.setattr("experiments.measure.trained_writer", lambda *_: writer)
+    monkeypatch.setattr("experiments.lib.measure.trained_writer", lambda *_: writer)
     monkeypatch.setattr(main_job, "trained_writer", lambda *_: writer)
     with pytest.raises(ReaderFailureError, match="^validation: .*the context is full"):
         validate(made, env, None, None)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import report
-from experiments.charts import Chart, chart_svg, run_charts
+from experiments.lib.charts import Chart, chart_svg, run_charts
+from experiments.lib.workdir import log_start
 from experiments.report import write_report
-from experiments.workdir import log_start
 
 HOSTILE = "<script>document.title='owned'</script>&\"'"
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.results import (
+from experiments.lib.results import (
     INSTANCES,
     QUESTIONS,
     Results,
@@ -18,8 +18,8 @@ from experiments.results import (
     read_results,
 )
 from memalpha.data.instance import Instance, Question
+from memalpha.episode import Episode, Recall, Response, Step
 from memalpha.reader import Answer
-from memalpha.rollout import Episode, Recall, Response, Step
 
 ABOUT = {"split": "test", "reading": {"top_k": 20}, "systems": {"a": {}}, "sources": {"squad": {}}}
 

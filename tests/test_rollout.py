@@ -10,17 +10,12 @@ import pytest
 from memalpha.baselines.scripted import Flaws, perfect, poor_response
 from memalpha.data import synthetic
 from memalpha.data.instance import Instance, Question
+from memalpha.episode import Clock, count_tokens
 from memalpha.memory import Outcome
 from memalpha.model import init_params
 from memalpha.prompts import PromptTooLong
 from memalpha.reader import extractive_answers
-from memalpha.rollout import (
-    Clock,
-    count_tokens,
-    run_episodes,
-    scripted_writer,
-    to_batch,
-)
+from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tokenizer import decode, encode
 from memalpha.tools import format_call, format_response
 from memalpha.writer import policy_writer

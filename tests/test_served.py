@@ -11,16 +11,16 @@ from chat_server import GREETING, fails
 
 from configs import tiny
 from experiments.evaluate import describe, evaluate
-from experiments.failures import ReaderFailureError
-from experiments.pool import read_pool
-from experiments.results import INSTANCES, QUESTIONS, Results, read_lines, read_results
-from experiments.setup import open_run
-from experiments.sources import describe_source, load_sources
-from experiments.systems import open_systems, open_workdir
+from experiments.lib.failures import ReaderFailureError
+from experiments.lib.pool import read_pool
+from experiments.lib.results import INSTANCES, QUESTIONS, Results, read_lines, read_results
+from experiments.lib.setup import open_run
+from experiments.lib.sources import describe_source, load_sources
+from experiments.lib.systems import open_systems, open_workdir
 from experiments.tables import paper_tables
 from memalpha.data import store
 from memalpha.data.instance import Instance, Question
-from memalpha.lm_server import ServerModel
+from memalpha.lm.server import ServerModel
 from memalpha.policy import Policy
 
 ROOT = Path(__file__).parent.parent
@@ -186,7 +186,7 @@ def test_a_dead_server_is_said_before_any_work(workdir, chat_server):
 
 def test_commands_that_open_a_run_as_it_is_ask_first_too(workdir, chat_server, monkeypatch, micro):
     policy = Policy("p", micro.model, {}, micro.env)
-    monkeypatch.setattr("experiments.setup.load_run", lambda workdir: policy)
+    monkeypatch.setattr("experiments.lib.setup.load_run", lambda workdir: policy)
     assert open_run(workdir)[1].env.answerer.name.startswith("reads, ")
     chat_server.behave = lambda body, number: fails(401, "who are you?")
     with pytest.raises(SystemExit, match="401: who are you"):

@@ -6,9 +6,9 @@ import json
 import pytest
 from fastapi.testclient import TestClient
 
-from memalpha.agent import NOTED, MemoryAgent
+from memalpha.agent.http import make_app, run, token_from
+from memalpha.agent.memory_agent import NOTED, MemoryAgent
 from memalpha.rollout import scripted_writer
-from memalpha.server import make_app, run, token_from
 from memalpha.tools import format_call
 
 TOKEN = "a-token-of-some-length"

@@ -3,9 +3,9 @@
 import pytest
 
 from configs import tiny
-from experiments.setup import build_instances, training_batches
-from experiments.sources import describe_source, known_sources, load_sources
-from experiments.systems import applies
+from experiments.lib.setup import build_instances, training_batches
+from experiments.lib.sources import describe_source, known_sources, load_sources
+from experiments.lib.systems import applies
 from memalpha.data import store
 from memalpha.data.instance import Instance, Question
 from memalpha.data.text import dialogue_chunk

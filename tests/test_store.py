@@ -18,15 +18,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memalpha.events import (
+from memalpha.agent.events import (
     ConflictError,
     Event,
     StoreError,
     StoreLockedError,
     UnknownNamespaceError,
 )
+from memalpha.agent.store import Store
 from memalpha.memory import Entry
-from memalpha.store import Store
 
 ROOT = Path(__file__).parent.parent
 EDIT = Event("edit", "me")

@@ -9,7 +9,8 @@ import pytest
 from memalpha.baselines import no_memory
 from memalpha.baselines.scripted import perfect
 from memalpha.data import lexicon, synthetic
-from memalpha.rollout import run_baseline, run_episodes, scripted_writer
+from memalpha.reading import run_baseline
+from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_response
 
 FAMILIES = list(synthetic.FAMILIES)

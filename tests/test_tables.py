@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from experiments.data_tables import data_tables
-from experiments.intervals import estimate
-from experiments.pool import Weights, read_pool
-from experiments.render import Table, html, latex, markdown
-from experiments.results import ResultsError
+from experiments.lib.data_tables import data_tables
+from experiments.lib.intervals import estimate
+from experiments.lib.pool import Weights, read_pool
+from experiments.lib.render import Table, html, latex, markdown
+from experiments.lib.results import ResultsError
 from experiments.tables import PUBLISHED, paper_tables, small_tables, thousands
 from memalpha.data import store
 from memalpha.data.instance import Instance, Question

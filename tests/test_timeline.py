@@ -10,7 +10,8 @@ import pytest
 from absl import app
 
 from configs import tiny
-from experiments import page, setup, timeline
+from experiments import timeline
+from experiments.lib import page, setup
 from experiments.timeline import write_timeline
 from memalpha.checkpoint import CheckpointError
 from memalpha.data.instance import Instance, Question

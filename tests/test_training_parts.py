@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from experiments.setup import check, training_batches
+from experiments.lib.setup import check, training_batches
+from experiments.lib.warm_start import ahead, quote_batch, trace_batch
 from experiments.train import build_optimizer, make_learner
-from experiments.warm_start import ahead, quote_batch, trace_batch
 from memalpha.credit import add_credit
 from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state
@@ -46,7 +46,7 @@ def quoted(micro, env) -> list[list[Call]]:
 
 
 def test_quotes_are_calls_that_store_pieces_of_the_chunk(micro, monkeypatch):
-    monkeypatch.setattr("experiments.warm_start.QUOTE_CORE", 0.0)
+    monkeypatch.setattr("experiments.lib.warm_start.QUOTE_CORE", 0.0)
     for calls in quoted(micro, micro.env):
         assert calls and all(c.arguments["memory_type"] in ("semantic", "episodic") for c in calls)
         pieces = [call.arguments["content"] for call in calls]
@@ -58,7 +58,7 @@ def test_quotes_are_calls_that_store_pieces_of_the_chunk(micro, monkeypatch):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_quotes_in_the_core_join_pieces_in_reading_order(micro, monkeypatch, flat):
-    monkeypatch.setattr("experiments.warm_start.QUOTE_CORE", 0.0 if flat else 1.0)
+    monkeypatch.setattr("experiments.lib.warm_start.QUOTE_CORE", 0.0 if flat else 1.0)
     env = replace(micro.env, enabled=(True, False, False)) if flat else micro.env
     for calls in quoted(micro, env):
         (call,) = calls

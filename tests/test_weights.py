@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import tiny
-from experiments.setup import build_model, check
+from experiments.lib.setup import build_model, check
 from memalpha import lora, weights
 from memalpha.hub import find_folder, read_config
 from memalpha.model import Transformer, init_params, logits

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import config_dict
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments.workdir import MetricsLog, WorkdirError, open_workdir, read_metrics, write_json
+from experiments.lib.workdir import MetricsLog, WorkdirError, open_workdir, read_metrics, write_json
 
 
 def config(**rl):

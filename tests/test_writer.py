@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.compilations import compilations
+from experiments.lib.compilations import compilations
 from memalpha import sampler
 from memalpha.data import synthetic
-from memalpha.learner import LossConfig, init_state, make_optimizer, make_update
+from memalpha.learner import LossConfig, init_state, make_update
 from memalpha.memory import apply_batch
 from memalpha.model import init_params
+from memalpha.optimizer import make_optimizer
 from memalpha.prompts import load_template
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tools import format_call

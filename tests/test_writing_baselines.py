@@ -10,14 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments.measure import summarise
+from experiments.lib.measure import summarise
 from memalpha.baselines import BASELINES, chats, make_baseline, mem0, mem1, memgpt, needs_model
 from memalpha.baselines.chats import chat_tokens, cut, load_form
 from memalpha.data import synthetic
 from memalpha.data.instance import Instance, Question
-from memalpha.lm import Generation
+from memalpha.episode import count_tokens
+from memalpha.lm.interface import Generation
 from memalpha.prompts import PromptTooLong
-from memalpha.rollout import count_tokens, run_baseline
+from memalpha.reading import run_baseline
 from memalpha.tokenizer import train_tokenizer
 from memalpha.tools import format_call
 

@@ -18,8 +18,8 @@ from memalpha.baselines import (
     rag_top2,
     store_everything,
 )
-from memalpha.lm import LanguageModel
-from memalpha.rollout import Recaller
+from memalpha.episode import Recaller
+from memalpha.lm.interface import LanguageModel
 
 BASELINES = {
     "long_context": long_context.recall,

@@ -14,10 +14,11 @@ from typing import TypeVar
 from memalpha import prompts, scoring
 from memalpha.data.cut import pieces
 from memalpha.data.instance import Instance, validate
-from memalpha.lm import Chat, LanguageModel
+from memalpha.episode import Environment, Recall, count_tokens, encode_text
+from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import Entry, MemoryView
 from memalpha.prompts import BUILT_IN, PromptTooLong
-from memalpha.rollout import Environment, Recall, count_tokens, encode_text, find_evidence
+from memalpha.reading import find_evidence
 from memalpha.tokenizer import decode
 from memalpha.tools import clean
 

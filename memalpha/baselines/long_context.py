@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from memalpha.baselines.chats import cut
 from memalpha.data.instance import Instance
+from memalpha.episode import Environment, Recall, count_tokens
 from memalpha.reader import Evidence, Request
-from memalpha.rollout import Environment, Recall, count_tokens
 
 BUDGET = 32_000  # tokens
 

@@ -28,10 +28,10 @@ from memalpha.baselines.chats import (
     user,
 )
 from memalpha.data.instance import Instance
-from memalpha.lm import Chat, LanguageModel
+from memalpha.episode import Environment, Recall
+from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import Entry
 from memalpha.retrieval import make_index
-from memalpha.rollout import Environment, Recall
 from memalpha.scoring import visible
 from memalpha.tools import MAX_REPAIR, clean, read_object
 

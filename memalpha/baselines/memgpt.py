@@ -38,10 +38,10 @@ from memalpha.baselines.chats import (
 )
 from memalpha.data.cut import pieces
 from memalpha.data.instance import Instance
-from memalpha.lm import Chat, LanguageModel
+from memalpha.episode import Environment, Recall, count_tokens
+from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import Entry
 from memalpha.retrieval import make_index
-from memalpha.rollout import Environment, Recall, count_tokens
 from memalpha.scoring import visible
 from memalpha.tools import clean
 

@@ -6,8 +6,8 @@ What it scores, the questions give away.
 from collections.abc import Sequence
 
 from memalpha.data.instance import Instance
+from memalpha.episode import Environment, Recall
 from memalpha.reader import Evidence, Request
-from memalpha.rollout import Environment, Recall
 
 
 def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:

@@ -11,9 +11,9 @@ from memalpha.baselines.chats import cut
 from memalpha.baselines.store_everything import units
 from memalpha.data.cut import fill, pieces
 from memalpha.data.instance import Instance
+from memalpha.episode import Environment, Recall, count_tokens
 from memalpha.reader import Evidence, Request
 from memalpha.retrieval import make_index
-from memalpha.rollout import Environment, Recall, count_tokens
 
 PIECE = 128  # tokens: a few sentences, about what a written entry holds
 

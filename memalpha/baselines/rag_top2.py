@@ -4,9 +4,9 @@
 from collections.abc import Sequence
 
 from memalpha.data.instance import Instance
+from memalpha.episode import Environment, Recall, count_tokens
 from memalpha.reader import Evidence, Request
 from memalpha.retrieval import BM25Index
-from memalpha.rollout import Environment, Recall, count_tokens
 
 CHUNKS = 2
 

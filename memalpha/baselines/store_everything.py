@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from memalpha import scoring
 from memalpha.data.instance import Instance
+from memalpha.episode import Environment, Recall, count_tokens
 from memalpha.memory import Entry, MemoryView
-from memalpha.rollout import Environment, Recall, count_tokens, find_evidence
+from memalpha.reading import find_evidence
 
 
 def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:

@@ -1,0 +1,109 @@
+"""Learning curves of a run as SVG text for a page, in the colours of the page around them."""
+
+import io
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from experiments.lib.pictures import REWARDS, column, smooth
+
+INK = "#010203"  # stands for the colour of the text around a picture, whatever that is
+_STYLE = {
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    ),
+    "svg.fonttype": "none",  # text stays text: small, and in the font of the page
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves against the step: name of a metric -> label; `dots` are drawn as points."""
+
+    title: str
+    lines: Mapping[str, str]
+    dots: Mapping[str, str] | None = None
+    top: float | None = None
+    log: bool = False
+
+
+def chart_svg(chart: Chart, metrics: Sequence[Mapping]) -> str:
+    """One picture, or "" where the metrics have nothing to draw."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": chart.title}):
+        figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for name, label in chart.lines.items():
+            steps, values = column(metrics, name)
+            if steps:
+                (drawn,) = axes.plot(*smooth(metrics, name), label=label)
+                axes.plot(steps, values, color=drawn.get_color(), alpha=0.25, linewidth=0.7)
+        for name, label in (chart.dots or {}).items():
+            steps, values = column(metrics, name)
+            if steps:
+                axes.plot(steps, values, "o-", markersize=3, linewidth=0.7, label=label)
+        if not axes.lines:
+            return ""
+        axes.set(title=chart.title, xlabel="step")
+        if chart.log:
+            axes.set_yscale("symlog", linthresh=1e-6)
+        else:
+            axes.set_ylim(min(0.0, axes.dataLim.y0), chart.top)  # r3 can be negative
+        axes.legend(frameon=False, fontsize=8)
+        return svg(figure, chart.title)
+
+
+def svg(figure: Figure, title: str) -> str:
+    """The figure as an svg element that takes the width and the text colour of its place."""
+    held = io.StringIO()
+    empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(held, format="svg", transparent=True, metadata=empty)
+    text = held.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    # Ids are unique in a picture; the page holds many.
+    mark = f"c{zlib.crc32(title.encode()):08x}-"
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{mark}", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+
+
+def run_charts(metrics: Sequence[Mapping]) -> list[Chart]:
+    """What the report draws of metrics.jsonl."""
+    names = dict.fromkeys(name for line in metrics for name in line)
+    prefix = "validation_r1_"
+    sources = {
+        name: name.removeprefix(prefix).removeprefix("synthetic_")
+        for name in names
+        if name.startswith(prefix)
+    }
+    rewards = [
+        Chart(label, {name: "training"}, {f"validation_{name}": "validation"}, top=1.02)
+        for name, label in REWARDS.items()
+    ]
+    return rewards + [
+        Chart("r1 of each source, validation", {}, sources, top=1.02),
+        Chart("calls a step", {"calls": "made", "ok_calls": "executed"}),
+        Chart("tokens of a step", {"response_tokens": "response", "prompt_tokens": "prompt"}),
+        Chart("tokens of an episode", {"memory_tokens": "memory", "chunk_tokens": "chunks"}),
+        Chart("entropy, nats a token", {"entropy": "entropy"}),
+        Chart("norms", {"grad_norm": "gradient", "update_norm": "update"}),
+        Chart("advantages: groups", {"groups": "all", "zero_variance": "without a difference"}),
+        Chart(
+            "sampler against learner, log-prob gap",
+            {"logp_gap_mean": "mean", "logp_gap_max": "largest"},
+            log=True,
+        ),
+        Chart("clipping", {"clip_fraction": "share clipped", "approx_kl": "approximate KL"}),
+        Chart("responses cut by their limit", {"unfinished": "share"}, top=1.02),
+    ]

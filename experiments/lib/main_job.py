@@ -1,0 +1,175 @@
+"""The whole way: warm start, train, evaluate, show."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.lib.failures import check_answers
+from experiments.lib.measure import evaluate, rollout_rows, table_rows, trained_writer
+from experiments.lib.needs import check_memory
+from experiments.lib.pictures import LEGEND, describe_episode, draw_curves, results_table
+from experiments.lib.progress import console, progress
+from experiments.lib.readers import build_engines, probe
+from experiments.lib.setup import (
+    build_environment,
+    build_every,
+    build_mesh,
+    build_model,
+    build_tokenizer,
+    check,
+    is_synthetic,
+    perfect_writer,
+)
+from experiments.lib.warm_start import warm_start
+from experiments.lib.workdir import log_start, open_workdir, own_folder, read_metrics, write_json
+from experiments.report import write_report
+from experiments.timeline import write_timeline
+from experiments.train import train
+from memalpha.baselines import BASELINES
+from memalpha.data.instance import Instance
+from memalpha.episode import Environment, Episode
+from memalpha.model import ModelConfig, Params
+from memalpha.reading import run_baseline
+from memalpha.rollout import run_episodes
+
+SIMPLE_MEMORIES = {  # as the table calls them
+    "store everything": BASELINES["store_everything"],
+    "RAG-Top2": BASELINES["rag_top2"],
+    "no memory": BASELINES["no_memory"],
+}
+
+
+def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
+    """Runs or continues the experiment of a config in a workdir; returns the summary.
+
+    `events`: write TensorBoard events beside the logs of every step.
+    """
+    began = time.monotonic()
+    check(config)
+    check_memory(config)
+    engines = build_engines(config, build_mesh(config))
+    probe(engines)
+    folder = open_workdir(workdir, config)
+    log_start(own_folder(folder), [sys.executable, *sys.argv])
+    console.print(f"{config.title}\nworkdir {folder}")
+    tokenizer = build_tokenizer(config, folder)
+    env = build_environment(config, tokenizer, engines)
+    model, params = build_model(config, len(tokenizer))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    device = jax.devices()[0]
+    console.print(
+        f"{count / 1e6:.2f}M parameters, vocabulary {len(tokenizer)}, {jax.device_count()} x"
+        f" {device.device_kind}"
+    )
+    untrained = warm_start(config, folder, env, model, params, events)
+    trained = train(config, folder, env, model, untrained, events)
+    results, shown = final_table(config, env, model, untrained, trained)
+    if jax.process_index():
+        return {"results": results}  # the first process writes it up
+    console.print(results_table(f"test instances, {config.title}", results))
+    console.print(f"{LEGEND}.", markup=False)
+    write_timeline(folder / "timeline.html", config.title, dict.fromkeys(shown, env), shown)
+    told = [describe_episode(name, some[0]) for name, some in shown.items()]
+    (folder / "memory.txt").write_text("\n".join([f"{which_example(shown)}.", *told]))
+    picture = draw_curves(folder, config.title)
+    summary = {
+        "title": config.title,
+        "seed": config.seed,
+        "parameters": count,
+        "results": results,
+        "host_share": host_share(folder),
+        "language_models": {role: asdict(engine.usage) for role, engine in engines.items()},
+        "seconds": round(time.monotonic() - began, 1),
+        "device": device.device_kind,
+        "jax": jax.__version__,
+    }
+    write_json(folder / "summary.json", summary)
+    console.print(_memories(shown), markup=False)
+    console.print(f"curves {picture}\nmemory before and after {folder / 'memory.txt'}")
+    console.print(f"memory step by step {folder / 'timeline.html'}\nreport {write_report(folder)}")
+    console.print(f"summary {folder / 'summary.json'}, {summary['seconds']:.0f} s")
+    return summary
+
+
+def final_table(
+    config: ConfigDict, env: Environment, model: ModelConfig, untrained: Params, trained: Params
+) -> tuple[dict, dict[str, list[Episode]]]:
+    """Results of every system on the same test instances, and an episode of each source before and
+    after training, with the memory after every step: see `widest_first`."""
+    instances = build_every(config, "test", config.eval.test_instances)
+    rows = rollout_rows(config)
+    writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
+    for name, params in {"after RL": trained, "untrained (warm start)": untrained}.items():
+        writers[name] = trained_writer(config, env, model, params, rows)
+        if config.eval.temperature:
+            writers[name + ", greedy"] = trained_writer(config, env, model, params, rows, 0.0)
+    results = {}
+    with progress("test", len(writers) + len(SIMPLE_MEMORIES)) as report:
+        for name, writer in writers.items():
+            results[name], episodes = evaluate(env, instances, writer, rows)
+            check_answers(config, episodes, f"test, {name}")
+            report(len(results), name)
+        for name, recall in SIMPLE_MEMORIES.items():
+            episodes = run_baseline(env, instances, recall)
+            check_answers(config, episodes, f"test, {name}")
+            results[name] = table_rows(episodes)
+            report(len(results), name)
+    of_source = {instance.source: instance for instance in reversed(instances)}
+    first = [of_source[source] for source in config.data.sources]
+    shown = {
+        "before training": run_episodes(env, first, writers["untrained (warm start)"], 0, True),
+        "after training": run_episodes(env, first, writers["after RL"], 0, True),
+    }
+    return results, widest_first(shown)
+
+
+def widest_first(shown: dict[str, list[Episode]]) -> dict[str, list[Episode]]:
+    """The same episodes, those whose r1 gained most from the first writer to the last in front; a
+    tie stays as it was, and an episode that was not judged comes last."""
+    before, after = list(shown.values())[0], list(shown.values())[-1]
+    gains = np.nan_to_num([b.r1 - a.r1 for a, b in zip(before, after, strict=True)], nan=-np.inf)
+    order = np.argsort(-gains, kind="stable")
+    return {name: [some[i] for i in order] for name, some in shown.items()}
+
+
+def which_example(shown: dict[str, list[Episode]]) -> str:
+    """How the episode shown first was chosen: it is no average."""
+    first, *_ = shown.values()
+    return (
+        f"Of {len(first)} test instances, the first of each source, this is the one whose r1 gained"
+        f" most ({first[0].instance.source}); the table has the means"
+    )
+
+
+def _scripted(instances: Sequence[Instance]) -> bool:
+    """Notes of synthetic data say what a perfect writer stores; those of real text hold all."""
+    return all(is_synthetic(instance.source) for instance in instances)
+
+
+HOST_STAGES = ("render", "parse", "judge", "retrieve", "read")
+
+
+def host_share(folder: Path) -> float:
+    """Share of a training step spent on host work (HOST_STAGES): the median."""
+    shares = []
+    for line in read_metrics(folder / "timing.jsonl"):
+        host = sum(line.get(stage, 0.0) for stage in HOST_STAGES)
+        shares.append(host / (line["step_seconds"] - line.get("validate", 0.0)))
+    return float(np.median(shares)) if shares else float("nan")
+
+
+def _memories(shown: dict[str, list[Episode]]) -> str:
+    parts = [f"{which_example(shown)}, timeline.html all of them."]
+    for name, (episode, *_) in shown.items():
+        view = episode.view
+        entries = [f"    [{e.id}] {e.text}" for e in (*view.semantic, *view.episodic)]
+        core = [f"    core: {view.core}"] if view.core else []
+        parts.append(f"memory {name}, r1 {episode.r1:.2f}:")
+        parts += core + (entries or ["    (empty)"])
+    return "\n".join(parts)

@@ -1,0 +1,124 @@
+"""Episodes in numbers: what training logs and the final table shows."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.lib.failures import check_answers
+from experiments.lib.setup import build_every, for_sampling, prompt_buckets
+from memalpha.data.instance import Instance
+from memalpha.episode import Environment, Episode, Recaller, Step, Writer
+from memalpha.memory import Outcome
+from memalpha.model import ModelConfig, Params
+from memalpha.reading import run_baseline
+from memalpha.rollout import run_episodes
+from memalpha.writer import policy_writer
+
+
+def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means of the rewards and sizes; those of calls over steps, the rest over episodes.
+
+    Episodes without a judged question are left out of r1 and counted in `failed`; `unanswered` is
+    the share of questions without a score. A system that writes nothing has no row for what is said
+    of steps.
+    """
+    steps = [step for episode in episodes for step in episode.steps]
+    judged = [episode.r1 for episode in episodes if episode.valid]
+    scores = np.concatenate([episode.scores for episode in episodes])
+    held = [episode for episode in episodes if episode.held]
+    result = {
+        "r1": _mean(judged),
+        "r3": _mean([episode.r3 for episode in held]),
+        "failed": float(len(episodes) - len(judged)),
+        "unanswered": float(np.isnan(scores).mean()) if scores.size else float("nan"),
+        "memory_tokens": _mean([episode.memory_tokens for episode in held]),
+        "chunk_tokens": _mean([episode.chunk_tokens for episode in episodes]),
+        "reader_tokens": _mean([answer.tokens for e in held for answer in e.answers]),
+    }
+    return result | (_of_steps(steps) if steps else {})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _of_steps(steps: Sequence[Step]) -> dict[str, float]:
+    outcomes = [outcome for step in steps for outcome in step.outcomes]
+    fit = [step.r4 for step in steps if not np.isnan(step.r4)]
+    return {
+        "r2": float(np.mean([step.r2 for step in steps])),
+        "r4": float(np.mean(fit)) if fit else float("nan"),
+        "calls": len(outcomes) / len(steps),
+        "ok_calls": outcomes.count(Outcome.OK) / len(steps),
+        "response_tokens": float(np.mean([len(step.response.tokens) for step in steps])),
+        "prompt_tokens": float(np.mean([len(step.prompt) for step in steps])),
+        "unfinished": float(np.mean([not step.response.finished for step in steps])),
+    }
+
+
+def by_source(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
+    groups: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        groups.setdefault(episode.instance.source, []).append(episode)
+    return groups
+
+
+def trained_writer(
+    config: ConfigDict,
+    env: Environment,
+    model: ModelConfig,
+    params: Params,
+    rows: int,
+    temperature: float | None = None,
+) -> Writer:
+    """The policy as a writer, at `config.eval.temperature` unless another is given; 0: greedy."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    temperature = config.eval.temperature if temperature is None else temperature
+    params = for_sampling(config, params)
+    return policy_writer(params, model, env, prompt_buckets(config), rows, key, temperature)
+
+
+def rollout_rows(config: ConfigDict) -> int:
+    """Rows of a rollout's batch."""
+    return config.rl.rollout_rows or config.rl.instances * config.rl.rollouts
+
+
+def validate(
+    config: ConfigDict, env: Environment, model: ModelConfig, params: Params
+) -> dict[str, float]:
+    """Rewards on validation instances, all together and r1 of each source."""
+    instances = build_every(config, "validation", config.eval.instances)
+    rows = rollout_rows(config)
+    writer = trained_writer(config, env, model, params, rows)
+    episodes = run_episodes(env, instances, writer, rows=rows)
+    check_answers(config, episodes, "validation")
+    result = {f"validation_{k}": v for k, v in summarise(episodes).items() if k in _SHOWN}
+    for source, some in by_source(episodes).items():
+        result[f"validation_r1_{source}"] = summarise(some)["r1"]
+    return result
+
+
+_SHOWN = ("r1", "r2", "r3", "r4", "failed", "unanswered")
+
+
+def evaluate(
+    env: Environment, instances: Sequence[Instance], writer: Writer, rows: int = 0
+) -> tuple[dict[str, dict[str, float]], list[Episode]]:
+    """One row a source and their mean (`mean`): a mean over sources, as in the paper's tables.
+    rows: episodes at once, see `run_episodes`."""
+    episodes = run_episodes(env, instances, writer, rows=rows)
+    return table_rows(episodes), episodes
+
+
+def evaluate_baseline(env: Environment, instances: Sequence[Instance], recall: Recaller) -> dict:
+    """The same rows for a system of `memalpha.baselines` that writes nothing."""
+    return table_rows(run_baseline(env, instances, recall))
+
+
+def table_rows(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    rows = {source: summarise(some) for source, some in by_source(episodes).items()}
+    names = next(iter(rows.values())).keys()
+    mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in names}
+    return rows | {"mean": mean}

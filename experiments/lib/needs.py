@@ -1,0 +1,81 @@
+"""What a config asks of its devices: the setting of a plan, and whether it can fit at all."""
+
+import math
+import os
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.lib.setup import build_lora, build_loss
+from experiments.train import build_optimizer
+from memalpha.footprint import Setting, check_fits
+from memalpha.policy import find_model, model_config
+from memalpha.sharding import complete
+
+OUT_OF_MEMORY = """
+
+The device has too little memory for what it was doing. Lower config.rl.micro_batch,
+config.rl.head_chunk or config.rl.rollout_rows, set config.model.remat=full, or cut over more
+devices. What takes how much: python -m experiments.plan --config=..."""
+
+
+def advice(error: Exception) -> str:
+    """What to change where an error says that a device has no memory left; else nothing."""
+    return OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else ""
+
+
+def check_memory(config: ConfigDict) -> None:
+    """Raises ValueError, which names what is too large, where the devices here cannot hold what a
+    run of the config keeps all the time. On CPU the devices share the memory of the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    capacity = stats.get("bytes_limit", machine_memory() / jax.local_device_count())
+    some_left = -1 in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    check_fits(build_setting(config, jax.device_count() if some_left else 0), capacity)
+
+
+def machine_memory() -> float:
+    """Bytes; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def build_setting(config: ConfigDict, devices: int) -> Setting:
+    """The setting of a config. The shape is that of `model.path` where it is a folder, else the
+    sizes in `config.model`, with `tokenizer.vocab_size` tokens.
+
+    Raises:
+        ValueError: the mesh is not one of that many devices, or a size that the config refuses.
+    """
+    settings, rl = config.to_dict(), config.rl
+    if config.model.path and Path(config.model.path).expanduser().is_dir():
+        _, model = find_model(settings)
+    else:
+        model = model_config(settings, config.tokenizer.vocab_size)
+    step_rows = rl.instances * rl.rollouts * config.data.chunks
+    return Setting(
+        model=model,
+        loss=build_loss(config),
+        lora=build_lora(config),
+        optimizer=build_optimizer(config),
+        mesh=mesh_sizes(config, devices),
+        gather=config.mesh.gather,
+        prompt=config.prompt.tokens,
+        response=config.prompt.response_tokens,
+        rows=rl.rollout_rows or rl.instances * rl.rollouts,
+        micro_batch=rl.micro_batch or step_rows,
+        step_rows=step_rows,
+    )
+
+
+def mesh_sizes(config: ConfigDict, devices: int) -> tuple[int, int, int]:
+    """data, fsdp, tensor, with a -1 filled in. ValueError where they do not make `devices`."""
+    given = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    devices = devices or math.prod(size for size in given if size != -1)
+    sizes = complete(given, devices)
+    if math.prod(sizes) != devices or min(sizes) < 1:
+        raise ValueError(
+            f"--devices={devices}, but config.mesh is {list(given)}: set data x fsdp x tensor to it"
+        )
+    return sizes

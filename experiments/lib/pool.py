@@ -1,0 +1,172 @@
+"""Instance rows of one or more results folders, put together for tables.
+
+Rows of one instance from several runs (seeds) are averaged first, so that an instance counts once:
+the intervals are over instances.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.lib.intervals import Estimate, estimate
+from experiments.lib.results import ResultsError, Row, read_results
+from experiments.lib.workdir import differences
+from memalpha import scoring
+
+# Names of a table's columns where they are not those of the family of the metric.
+COLUMN_OF = {"longmemeval": "longmemeval_s", "clinc150": "clinic150"}
+
+
+class Weights(NamedTuple):
+    """Of compression and content in the reward: what the ablation tables go by."""
+
+    beta: float
+    gamma: float
+
+
+class Key(NamedTuple):
+    """What one cell of a table is about."""
+
+    split: str
+    weights: Weights
+    system: str
+    column: str
+
+
+@dataclass
+class Pool:
+    """Rows by cell and then by instance; `small`: columns of the small tables."""
+
+    main: Weights
+    reading: Row
+    rows: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
+    small: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
+    made: dict[tuple, tuple[Path, Row]] = field(default_factory=dict)
+
+    def agree(self, place: tuple, folder: Path, made: Row) -> None:
+        """Notes how the rows of a column or system (the end of `place`) were made; ResultsError
+        where those of another folder were made otherwise: a mean would be of two things."""
+        first, before = self.made.setdefault(place, (folder, made))
+        if differ := [item for item in differences(before, made) if not _of_a_seed(item[0])]:
+            lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
+            raise ResultsError(
+                f"{place[-1]!r} of {first} and of {folder} are two things, and a table has one"
+                f" place for both ({lines}): make a table of each"
+            )
+
+    def systems(self, split: str, small: bool) -> list[str]:
+        """Measured with the weights of the first folder, in the order of their first row."""
+        keys = self.small if small else self.rows
+        found = (k.system for k in keys if (k.split, k.weights) == (split, self.main))
+        return list(dict.fromkeys(found))
+
+    def all_weights(self, split: str, small: bool) -> list[Weights]:
+        """Of every trained writer."""
+        keys = self.small if small else self.rows
+        found = (k.weights for k in keys if (k.split, k.system) == (split, "trained"))
+        return sorted(dict.fromkeys(found))
+
+    def small_columns(self, split: str) -> list[str]:
+        return list(dict.fromkeys(k.column for k in self.small if k.split == split))
+
+    def splits(self) -> list[str]:
+        return list(dict.fromkeys(k.split for k in self.small))
+
+    def cell(self, key: Key, small: bool) -> "Cell | None":
+        """The figures of one cell; None where nothing was measured."""
+        held = (self.small if small else self.rows).get(key)
+        return Cell.of(held.values()) if held else None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value an instance: r1 (of those that were judged), and sizes in tokens."""
+
+    r1: np.ndarray
+    memory_tokens: np.ndarray
+    reader_tokens: np.ndarray
+    chunk_tokens: np.ndarray
+    questions: int
+    failed: int
+
+    @classmethod
+    def of(cls, instances: Iterable[Sequence[Row]]) -> "Cell":
+        instances = list(instances)
+
+        def means(name: str) -> np.ndarray:
+            kept = ([r[name] for r in rows if r[name] is not None] for rows in instances)
+            return np.array([np.mean(values) for values in kept if values])
+
+        def total(name: str) -> int:
+            return sum(row[name] for rows in instances for row in rows)
+
+        sizes = map(means, ("memory_tokens", "reader_tokens", "chunk_tokens"))
+        return cls(means("r1"), *sizes, total("questions"), total("failed"))
+
+
+def performance(cells: Sequence[Cell]) -> Estimate | None:
+    """Perf. of one column, or the mean over several; None where an instance is judged nowhere."""
+    columns = [cell.r1 for cell in cells]
+    return estimate(columns) if columns and all(map(len, columns)) else None
+
+
+def mean_over_columns(cells: Sequence[Cell], name: str) -> float | None:
+    """Of a size: the mean over columns of the mean over instances; None where one has none."""
+    columns = [getattr(cell, name) for cell in cells]
+    return float(np.mean([column.mean() for column in columns])) if all(map(len, columns)) else None
+
+
+def read_pool(folders: Sequence[str], small: Sequence[str] = ()) -> Pool:
+    """Puts results folders together; sources of the folders in `small`, and synthetic ones, go to
+    the small tables. The weights of the first folder are those of the main tables.
+
+    Raises:
+        ResultsError: no folder, one without results, folders read in different ways (one table, one
+            reader), or a column or system that was made in different ways.
+    """
+    pool: Pool | None = None
+    for folder, aside in [*((f, False) for f in folders), *((f, True) for f in small)]:
+        about, rows = read_results(folder)
+        weights, reading = Weights(**about["reward"]), dict(about["reading"])
+        reading.pop("tokenizer")  # every run has its own
+        if pool is None:
+            pool = Pool(weights, reading)
+        elif differ := differences(pool.reading, reading):
+            lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
+            raise ResultsError(f"{folder} was read in another way than the first folder: {lines}")
+        _add(pool, Path(folder), about, weights, rows, aside)
+    if pool is None:
+        raise ResultsError("no results folder: give at least one")
+    return pool
+
+
+def _add(
+    pool: Pool, folder: Path, about: Row, weights: Weights, rows: Sequence[Row], small: bool
+) -> None:
+    split = about["split"]
+    for row in rows:
+        source, system = row["source"], row["system"]
+        aside = small or source.startswith("synthetic_")
+        column = source if aside else column_of(source)
+        text = {"source": source} | about["sources"].get(source, {})
+        pool.agree((split, aside, column), folder, text)
+        written = about["systems"].get(system, {})
+        pool.agree((split, aside, weights, system), folder, written)
+        key = Key(split, weights, system, column)
+        cells = (pool.small if aside else pool.rows).setdefault(key, {})
+        cells.setdefault(f"{row['instance']} {row['digest']}", []).append(row)
+
+
+def _of_a_seed(name: str) -> bool:
+    """Whether a field may differ between runs that are put together as seeds."""
+    free = ("seed", "rows", "trained.seed", "trained.checkpoint_every", "trained.data.dir")
+    return name in free or name.startswith("trained.eval.")
+
+
+def column_of(source: str) -> str:
+    """The column of the paper's tables that a source belongs to, published variants included."""
+    family = scoring.family(source)
+    return COLUMN_OF.get(family, family)

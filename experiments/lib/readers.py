@@ -1,0 +1,181 @@
+"""From the fields `config.reader` and `config.judge` to functions on language models.
+
+`engine` is "offline" (rules, no model), "flax" (a Qwen3 folder or hub id in this process) or
+"server" (OpenAI-compatible). The key of a server comes from the environment variable that
+`key_variable` names and is written nowhere.
+"""
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from memalpha.episode import Environment
+from memalpha.hub import find_folder, read_config
+from memalpha.lm.interface import Counted
+from memalpha.lm.local import FlaxModel, stated_context
+from memalpha.lm.roles import lm_content_judge, lm_reader, lm_score_judge
+from memalpha.lm.server import ServerModel, check_url
+from memalpha.prompts import load_template
+from memalpha.scoring import recall_judge
+
+ROLES = ("reader", "judge")
+ENGINES = ("offline", "flax", "server")
+OFFLINE = {"engine": "offline"}  # runs from before these fields were there, too
+# Fields that say how an answer is got and not which: they may differ when a run is continued.
+OPERATION = (
+    "url", "concurrency", "timeout", "retries", "cache", "key_variable", "tokens_at_once",
+)  # fmt: skip
+SPOKEN = ("template", "max_new_tokens", "temperature")  # of a role and not of its engine
+
+
+def settings_of(config: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """The fields of a role as a plain dict; a config without them is offline."""
+    given = config.get(role)
+    return OFFLINE if given is None else dict(given)
+
+
+def check_readers(config: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the field, for settings that cannot work; asks nobody."""
+    if not 0 <= config["max_failed_share"] <= 1:
+        raise ValueError(f"config.max_failed_share={config['max_failed_share']}: give 0 to 1")
+    for role in ROLES:
+        settings = settings_of(config, role)
+        if settings["engine"] not in ENGINES:
+            raise ValueError(
+                f"config.{role}.engine={settings['engine']!r}: give {', '.join(ENGINES)}"
+            )
+        if settings["engine"] != "offline":
+            try:
+                _check(settings)
+            except ValueError as error:
+                raise ValueError(f"config.{role}: {error}") from None
+
+
+def _check(settings: dict[str, Any]) -> None:
+    least = {"max_new_tokens": 1, "temperature": 0, "concurrency": 1, "retries": 0}
+    least |= {"context": 0, "tokens_at_once": 1, "timeout": 1e-3}
+    for field, value in least.items():
+        if settings[field] < value:
+            raise ValueError(f"{field}={settings[field]}: give at least {value}")
+    load_template(settings["template"])
+    if not settings["model"]:
+        raise ValueError("model is empty: name the model, or set engine=offline")
+    if settings["engine"] == "server":
+        check_url(settings["url"])
+        _extra(settings)
+    else:
+        folder = find_folder(settings["model"])
+        read_config(folder, dtype=settings["dtype"], param_dtype=settings["dtype"])
+        context = settings["context"] or stated_context(folder)
+        if context <= settings["max_new_tokens"]:
+            raise ValueError(
+                f"max_new_tokens={settings['max_new_tokens']} leave no room for a prompt in a"
+                f" context of {context}"
+            )
+
+
+def _extra(settings: dict[str, Any]) -> dict[str, Any]:
+    try:
+        extra = json.loads(settings["extra"] or "{}")
+    except ValueError as error:
+        raise ValueError(f"extra={settings['extra']!r} is no JSON: {error}") from None
+    if not isinstance(extra, dict):
+        raise ValueError(f"extra={settings['extra']!r}: give a JSON object")
+    return extra
+
+
+def build_engines(config: Mapping[str, Any], mesh: Mesh | None = None) -> dict[str, Counted]:
+    """The engine of every role that is not offline; roles with the same settings share one.
+
+    Of several processes the first one alone asks a server: the rewards are its own anyway.
+    """
+    made: dict[str, Counted] = {}
+    engines = {}
+    for role in ROLES:
+        settings = settings_of(config, role)
+        if settings["engine"] == "offline":
+            continue
+        if settings["engine"] == "server" and jax.process_index():
+            continue
+        same = json.dumps({k: v for k, v in settings.items() if k not in SPOKEN}, sort_keys=True)
+        if same not in made:
+            made[same] = Counted(_engine(settings, mesh))
+        engines[role] = made[same]
+    return engines
+
+
+def _engine(settings: dict[str, Any], mesh: Mesh | None) -> FlaxModel | ServerModel:
+    if settings["engine"] == "server":
+        names = ("url", "model", "concurrency", "timeout", "retries", "cache", "key_variable")
+        given = {name: settings[name] for name in names}
+        return ServerModel(**given, extra=_extra(settings))
+    return FlaxModel.load(
+        settings["model"],
+        settings["dtype"],
+        mesh,
+        settings["context"],
+        settings["tokens_at_once"],
+    )
+
+
+def probe(engines: Mapping[str, Counted]) -> None:
+    """Asks every engine for a word; ValueError with its own words where it does not answer."""
+    for role, engine in engines.items():
+        asked = [{"role": "user", "content": "Respond with the word yes."}]
+        (generation,) = engine.generate([asked], 8)
+        if generation.error:
+            raise ValueError(f"config.{role}: {engine.name} does not answer: {generation.error}")
+
+
+def accounts(engines: Mapping[str, Counted]) -> list[str]:
+    """What every engine was asked for and what that took, in words; roles may share one."""
+    return [
+        f"{engine.name}: {used.chats} chats, {used.cached} of them from the cache, {used.failed}"
+        f" failed; {used.prompt_tokens} tokens read and {used.completion_tokens} generated"
+        for engine in {id(engine): engine for engine in engines.values()}.values()
+        for used in [engine.usage]
+    ]
+
+
+def with_readers(
+    env: Environment, config: Mapping[str, Any], engines: Mapping[str, Counted]
+) -> Environment:
+    """The environment with reader and judges of the config; accounts of their failures go to its
+    own `failures`."""
+    env = replace(env, score_judge=recall_judge, failures=deque(maxlen=env.failures.maxlen))
+    note = env.failures.append
+    if "reader" in engines:
+        answerer = lm_reader(engines["reader"], **_spoken(config, "reader"), on_failure=note)
+        env = replace(env, answerer=answerer)
+    if "judge" in engines:
+        spoken = _spoken(config, "judge")
+        judge = lm_content_judge(engines["judge"], **spoken, on_failure=note)
+        del spoken["template"]
+        score_judge = lm_score_judge(engines["judge"], **spoken, on_failure=note)
+        env = replace(env, judge=judge, score_judge=score_judge)
+    return env
+
+
+def _spoken(config: Mapping[str, Any], role: str) -> dict[str, Any]:
+    settings = settings_of(config, role)
+    return {name: settings[name] for name in SPOKEN} | {
+        "template": load_template(settings["template"]),
+        "seed": config["seed"],
+    }
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """A config (plain dict) without what changes no result of its readers."""
+    kept = dict(config)
+    for role in ROLES:
+        settings = settings_of(config, role)
+        offline = settings["engine"] == "offline"
+        kept[role] = OFFLINE if offline else {
+            name: value for name, value in settings.items() if name not in OPERATION
+        }  # fmt: skip
+    return kept

@@ -1,0 +1,191 @@
+"""The systems of the tables by name.
+
+All systems of an evaluation read the same instances and are asked through the same reader. What the
+results of a system depend on goes with it, so that a results folder can tell.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.common import finish, language_model
+from experiments.lib.readers import ROLES, build_engines, check_readers, comparable, probe
+from experiments.lib.setup import (
+    build_environment,
+    build_mesh,
+    is_synthetic,
+    open_stage,
+    perfect_writer,
+)
+from experiments.lib.workdir import differences
+from memalpha.baselines import BASELINES, make_baseline, needs_model
+from memalpha.data.instance import Instance
+from memalpha.episode import Clock, Environment, Episode
+from memalpha.lm.interface import Counted, LanguageModel
+from memalpha.reading import run_baseline
+from memalpha.rollout import run_episodes
+from memalpha.tokenizer import load_tokenizer
+
+BUDGET = 1024  # tokens that rag_matched shows its reader, at most
+WRITERS = ("trained", "untrained", "perfect", "flat")
+Reporter = Callable[[int, int], None]  # (chunks done, chunks in all) of a batch
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the tables. `about`: what its results depend on, beside the reading."""
+
+    run: Callable[[Sequence[Instance], Clock, Reporter], list[Episode]]
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A workdir as an evaluation sees it: its config, with changes, and what reads its memories;
+    `engines` are the language models among reader and judge, by role."""
+
+    folder: Path
+    config: ConfigDict
+    env: Environment
+    engines: Mapping[str, Counted] = field(default_factory=dict)
+
+    @property
+    def model(self) -> LanguageModel | None:
+        """Writes for the baselines that need a model: the one that reads."""
+        return self.engines.get("reader")
+
+
+def open_workdir(workdir: str | Path, changes: str = "") -> Run:
+    """A workdir with `changes` to its config ("field=value,...", as after the colon of a config).
+
+    Raises ValueError where there is no config or tokenizer of a run, for a change of a field that
+    is not there, or for a reader or judge that cannot work or does not answer.
+    """
+    folder = Path(workdir)
+    settings = _settings(folder)
+    for role in ROLES:  # runs from before these fields, which --set may now change
+        settings.setdefault(role, language_model())
+    settings["data"].setdefault("built", "")
+    config = finish(ConfigDict(settings), changes, {})
+    check_readers(config)
+    name = config.tokenizer.path or config.model.path or str(folder / "tokenizer")
+    engines = build_engines(config, build_mesh(config))
+    env = build_environment(config, load_tokenizer(name), engines)
+    probe(engines)
+    return Run(folder, config, env, engines)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no workdir of run_experiment.py: it has no config.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error})") from None
+
+
+def describe_reading(env: Environment) -> dict[str, Any]:
+    """What every result depends on, whatever the system: reader, judge, retrieval, tokens."""
+    vocabulary = json.dumps(sorted(env.tokenizer.get_vocab().items()))
+    return {
+        "reader": _name(env.answerer),
+        "judge": _name(env.score_judge),
+        "retriever": env.retriever,
+        "dimensions": env.dimensions,
+        "top_k": env.top_k,
+        "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
+    }
+
+
+def check_reading(runs: Mapping[str, Run]) -> None:
+    """Raises ValueError where runs are read in different ways, which --set can mend."""
+    (first, one), *others = runs.items()
+    before = describe_reading(one.env) | {"tokenizer": ""}  # every run has its own
+    for name, run in others:
+        differ = differences(before, describe_reading(run.env) | {"tokenizer": ""})
+        if differ:
+            lines = "; ".join(f"{what}: {old!r} and {new!r}" for what, old, new in sorted(differ))
+            raise ValueError(f"{first} and {name} are read in different ways ({lines}): --set them")
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "name", None) or getattr(model, "__name__", None) or repr(model)
+
+
+def open_systems(
+    names: Sequence[str], run: Run, flat: Run | None, rows: int, budget: int = BUDGET
+) -> dict[str, System]:
+    """The systems by name; `rows`: episodes of a device batch; `budget`: reader tokens of
+    rag_matched.
+
+    Raises ValueError for an unknown name (lists the known), `flat` without its run, or a checkpoint
+    that is not there.
+    """
+    known = (*WRITERS, *BASELINES)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown system {name!r}; known: {', '.join(known)}")
+    if "flat" in names and flat is None:
+        raise ValueError("system 'flat' is the trained writer of a second run: give its workdir")
+    if flat is not None:
+        check_reading({"the run": run, "flat": flat})
+    return {name: _open(name, run, flat, rows, budget) for name in names}
+
+
+def _open(name: str, run: Run, flat: Run | None, rows: int, budget: int) -> System:
+    if name in BASELINES:
+        if needs_model(name) and run.model is None:
+            raise ValueError(
+                f"system {name!r} writes with the language model that reads, and the reader is"
+                " offline: give --set=reader.engine=flax,reader.model=FOLDER, or a server"
+            )
+        settings = {"budget": budget} if name == "rag_matched" else {}
+        recall = make_baseline(name, run.model, **settings)
+        about = settings | (_sizes(run.config) if needs_model(name) else {})
+        return System(
+            lambda instances, clock, report: run_baseline(run.env, instances, recall), about
+        )
+    if name == "perfect":
+        return _writes(run.env, perfect_writer(run.env), _sizes(run.config))
+    of = flat if name == "flat" else run
+    return trained_system(of, "warm_start" if name == "untrained" else "rl", rows)
+
+
+def trained_system(run: Run, stage: str, rows: int) -> System:
+    """The writer of a run as of its last checkpoint of a stage ("rl" or "warm_start")."""
+    policy = open_stage(run.config, run.folder, stage, run.env)
+    about = {"checkpoint": policy.name, "rows": rows, "temperature": run.config.eval.temperature}
+    about |= {"trained": comparable(_settings(run.folder))} | _sizes(run.config)
+    writer = policy.writer(rows, run.config.eval.temperature, run.config.seed)
+    return _writes(run.env, writer, about)
+
+
+def _sizes(config: ConfigDict) -> dict[str, Any]:
+    """What a writer is shown and may keep, which --set may have changed."""
+    return {name: json.loads(config.to_json())[name] for name in ("prompt", "memory")}
+
+
+def _writes(env: Environment, writer, about: dict[str, Any]) -> System:
+    return System(
+        lambda instances, clock, report: run_episodes(
+            env, instances, writer, clock=clock, on_chunk=report
+        ),
+        about,
+    )
+
+
+def applies(name: str, source: str) -> bool:
+    """Whether a system can be measured on a source: only of synthetic text it is known what a
+    perfect writer stores."""
+    return name != "perfect" or is_synthetic(source)
+
+
+def describe_reward(config: ConfigDict) -> Mapping[str, float]:
+    """The weights that the ablation tables go by."""
+    return {"beta": config.reward.beta, "gamma": config.reward.gamma}

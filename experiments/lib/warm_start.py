@@ -1,0 +1,184 @@
+"""Warm start: what a from-scratch model has to know before reinforcement can teach it anything.
+
+First to copy, which any pretrained model can: spans of random tokens, then pieces of the lines of a
+chunk, put into calls. Then the traces of a deliberately poor writer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.lib.progress import progress
+from experiments.lib.setup import is_flat, poor_writer, training_batches
+from experiments.lib.workdir import MetricsLog, own_folder
+from memalpha.batch import Batch, take
+from memalpha.checkpoint import open_checkpoints, restore, save
+from memalpha.episode import Environment, Turn, Writer
+from memalpha.learner import init_state, make_supervised_update
+from memalpha.memory import MEMORY_NAMES
+from memalpha.model import ModelConfig, Params
+from memalpha.optimizer import make_optimizer
+from memalpha.rollout import run_episodes, scripted_writer, to_batch
+from memalpha.tokenizer import decode, encode
+from memalpha.tools import INSERT, UPDATE, Call, format_response
+
+COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens: short contexts, where copying is learned soonest
+QUOTE_SHARE, QUOTE_CUT = 0.6, 3  # of the lines; the most tokens one loses at either end
+QUOTE_CORE = 0.3  # of the responses to an empty core write it: the pieces in one content
+TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
+
+
+def warm_start(
+    config: ConfigDict,
+    workdir: Path,
+    env: Environment,
+    model: ModelConfig,
+    params: Params,
+    events: bool = False,
+) -> Params:
+    """Trains `params` to copy, to quote, then to imitate the poor writer; continues from its
+    checkpoints. Returns the parameters after `config.warm_start.steps` updates in all; 0: as given.
+    `events`: write TensorBoard events beside the log.
+    """
+    stage = config.warm_start
+    if not stage.steps:
+        return params
+    trace_steps = max(stage.steps - stage.copy_steps - stage.quote_steps, 1)
+    # A short memory of squared gradients (b2): with 0.999 copying had not appeared after 300 steps.
+    optimizer = make_optimizer(
+        stage.learning_rate,
+        warmup_steps=20,
+        total_steps=stage.steps,
+        schedule="stable_decay",
+        decay_share=trace_steps / stage.steps,
+        weight_decay=0.0,
+        b2=0.99,
+        optimizer=stage.optimizer,
+    )
+    update = make_supervised_update(model, optimizer, stage.micro_batch or None)
+    batches = training_batches(config)
+    state, first = init_state(params, optimizer), 0
+    with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:
+        if (found := restore(checkpoints, state)) is not None:
+            first, state = found
+        log = MetricsLog(own_folder(workdir) / "warm_start.jsonl", first, events)
+
+        def make(step: int) -> Batch:
+            if step < stage.copy_steps:
+                return copy_batch(config, len(env.tokenizer), step)
+            if step < stage.copy_steps + stage.quote_steps:
+                return quote_batch(config, env, batches, step)
+            return trace_batch(config, env, batches, step)
+
+        with progress("warm start", stage.steps, first) as report:
+            for step, batch in ahead(make, range(first, stage.steps)):
+                state, metrics = update(state, batch)
+                metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                log.write(step, metrics)
+                check_finite(metrics, step, "warm start")
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == stage.steps:
+                    save(checkpoints, step + 1, state)
+                report(step + 1, f"loss {metrics['loss']:.3f}")
+    return state.params
+
+
+def ahead(make: Callable[[int], Batch], steps: Sequence[int]) -> Iterator[tuple[int, Batch]]:
+    """(step, make(step)) for every step; each is made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for step in steps:
+            batch = make(step) if coming is None else coming.result()
+            coming = thread.submit(make, step + 1) if step + 1 in steps else None
+            yield step, batch
+
+
+def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
+    """Rows of random tokens, none twice in a row, of which a span is repeated."""
+    rng = np.random.default_rng([config.seed, step, 17])
+    rows, length, span = config.warm_start.copy_rows, COPY_CONTEXT, COPY_SPAN
+    context = np.argsort(rng.random((rows, vocab_size)), axis=1)[:, :length].astype(np.int32)
+    start = rng.integers(length - span + 1, size=(rows, 1))
+    completion = np.take_along_axis(context, start + np.arange(span), axis=1)
+    mask = np.ones(context.shape, bool)
+    return Batch(context, mask, completion, mask[:, :span], valid=mask[:, 0])
+
+
+def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
+    """Rows of the usual prompts, answered with calls that store pieces of some lines of the chunk,
+    drawn at random, in reading order: how to quote from any place and go on from there, and nothing
+    about what is worth quoting."""
+    rng = np.random.default_rng([config.seed, step, 19])
+    lists = MEMORY_NAMES[1:]
+    core_share = 1.0 if is_flat(env) else QUOTE_CORE if env.enabled[0] else 0.0
+    room = config.prompt.response_tokens - 1  # for the end of the response
+
+    def quote(turn: Turn) -> str:
+        lines = [line for line in turn.instance.chunks[turn.chunk].split("\n") if line.strip()]
+        some = [line for line in lines if rng.random() < QUOTE_SHARE] or lines[:1]
+        pieces = [decode(env.tokenizer, _piece(rng, encode(env.tokenizer, s))) for s in some]
+        pieces = [piece.strip() for piece in pieces if piece.strip()]
+        core = turn.view.core
+        if core or rng.random() < core_share:  # what is there is kept, and gone on with
+            pieces = pieces[: rng.integers(len(pieces)) + 1] if pieces else []
+            joined = (" ".join([core, *pieces[:n]]) for n in range(1, len(pieces) + 1))
+            tries = [[_store("core", text.strip())] for text in joined]
+        else:
+            calls = [_store(str(rng.choice(lists)), piece) for piece in pieces]
+            tries = [calls[:n] for n in range(1, len(calls) + 1)]
+        texts = [format_response(calls, env.dialect) for calls in tries]
+        return max((t for t in texts if len(encode(env.tokenizer, t)) <= room), key=len, default="")
+
+    return _batch(config, env, batches, step, scripted_writer(env, quote))
+
+
+def _piece(rng: np.random.Generator, tokens: list[int]) -> list[int]:
+    """All but the first and the last few tokens, where there are enough."""
+    first, last = (int(n) for n in rng.integers(QUOTE_CUT + 1, size=2))
+    return tokens[first : len(tokens) - last] or tokens
+
+
+def _store(memory: str, content: str) -> Call:
+    name, field = (UPDATE, "new_content") if memory == "core" else (INSERT, "content")
+    return Call(name, {"memory_type": memory, field: content})
+
+
+def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
+    """Rows of the poor writer's episodes."""
+    rng = np.random.default_rng([config.seed, step, 11])
+    return _batch(config, env, batches, step, poor_writer(config, env, rng))
+
+
+def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Writer) -> Batch:
+    """`rows` rows of a writer's episodes; responses over the buffer are left out."""
+    rows, limit = config.warm_start.rows, config.prompt.response_tokens
+    instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
+    episodes = run_episodes(env, instances, writer, seed=step, ask=False)
+    for episode in episodes:
+        episode.steps = [s for s in episode.steps if len(s.response.tokens) <= limit]
+    room = sum(len(instance.chunks) for instance in instances)
+    batch = take(to_batch(episodes, 1, config.prompt.tokens, limit, room), np.arange(rows))
+    return Batch(
+        batch.prompt,
+        batch.prompt_mask,
+        batch.completion,
+        batch.completion_mask,
+        valid=batch.completion_mask.any(axis=1),  # no questions asked, so no reward is valid
+    )
+
+
+class NonFiniteError(RuntimeError):
+    """Loss or gradient was not a number."""
+
+
+def check_finite(metrics: dict[str, float], step: int, stage: str) -> None:
+    """Raises NonFiniteError, which names the step; the update was not applied."""
+    if metrics.get("nonfinite"):
+        raise NonFiniteError(
+            f"{stage}: loss or gradient was not finite at step {step} (loss {metrics['loss']},"
+            f" gradient norm {metrics['grad_norm']}). The update was not applied and the last"
+            " checkpoint is kept: lower the learning rate, or look at the metrics before that step"
+        )

@@ -1,0 +1,129 @@
+"""The folder of a run: config.json, metrics.jsonl, summary.json and the pictures."""
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.lib.readers import comparable
+from experiments.lib.tensorboard import EventLog
+from memalpha.data.files import write_text
+
+
+class WorkdirError(ValueError):
+    """A workdir that does not belong to this config, or that cannot be used."""
+
+
+def open_workdir(workdir: str, config: ConfigDict) -> Path:
+    """Makes the folder and writes config.json; an earlier run must have had the same config, but
+    for where its language models are and how they are asked (`readers.OPERATION`).
+
+    Of several processes the first one does this.
+
+    Raises:
+        WorkdirError: the folder holds a run of another config (says which fields differ), or is
+            no folder.
+    """
+    folder = Path(workdir).absolute()
+    if jax.process_index():
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise WorkdirError(f"--workdir={workdir} is not a folder: {error}") from error
+    now = json.loads(config.to_json())
+    path = folder / "config.json"
+    begun = any((folder / name).exists() for name in ("tokenizer", "checkpoints"))
+    if path.exists() and begun:  # a run that failed before that has nothing to lose
+        try:
+            before = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise WorkdirError(f"{path} is no JSON ({error}): choose another workdir") from None
+        differ = sorted(differences(comparable(before), comparable(now)))
+        if differ:
+            lines = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in differ)
+            raise WorkdirError(
+                f"--workdir={workdir} belongs to a run of another config:\n{lines}\n"
+                "Choose another workdir, or the config of that run."
+            )
+    write_json(path, now)
+    return folder
+
+
+def own_folder(folder: Path) -> Path:
+    """Where this process writes its own files: the folder of the run for the first one, and
+    process_1 and so on in it for others. Checkpoints and tokenizer are of all together."""
+    own = folder / f"process_{jax.process_index()}" if jax.process_index() else folder
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every value that differs between two JSON objects."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in before.keys() | now.keys():
+            inner = f"{name}.{key}" if name else key
+            found += differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
+        return found
+    return [] if before == now else [(name, before, now)]
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def log_start(folder: Path, command: Sequence[str]) -> None:
+    """Adds a line to starts.jsonl: when, by which command and on what this process runs."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(command),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+    with (folder / "starts.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+class MetricsLog:
+    """A file of one JSON object a step. Steps at or after `step` are dropped on opening: they will
+    be run again, since the checkpoint is older than they are. `events`: for TensorBoard too."""
+
+    def __init__(self, path: Path, step: int, events: bool = False):
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] < step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.events = EventLog(path, kept) if events else None
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        line = {"step": step} | {k: metrics[k] for k in sorted(metrics)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.events:
+            self.events.write(step, metrics)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

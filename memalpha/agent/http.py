@@ -1,0 +1,250 @@
+"""HTTP server of the agent: OpenAI-compatible chat with a memory, and plain memory endpoints.
+
+    MEMALPHA_TOKEN=... python -m memalpha.agent serve --checkpoint=runs/tiny --store=me.db
+
+Every request but /health needs the header `Authorization: Bearer TOKEN`. The server listens on
+this machine alone unless told otherwise; it has no TLS, so put one in front of it to go further.
+A chat remembers in the namespace of its `user` field. One token opens all namespaces.
+"""
+
+import hmac
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from memalpha.agent.contents import EditRefusedError
+from memalpha.agent.events import ConflictError, StoreError, StoreLockedError, UnknownNamespaceError
+from memalpha.agent.memory_agent import MemoryAgent
+
+MAX_BODY = 1 << 20  # bytes
+MODEL = "memalpha"
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^/]*$")]  # part of a path
+Text = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
+Kind = Literal["core", "semantic", "episodic"]
+_STATUS = (  # the first that fits
+    (UnknownNamespaceError, 404),
+    (ConflictError, 409),
+    (StoreLockedError, 503),
+    (StoreError, 400),
+    (EditRefusedError, 409),
+    (ValueError, 400),
+    (RuntimeError, 502),
+)
+
+
+class Part(BaseModel):
+    type: str
+    text: str = ""
+
+
+class Message(BaseModel):
+    role: str
+    content: str | list[Part] | None = None
+
+
+class ChatRequest(BaseModel):
+    messages: list[Message]
+    user: Name = "default"
+    stream: bool = False
+    model: str = MODEL
+
+
+class Observation(BaseModel):
+    text: Text
+    timestamp: Annotated[str, Field(max_length=100)] | None = None
+
+
+class Asked(BaseModel):
+    question: Text
+
+
+class NewText(BaseModel):
+    text: Text
+
+
+def token_from(environment: Mapping[str, str]) -> tuple[str, bool]:
+    """The token in MEMALPHA_TOKEN, or a new one; and whether it is new. ValueError if it is short:
+    tokens are compared in constant time, but a short one can be guessed."""
+    token = environment.get("MEMALPHA_TOKEN", "")
+    if token and len(token) < 16:
+        raise ValueError("MEMALPHA_TOKEN has fewer than 16 characters: choose a longer one")
+    return (token, False) if token else (secrets.token_urlsafe(32), True)
+
+
+def run(agent: MemoryAgent, token: str, host: str = "127.0.0.1", port: int = 8383) -> None:
+    """Serves until it is interrupted."""
+    uvicorn.run(make_app(agent, token), host=host, port=port, server_header=False)
+
+
+def make_app(agent: MemoryAgent, token: str, max_body: int = MAX_BODY) -> FastAPI:
+    """The application; `agent` gives writer and store, a request the namespace."""
+    # Without the pages of documentation: those load scripts from other servers.
+    app = FastAPI(title="memalpha", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_Gate, token=token, max_body=max_body)
+    for kind, status in _STATUS:
+        app.add_exception_handler(kind, _answer(status))
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)  # no such path, method or JSON
+    _add_chat(app, agent)
+    _add_memory(app, agent)
+    return app
+
+
+class _Gate:
+    """Checks the token, then reads at most `max_body` bytes, before all else."""
+
+    def __init__(self, app, token: str, max_body: int):
+        self.app, self.max_body = app, max_body
+        self.expected = b"Bearer " + token.encode()
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan" or scope.get("path") == "/health":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            raise RuntimeError(f"no {scope['type']} here")
+        headers = dict(scope["headers"])
+        if not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
+            refusal = _error(401, "missing or wrong token: send Authorization: Bearer TOKEN")
+            refusal.headers["WWW-Authenticate"] = "Bearer"
+            return await refusal(scope, receive, send)
+        too_large = _error(413, f"the body has more than {self.max_body} bytes")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.max_body:
+            return await too_large(scope, receive, send)
+        body, more = bytearray(), True
+        while more:  # the length may be missing or a lie: count
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.max_body:
+                return await too_large(scope, receive, send)
+        whole = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay():
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "code": status}}, status)
+
+
+def _answer(status: int):
+    def handle(request: Request, error: Exception) -> JSONResponse:
+        return _error(status, str(error))
+
+    return handle
+
+
+def _refused(request: Request, error: HTTPException) -> JSONResponse:
+    return _error(error.status_code, str(error.detail))
+
+
+def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Which field is wrong and why, without sending the input back."""
+    wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return _error(422, wrong)
+
+
+def _add_chat(app: FastAPI, agent: MemoryAgent) -> None:
+    @app.get("/health")
+    def health():
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    def models():
+        model = {"id": MODEL, "object": "model", "created": 0, "owned_by": agent.author}
+        return {"object": "list", "data": [model]}
+
+    @app.post("/v1/chat/completions")
+    def chat(request: ChatRequest):
+        """Answers the last message, of the user; earlier ones are in the memory already."""
+        if not request.messages or request.messages[-1].role != "user":
+            raise ValueError("messages: the last one must be of role user")
+        said = _text(request.messages[-1])
+        reply = agent.of(request.user).chat(said).text
+        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
+        head["model"] = MODEL
+        if request.stream:
+            return StreamingResponse(_events(head, reply), media_type="text/event-stream")
+        message = {"role": "assistant", "content": reply}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return head | {"object": "chat.completion", "choices": [choice], "usage": None}
+
+
+def _text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content or () if part.type == "text")
+
+
+def _events(head: dict, reply: str):
+    """Server-sent events of a reply, which is there all at once."""
+    for delta, end in (({"role": "assistant", "content": reply}, None), ({}, "stop")):
+        choice = {"index": 0, "delta": delta, "finish_reason": end}
+        event = head | {"object": "chat.completion.chunk", "choices": [choice]}
+        yield f"data: {json.dumps(event)}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+def _add_memory(app: FastAPI, agent: MemoryAgent) -> None:
+    @app.get("/v1/memory")
+    def namespaces():
+        return {"namespaces": agent.store.namespaces()}
+
+    @app.get("/v1/memory/{namespace}")
+    def read(namespace: Name, format: Literal["json", "markdown"] = "json"):
+        memory = agent.of(namespace).memory
+        if format == "markdown":
+            return PlainTextResponse(memory.to_markdown(), media_type="text/markdown")
+        return memory.to_dict()
+
+    @app.delete("/v1/memory/{namespace}")
+    def forget(namespace: Name):
+        agent.store.forget(namespace)
+        return {"forgotten": namespace}
+
+    @app.post("/v1/memory/{namespace}/observe")
+    def observe(namespace: Name, body: Observation):
+        return {"events": agent.of(namespace).observe(body.text, body.timestamp)}
+
+    @app.post("/v1/memory/{namespace}/ask")
+    def ask(namespace: Name, body: Asked):
+        reply = agent.of(namespace).ask(body.question)
+        return {"text": reply.text, "evidence": reply.evidence}
+
+    @app.post("/v1/memory/{namespace}/undo")
+    def undo(namespace: Name):
+        return {"event": agent.of(namespace).memory.undo()}
+
+    @app.post("/v1/memory/{namespace}/{kind}")
+    def insert(namespace: Name, kind: Kind, body: NewText):
+        return {"event": agent.of(namespace).memory.insert(kind, body.text)}
+
+    @app.put("/v1/memory/{namespace}/core")
+    def update_core(namespace: Name, body: NewText):
+        return {"event": agent.of(namespace).memory.update("core", body.text)}
+
+    @app.delete("/v1/memory/{namespace}/core")
+    def delete_core(namespace: Name):
+        return {"event": agent.of(namespace).memory.delete("core")}
+
+    @app.put("/v1/memory/{namespace}/{kind}/{entry_id}")
+    def update(namespace: Name, kind: Kind, entry_id: int, body: NewText):
+        return {"event": agent.of(namespace).memory.update(kind, body.text, entry_id)}
+
+    @app.delete("/v1/memory/{namespace}/{kind}/{entry_id}")
+    def delete(namespace: Name, kind: Kind, entry_id: int):
+        return {"event": agent.of(namespace).memory.delete(kind, entry_id)}

@@ -1,0 +1,223 @@
+"""The command line of the agent.
+
+python -m memalpha.agent observe --checkpoint=runs/tiny --store=me.db "Rex is the dog of Ana."
+python -m memalpha.agent ask --checkpoint=runs/tiny --store=me.db "Whose dog is Rex?"
+python -m memalpha.agent chat --checkpoint=runs/tiny --store=me.db
+python -m memalpha.agent show --store=me.db
+python -m memalpha.agent serve --checkpoint=runs/tiny --store=me.db
+
+A chat model on an OpenAI-compatible server can take the place of the trained writer, and answers as
+well; its key is read from the environment variable OPENAI_API_KEY, if it needs one:
+
+python -m memalpha.agent chat --writer-url=http://127.0.0.1:8000/v1 --writer-model=NAME --store=m.db
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from absl import logging
+
+from memalpha.agent.events import Event, StoreError
+from memalpha.agent.memory_agent import MemoryAgent
+from memalpha.agent.store import Store
+from memalpha.lm.roles import lm_reader, lm_writer, prompted_environment
+from memalpha.lm.server import ServerModel
+from memalpha.memory import MEMORY_NAMES, Entry
+from memalpha.prompts import escape
+from memalpha.tokenizer import load_tokenizer
+
+HELP = "lines starting with / are commands: /memory /history /undo /quit"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
+    try:
+        options.run(options)
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {printable(str(error))}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; what was committed is kept")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m memalpha.agent", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, run, about in (
+        ("chat", chat, "talk to it; it remembers"),
+        ("observe", observe, "let it read a text"),
+        ("ask", ask, "ask its memory one question"),
+        ("show", show, "print a memory"),
+        ("serve", serve, "OpenAI-compatible HTTP server"),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(run=run)
+        command.add_argument("--store", required=True, help="file of the memories")
+        if name != "show":
+            _add_models(command)
+        if name != "serve":
+            command.add_argument("--namespace", default="default", help="whose memory")
+        if name == "observe":
+            command.add_argument("text", help="the text; - reads standard input")
+            command.add_argument("--timestamp", help="when it was said; default: now")
+        if name == "ask":
+            command.add_argument("question")
+        if name == "show":
+            command.add_argument("--history", action="store_true", help="also who wrote what")
+        if name == "serve":
+            command.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
+            command.add_argument("--port", type=int, default=8383)
+    return parser
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    writer = command.add_mutually_exclusive_group(required=True)
+    writer.add_argument("--checkpoint", help="workdir of a finished run, or a Qwen3 folder")
+    writer.add_argument("--writer-model", help="prompted model on a server, in its place")
+    command.add_argument("--writer-url", help="of that server, such as http://127.0.0.1:8000/v1")
+    command.add_argument(
+        "--reader-model",
+        help="model on a server that answers; default: the writer model, else none",
+    )
+    command.add_argument("--reader-url", help="of that server; default: that of the writer")
+    command.add_argument(
+        "--tokenizer", help="folder or hub id of the writer model's; default: bytes are counted"
+    )
+
+
+def printable(text: str) -> str:
+    """Text that cannot drive a terminal: control characters are shown, not sent."""
+    return escape(text)
+
+
+def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAgent:
+    if options.reader_url and not (options.reader_model or options.writer_model):
+        raise ValueError(f"--reader-url={options.reader_url}: name its model with --reader-model")
+    if options.writer_url and not (options.reader_model or options.writer_model):
+        raise ValueError(f"--writer-url={options.writer_url}: name its model with --writer-model")
+    writer = _server(options.writer_model, options.writer_url, "--writer")
+    answers = _server(options.reader_model, options.reader_url or options.writer_url, "--reader")
+    if writer is None:
+        agent = MemoryAgent.from_checkpoint(
+            options.checkpoint, store=options.store, namespace=namespace
+        )
+    else:
+        env = prompted_environment(options.tokenizer and load_tokenizer(options.tokenizer))
+        write = lm_writer(env, writer, on_failure=env.failures.append)
+        agent = MemoryAgent(env, write, Store(options.store), namespace, writer.name)
+    if answers or writer:
+        read = lm_reader(answers or writer, on_failure=agent.env.failures.append)
+        agent.env = replace(agent.env, answerer=read)
+    return agent
+
+
+def _server(model: str | None, url: str | None, flag: str) -> ServerModel | None:
+    if model and not url:
+        raise ValueError(f"{flag}-model={model}: name its server with {flag}-url")
+    return ServerModel(url, model) if model else None
+
+
+def _existing(path: str) -> Store:
+    if not Path(path).is_file():
+        raise StoreError(f"no store at {path}; `observe` and `chat` make one")
+    return Store(path)
+
+
+def chat(options: argparse.Namespace) -> None:
+    agent = _agent(options, options.namespace)
+    print(HELP)
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        try:
+            print(_converse(agent, line))
+        except (ValueError, RuntimeError) as error:
+            print(printable(str(error)))
+
+
+def _converse(agent: MemoryAgent, line: str) -> str:
+    if line == "/memory":
+        return _contents(agent.store, agent.namespace)
+    if line == "/history":
+        return _events(agent.store, agent.namespace)
+    if line == "/undo":
+        event = agent.memory.undo()
+        return "nothing to undo" if event is None else f"took back event {event.undoes}"
+    if line.startswith("/"):
+        return HELP
+    return printable(agent.chat(line).text) if line else HELP
+
+
+def observe(options: argparse.Namespace) -> None:
+    text = sys.stdin.read() if options.text == "-" else options.text
+    for event in _agent(options, options.namespace).observe(text, options.timestamp):
+        print(_event(event))
+
+
+def ask(options: argparse.Namespace) -> None:
+    _existing(options.store).close()
+    reply = _agent(options, options.namespace).ask(options.question)
+    print(printable(reply.text) or "(the memory says nothing)")
+    for entry in reply.evidence.entries[:5]:
+        print(f"  {_entry(entry)}")
+
+
+def show(options: argparse.Namespace) -> None:
+    store = _existing(options.store)
+    print(_contents(store, options.namespace))
+    if options.history:
+        print(_events(store, options.namespace))
+
+
+def serve(options: argparse.Namespace) -> None:
+    from memalpha.agent.http import run, token_from
+
+    token, made = token_from(os.environ)
+    if made:
+        print(f"no MEMALPHA_TOKEN is set; the token of this server is {token}", flush=True)
+    run(_agent(options), token, options.host, options.port)
+
+
+def _contents(store: Store, namespace: str) -> str:
+    memory = store.read(namespace)
+    lines = [f"core: {printable(memory.core) or '(empty)'}"]
+    for name in MEMORY_NAMES[1:]:
+        entries = [f"  {_entry(entry)}" for entry in getattr(memory, name)]
+        lines += [f"{name}:", *(entries or ["  (empty)"])]
+    return "\n".join(lines)
+
+
+def _entry(entry: Entry) -> str:
+    text = printable(entry.text).replace("\n", "\n      ")
+    return f"[{entry.id}] {text}  (event {entry.written_at})"
+
+
+def _events(store: Store, namespace: str) -> str:
+    changes = store.changes(namespace)
+    lines = []
+    for event in store.events(namespace):
+        lines.append(_event(event))
+        for change in changes:
+            if change.number == event.number:
+                before, after = (
+                    "-" if text is None else repr(text) for text in (change.before, change.after)
+                )
+                lines.append(f"    {MEMORY_NAMES[change.memory]} [{change.id}] {before} => {after}")
+    return "\n".join(lines)
+
+
+def _event(event: Event) -> str:
+    calls = ", ".join(
+        f"{printable(call['name']) or 'call'}: {call['outcome']}" for call in event.calls
+    )
+    what = f"takes back {event.undoes}" if event.undoes is not None else calls or "no call"
+    return f"event {event.number} {event.at} {event.action} by {printable(event.author)}: {what}"

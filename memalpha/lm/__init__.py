@@ -1,0 +1,1 @@
+"""Language models as readers, judges and writers: in this process, or behind a server."""

@@ -1,0 +1,185 @@
+"""Our own Flax model as a language model of `lm`: any dense Qwen3, or a model from scratch.
+
+Chats are sorted by length and decoded in batches through `sampler.generate`, each in a bucket of
+the prompt that is a power of two, so that few shapes are compiled and little is padding. Parameters
+on a mesh are used as they lie there.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from memalpha import sampler
+from memalpha.hub import find_folder, read_config
+from memalpha.lm.interface import Chat, Generation
+from memalpha.model import ModelConfig, Params, init_params
+from memalpha.prompts import encode_messages
+from memalpha.sharding import check_heads, mesh_of, shardings, spec_of
+from memalpha.tokenizer import decode, load_tokenizer
+from memalpha.weights import load_params
+
+SMALLEST_BUCKET = 64  # tokens
+
+
+class FlaxModel:
+    """Model, parameters and tokenizer as an engine.
+
+    Chats go through the chat template of the tokenizer, thinking off, where it has one; else as
+    plain text, as the writers from scratch are trained (`prompts.encode_messages`).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        params: Params,
+        tokenizer,
+        context_tokens: int,
+        tokens_at_once: int = 65_536,
+        stop_ids: Sequence[int] = (),
+    ):
+        """context_tokens: of prompt and completion together. tokens_at_once: of all rows of a batch
+        together, padding included; one chat is always tried. stop_ids: beside the tokenizer's own
+        end of sequence."""
+        if context_tokens < 2 or tokens_at_once < 1:
+            raise ValueError(
+                f"{name}: context_tokens={context_tokens}, tokens_at_once={tokens_at_once}: give at"
+                " least 2 and 1"
+            )
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}:"
+                " give the tokenizer of this model"
+            )
+        self.name, self.config, self.params, self.tokenizer = name, config, params, tokenizer
+        self.context_tokens, self.tokens_at_once = context_tokens, tokens_at_once
+        self.stop_ids = sorted({tokenizer.eos_token_id, *stop_ids})
+        mesh = mesh_of(params)
+        self._parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+    @classmethod
+    def load(
+        cls,
+        path_or_hub_id: str,
+        dtype: str = "bfloat16",
+        mesh: Mesh | None = None,
+        context_tokens: int = 0,
+        tokens_at_once: int = 65_536,
+    ) -> "FlaxModel":
+        """The Qwen3 of a folder or hub id ("name@revision"); context_tokens 0: as it states.
+
+        Raises:
+            ValueError: it cannot be loaded, the mesh does not divide it, or it has a shorter
+                context than asked for.
+        """
+        folder = find_folder(path_or_hub_id)
+        config = read_config(folder, dtype=dtype, param_dtype=dtype, attention="auto")
+        context = context_tokens or stated_context(folder)
+        if context > stated_context(folder):
+            raise ValueError(
+                f"{path_or_hub_id}: a context of {context} tokens is asked for, but its config.json"
+                f" states {stated_context(folder)}"
+            )
+        where = None
+        if mesh is not None:
+            check_heads(mesh, config.num_kv_heads)
+            shardings(jax.eval_shape(partial(init_params, config), jax.random.key(0)), mesh)
+            where = lambda path: NamedSharding(mesh, spec_of(path))
+        revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
+        return cls(
+            f"{path_or_hub_id.partition('@')[0]}{revision} in {dtype}",
+            config,
+            load_params(folder, config, where),
+            load_tokenizer(path_or_hub_id),
+            context,
+            tokens_at_once,
+            _stated_stops(folder),
+        )
+
+    def generate(
+        self,
+        prompts: Sequence[Chat],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[Generation]:
+        """See `lm.LanguageModel`. The sample of a chat depends on seed, its place in `prompts` and
+        its text alone. A chat that does not fit the context is an error in its generation."""
+        if max_new_tokens < 1:
+            raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
+        encoded = [encode_messages(list(chat), self.tokenizer) for chat in prompts]
+        room = self.context_tokens - max_new_tokens
+        results = [
+            Generation("", len(ids), error=self._refusal(len(ids), max_new_tokens))
+            for ids in encoded
+        ]
+        # The longest first: what does not fit the device says so at once.
+        fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= room]
+        waiting = sorted(fitting, key=lambda i: -len(encoded[i]))
+        while waiting:
+            bucket = min(_power_above(max(len(encoded[waiting[0]]), SMALLEST_BUCKET)), room)
+            rows = self._rows(bucket + max_new_tokens, len(waiting))
+            taken, waiting = waiting[:rows], waiting[rows:]
+            samples = self._sample(
+                [encoded[i] for i in taken], taken, bucket, rows, max_new_tokens, temperature, seed
+            )
+            for row, i in enumerate(taken):
+                tokens = samples.tokens[row][samples.mask[row]].tolist()
+                text = decode(self.tokenizer, tokens)
+                results[i] = Generation(text, len(encoded[i]), len(tokens))
+        return results
+
+    def _refusal(self, prompt: int, max_new_tokens: int) -> str:
+        if not prompt:
+            return "the prompt has no tokens"
+        return (
+            f"the prompt has {prompt} tokens, which with {max_new_tokens} for the reply pass the"
+            f" context of {self.context_tokens} of {self.name}"
+        )
+
+    def _rows(self, width: int, waiting: int) -> int:
+        """Rows of a batch: a power of two, for few shapes, and a multiple of what the mesh cuts."""
+        most = 2 ** int(math.log2(max(1, self.tokens_at_once // width)))
+        rows = min(most, _power_above(waiting))
+        return -(-rows // self._parts) * self._parts
+
+    def _sample(
+        self, prompts, numbers, bucket, rows, max_new_tokens, temperature, seed
+    ) -> sampler.Samples:
+        tokens, mask = sampler.pad_prompts(prompts, [bucket], rows)
+        filler = [2**31 - 1 - i for i in range(rows - len(prompts))]
+        keys = sampler.row_keys(jax.random.key(seed), [*numbers, *filler])
+        limits = np.where(np.arange(rows) < len(prompts), max_new_tokens, 0)
+        stops = jnp.asarray(self.stop_ids, jnp.int32)
+        return jax.device_get(
+            sampler.generate(
+                self.params, self.config, tokens, mask, keys, temperature, 1.0, limits, stops,
+                max_new_tokens,
+            )
+        )  # fmt: skip
+
+
+def _power_above(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def stated_context(folder: Path) -> int:
+    """The positions that the config.json of a model folder states; ValueError if it does not."""
+    stated = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    if not isinstance(stated, int):
+        raise ValueError(f"{folder}/config.json lacks max_position_embeddings: give the context")
+    return stated
+
+
+def _stated_stops(folder: Path) -> list[int]:
+    """End-of-sequence ids of generation_config.json: chat models have more than one."""
+    path = folder / "generation_config.json"
+    stops = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    return [stops] if isinstance(stops, int) else list(stops or ())

@@ -1,0 +1,261 @@
+"""Reader, judges and writer on a language model of `lm`: the functions that `rollout` takes.
+
+What the model is shown goes through `prompts`, as data between tags. Thinking is removed from what
+it says (`scoring.visible`). Where the engine failed, reader and score judge give None and the
+content judge a failed verdict; the engine's words go to `on_failure`. Reader and judges carry a
+`name` for result files.
+"""
+
+import math
+import string
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from absl import logging
+from json_repair import repair_json
+
+from memalpha import judge, scoring
+from memalpha.episode import Environment, Response, Turn, Writer
+from memalpha.judge import Verdict
+from memalpha.lm.interface import Chat, LanguageModel
+from memalpha.memory import MEMORY_NAMES
+from memalpha.prompts import (
+    BUILT_IN,
+    Template,
+    encode_messages,
+    escape,
+    load_template,
+    render_judge,
+    render_memorise,
+    render_reader,
+)
+from memalpha.reader import Answerer, Request
+from memalpha.scoring import Claim
+from memalpha.tokenizer import encode, train_tokenizer
+from memalpha.tools import Call
+
+OnFailure = Callable[[str], None]
+READER_TOKENS, VERDICT_TOKENS = 2048, 512  # of a reply; the first as in Mem-alpha
+SHOWN = 200  # characters of a reply in an account of it
+READER_KIND = {
+    "retrieval": "reader",
+    "labels": "reader_classification",
+    "summary": "reader_summary",
+}
+# Marks of chat turns that are not of the form <|...|>, which `escape` knows.
+CHAT_MARKS = ("<s>", "</s>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>")
+VERDICT_TAGS = tuple(
+    tag for name in ("question", "expected", "reply") for tag in (f"<{name}>", f"</{name}>")
+)
+# Question types of LongMemEval, and the rule by which a reply to each is judged.
+CRITERIA = {
+    "single-session-user": "answer",
+    "single-session-assistant": "answer",
+    "multi-session": "answer",
+    "temporal-reasoning": "temporal",
+    "knowledge-update": "update",
+    "single-session-preference": "preference",
+    scoring.ABSTENTION: "abstention",
+}
+
+
+def lm_reader(
+    engine: LanguageModel,
+    template: Template | None = None,
+    max_new_tokens: int = READER_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_failure: OnFailure = logging.warning,
+) -> Answerer:
+    """The `reader.Answerer` of a model; `template` None: the built-in "full"."""
+    template = load_template("full") if template is None else template
+
+    def chat(request: Request) -> Chat:
+        evidence = request.evidence
+        return render_reader(
+            template,
+            scoring.instruction(request.source) + request.question,
+            evidence.core,
+            [entry.text for entry in evidence.semantic],
+            [entry.text for entry in evidence.episodic],
+            READER_KIND[scoring.category(request.source)],
+            special=CHAT_MARKS,
+        )
+
+    def answer(requests: Sequence[Request]) -> list[str | None]:
+        chats = [chat(request) for request in requests]
+        return _say(engine, chats, max_new_tokens, temperature, seed, "reader", on_failure)
+
+    answer.name = _name(engine, max_new_tokens, temperature, template.name)
+    return answer
+
+
+def lm_score_judge(
+    engine: LanguageModel,
+    max_new_tokens: int = VERDICT_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_failure: OnFailure = logging.warning,
+) -> scoring.Judge:
+    """The `scoring.Judge` of a model: yes or no, by the rule for the type of the question.
+
+    A reply that is neither is given as it is: `scoring` counts it as a failure, not as a no.
+    """
+
+    def decide(claims: Sequence[Claim]) -> list[str | None]:
+        chats = [render_verdict(claim) for claim in claims]
+        said = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
+        for reply in said:
+            if reply is not None and math.isnan(scoring.verdict(reply)):
+                on_failure(f"the judge said neither yes nor no: {reply[:SHOWN]!r}")
+        return said
+
+    decide.name = _name(engine, max_new_tokens, temperature)
+    return decide
+
+
+def render_verdict(claim: Claim) -> Chat:
+    """The messages that ask whether a reply is right. A type of question that LongMemEval does not
+    have is judged like its plain ones."""
+    also = (*VERDICT_TAGS, *CHAT_MARKS)
+    text = string.Template(_text("frame")).substitute(
+        criteria=_text(CRITERIA.get(claim.kind, "answer")),
+        question=escape(claim.question, also),
+        expected=escape("\n".join(claim.answers), also),
+        reply=escape(claim.prediction, also),
+    )
+    return [{"role": "user", "content": text}]
+
+
+@lru_cache
+def _text(name: str) -> str:
+    return (BUILT_IN / "verdict" / f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def lm_content_judge(
+    engine: LanguageModel,
+    template: Template | None = None,
+    max_new_tokens: int = VERDICT_TOKENS,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_failure: OnFailure = logging.warning,
+) -> Callable[[Sequence[Call]], list[Verdict]]:
+    """The content judge of r4 on a model, with the signature of `judge.judge`.
+
+    It is asked only of calls that have a content; a reply without a verdict in it is a failure.
+    """
+    template = load_template("full") if template is None else template
+
+    def decide(calls: Sequence[Call]) -> list[Verdict]:
+        found = [judge.to_judge(call) for call in calls]
+        asked = [i for i, item in enumerate(found) if isinstance(item, tuple)]
+        chats = [
+            render_judge(template, MEMORY_NAMES[found[i][0]], found[i][1], CHAT_MARKS)
+            for i in asked
+        ]
+        said = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
+        for i, reply in zip(asked, said, strict=True):
+            found[i] = read_verdict(reply)
+            if found[i].failed and reply is not None:
+                on_failure(f"the judge gave no verdict: {reply[:SHOWN]!r}")
+        return found
+
+    decide.name = _name(engine, max_new_tokens, temperature, template.name)
+    return decide
+
+
+def read_verdict(reply: str | None) -> Verdict:
+    """The verdict in {"VALID": bool, "ISSUES": [...], ...}, slightly broken JSON included."""
+    text = reply or ""
+    start, end = text.find("{"), text.rfind("}")
+    found = repair_json(text[start : end + 1], return_objects=True) if 0 <= start < end else None
+    valid = found.get("VALID") if isinstance(found, dict) else None
+    valid = {"true": True, "false": False}.get(str(valid).lower())
+    if valid is None:
+        return Verdict(False, ("the judge gave no verdict",), failed=True)
+    issues = found.get("ISSUES") or []
+    issues = tuple(map(str, issues)) if isinstance(issues, list) else (str(issues),)
+    return Verdict(valid, () if valid else issues)
+
+
+def lm_writer(
+    env: Environment,
+    engine: LanguageModel,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_failure: OnFailure = logging.warning,
+) -> Writer:
+    """A model as a writer, prompted and untrained, in the environment it is given.
+
+    The tools are described in the prompt and called in the text, so any chat model will do. As many
+    entries are shown as fit `env.prompt_tokens`, counted by the tokenizer of `env`. A model that
+    fails leaves `Response.error`: its episode is not scored.
+    """
+
+    def chat(turn: Turn) -> Chat:
+        recent = env.recent
+        while True:
+            messages = render_memorise(
+                env.template, turn.view, turn.text, recent, env.response_tokens, env.dialect,
+                env.enabled, (*env.tokenizer.all_special_tokens, *CHAT_MARKS),
+            )  # fmt: skip
+            size = len(encode_messages(messages, env.tokenizer))
+            if size <= env.prompt_tokens or not recent:
+                return messages
+            recent //= 2
+
+    def write(turns: Sequence[Turn]) -> list[Response]:
+        chats = [chat(turn) for turn in turns]
+        own = seed + turns[0].chunk if turns else seed
+        generations = engine.generate(chats, env.response_tokens, temperature, own)
+        responses = []
+        for generation in generations:
+            if generation.error:
+                on_failure(f"writer {engine.name}: {generation.error}")
+            tokens = encode(env.tokenizer, scoring.visible(generation.text))
+            end = [] if generation.error else [env.tokenizer.eos_token_id]
+            responses.append(Response([*tokens, *end], error=generation.error))
+        return responses
+
+    return write
+
+
+def prompted_environment(tokenizer=None) -> Environment:
+    """The sizes and instructions for a pretrained model as writer (Mem-alpha, section 3.2).
+
+    Without a tokenizer what goes in is counted in bytes, four to a token: close enough for English.
+    """
+    template = load_template("full")
+    if tokenizer is not None:
+        return Environment(tokenizer, template)
+    sizes = Environment.__dataclass_fields__
+    in_bytes = {
+        name: 4 * sizes[name].default for name in ("prompt_tokens", "entry_tokens", "core_tokens")
+    }
+    return Environment(train_tokenizer([], 258), template, **in_bytes)
+
+
+def _name(engine: LanguageModel, tokens: int, temperature: float, template: str = "") -> str:
+    """Says in result files by whom and how something was read or judged."""
+    form = f", template {template}" if template else ""
+    return f"{engine.name}, at most {tokens} tokens, temperature {temperature}{form}"
+
+
+def _say(
+    engine: LanguageModel,
+    chats: Sequence[Chat],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    who: str,
+    on_failure: OnFailure,
+) -> list[str | None]:
+    """What the model says, thinking removed; None where it failed."""
+    if not chats:
+        return []
+    said: list[str | None] = []
+    for generation in engine.generate(chats, max_new_tokens, temperature, seed):
+        if generation.error:
+            on_failure(f"{who} {engine.name}: {generation.error}")
+        said.append(None if generation.error else scoring.visible(generation.text))
+    return said

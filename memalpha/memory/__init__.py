@@ -1,0 +1,46 @@
+"""The memory: arrays and operations (`state`), batches of them (`rows`), its text (`text`)."""
+
+from memalpha.memory.rows import grow, needed_capacity, newest, refill, take
+from memalpha.memory.state import (
+    CORE,
+    EPISODIC,
+    MEMORY_NAMES,
+    SEMANTIC,
+    MemoryState,
+    Newest,
+    OpKind,
+    Ops,
+    Outcome,
+    apply_batch,
+    apply_ops,
+    capacity_bucket,
+    init,
+    reindex,
+)
+from memalpha.memory.text import Entry, MemoryView, from_view, view
+
+__all__ = [
+    "CORE",
+    "EPISODIC",
+    "MEMORY_NAMES",
+    "SEMANTIC",
+    "Entry",
+    "MemoryState",
+    "MemoryView",
+    "Newest",
+    "OpKind",
+    "Ops",
+    "Outcome",
+    "apply_batch",
+    "apply_ops",
+    "capacity_bucket",
+    "from_view",
+    "grow",
+    "init",
+    "needed_capacity",
+    "newest",
+    "refill",
+    "reindex",
+    "take",
+    "view",
+]
