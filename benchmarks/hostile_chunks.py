@@ -72,10 +72,10 @@ def structure(env: Environment, chunk: str, entry: str, lines: bool) -> list[str
     facts = (Entry(11, HARMLESS, 0), Entry(12, entry, 0))
     view = MemoryView("Notes about a house.", facts, (), 2, 0, 0)
     ids = prompts.fit_prompt(
-        env.template, view, chunk, env.tokenizer, 100_000, 2, 64, env.dialect, env.enabled
+        env.prompt.template, view, chunk, env.prompt.tokenizer, 100_000, 2, 64, env.prompt.dialect, env.prompt.enabled
     )
-    tokenizer, special = env.tokenizer, set(env.tokenizer.all_special_ids)
-    for tag in prompts.template_fragments(env.template):
+    tokenizer, special = env.prompt.tokenizer, set(env.prompt.tokenizer.all_special_ids)
+    for tag in prompts.template_fragments(env.prompt.template):
         tokens = tokenizer.encode(tag, add_special_tokens=False)
         special |= set(tokens) if len(tokens) == 1 else set()
     text = tokenizer.decode(ids, skip_special_tokens=False)
@@ -94,17 +94,16 @@ def broken(env: Environment, text: str, place: str) -> bool:
 
 def with_chat(env: Environment) -> Environment:
     """The same with the instructions for a chat model, and turns between special tokens."""
-    tokenizer = copy.deepcopy(env.tokenizer)
+    tokenizer = copy.deepcopy(env.prompt.tokenizer)
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     tokenizer.chat_template = _CHAT
-    return dataclasses.replace(
-        env, tokenizer=tokenizer, template=prompts.load_template("full"), prompt_tokens=100_000
+    return env.replace(tokenizer=tokenizer, template=prompts.load_template("full"), prompt_tokens=100_000
     )
 
 
 def echo(env: Environment) -> Writer:
     """A writer whose response is the prompt it was shown."""
-    return scripted_writer(env, lambda turn: env.tokenizer.decode(turn.prompt))
+    return scripted_writer(env, lambda turn: env.prompt.tokenizer.decode(turn.prompt))
 
 
 def executed(
@@ -121,7 +120,7 @@ def executed(
     turns = []
     for e, (name, instance) in enumerate(episodes):
         semantic = whole_view(env, host, e).semantic
-        text = texts(semantic[-1].id if semantic else 1, env.dialect)[name]
+        text = texts(semantic[-1].id if semantic else 1, env.prompt.dialect)[name]
         head, _, _ = instance.chunks[1].partition("\n")
         chunk = f"{head}\n<User> Some notes to keep:\n{text}\n<Assistant> Noted."
         turns.append(make_turn(env, host, e, 1, instance, chunk, e))
@@ -144,7 +143,7 @@ def demanded(call: Call, outcome: Outcome) -> bool:
 def measure(policy: Policy, instances: list[Instance]) -> dict[str, list[float]]:
     """For every text: chunk and entry in the run's template, in a chat's, executed, and echo."""
     env, full = policy.env, with_chat(policy.env)
-    every = texts(12, env.dialect)
+    every = texts(12, env.prompt.dialect)
     done = executed(env, policy.writer, instances, list(every))
     echoed = executed(env, lambda rows: echo(env), instances, list(every))
     return {
@@ -161,7 +160,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     config, policy = open_run(WORKDIR.value)
     # Escaped text has more tokens than the marks that it stands for.
-    policy = dataclasses.replace(policy, env=dataclasses.replace(policy.env, prompt_tokens=320))
+    policy = dataclasses.replace(policy, env=policy.env.replace(prompt_tokens=320))
     instances = [
         instance
         for source in config.data.sources

@@ -100,7 +100,7 @@ def refilling(args, env: Environment, model: ModelConfig, params) -> None:
         synthetic.generate("facts", "train", i, chunks=int(n))
         for i, n in enumerate(np.random.default_rng(0).permutation(lengths))
     ]
-    env = replace(env, response_tokens=args.response)
+    env = env.replace(response_tokens=args.response)
     writer = policy_writer(params, model, env, (PROMPT,), args.rows, jax.random.key(0))
     names = ("lockstep, full batches", "lockstep", "refill")
     computed = {name: [] for name in names}
@@ -120,13 +120,12 @@ def refilling(args, env: Environment, model: ModelConfig, params) -> None:
 
 
 def prefix(args, env: Environment, model: ModelConfig, params) -> None:
-    env = replace(
-        env, template=load_template("full"), prompt_tokens=8192, response_tokens=args.response
+    env = env.replace(template=load_template("full"), prompt_tokens=8192, response_tokens=args.response
     )
     instances = [synthetic.generate("facts", "train", i, chunks=2) for i in range(args.rows)]
     shared = len(common_prefix(env))
     width = 64 * (shared // 64 + 5)
-    env = replace(env, prompt_tokens=width)
+    env = env.replace(prompt_tokens=width)
     names = {"every row computes it": 0, "computed once a writer": 1}
     computed = {name: [] for name in names}
 

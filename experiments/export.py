@@ -22,7 +22,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
     try:
         policy = load_run(WORKDIR.value)
-        done = export(policy.params, policy.model, OUT.value, policy.env.tokenizer, DTYPE.value)
+        done = export(policy.params, policy.model, OUT.value, policy.env.prompt.tokenizer, DTYPE.value)
     except ValueError as error:
         sys.exit(str(error))
     console.print(f"written {done}")

@@ -77,7 +77,7 @@ def sweep(
             done += sum(len(instance.chunks) for instance in some)
             for (retriever, k), missing in lacks.items():
                 what, began = f"{retriever}, top {k}", time.perf_counter()
-                again = read_again(replace(run.env, retriever=retriever, top_k=k), episodes)
+                again = read_again(run.env.replace(retriever=retriever, top_k=k), episodes)
                 check_answers(run.config, again, f"{what} on {source}")
                 seconds = time.perf_counter() - began
                 asked = sum(len(instance.questions) for instance in some)
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
             # Each once: a folder has one writer.
             asked = dict.fromkeys(itertools.product(args.retrievers, map(int, args.top_k)))
             for retriever, k in asked:
-                reads = replace(run, env=replace(run.env, retriever=retriever, top_k=k))
+                reads = replace(run, env=run.env.replace(retriever=retriever, top_k=k))
                 of = describe(reads, args.split, systems, {name: about[name] for name in some})
                 held = stack.enter_context(Results(folder / f"{retriever}-{k}", of))
                 readings[retriever, k] = held

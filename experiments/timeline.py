@@ -100,8 +100,8 @@ def _step(env: Environment, step: Step, before: MemoryView) -> dict:
     old = texts_of(before)
     changes = difference(before, step.view)
     return {
-        "prompt": env.tokenizer.decode(step.prompt),
-        "response": env.tokenizer.decode(step.response.tokens),
+        "prompt": env.prompt.tokenizer.decode(step.prompt),
+        "response": env.prompt.tokenizer.decode(step.response.tokens),
         "finished": step.response.finished,
         "calls": [
             {
@@ -181,7 +181,7 @@ def choose_policies(
     names = names if names[0] != names[1] else [str(folder), other]
     beside = load_run(other)
     roles = {role: getattr(env, role) for role in ("answerer", "judge", "score_judge", "failures")}
-    beside = replace(beside, env=replace(beside.env, **roles))
+    beside = replace(beside, env=beside.env.replace(**roles))
     return dict(zip(names, (trained, beside), strict=True))
 
 

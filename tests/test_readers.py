@@ -69,7 +69,7 @@ def test_every_config_has_the_fields_and_is_offline(made, micro):
     check_readers(settings)
     assert build_engines(settings) == {}
     env = with_readers(micro.env, settings, {})
-    assert (env.answerer, env.judge, env.score_judge) == (extractive_answers, judge, recall_judge)
+    assert (env.reading.answerer, env.reading.content_judge, env.reading.answer_judge) == (extractive_answers, judge, recall_judge)
 
 
 def test_roles_of_the_same_model_share_an_engine_and_count_together(chat_server, micro):
@@ -82,7 +82,7 @@ def test_roles_of_the_same_model_share_an_engine_and_count_together(chat_server,
     other = build_engines(config(*server(URL), *server(URL, "judge", model="n")))
     assert other["reader"] is not other["judge"]
     env = build_environment(same, micro.tokenizer, engines)
-    assert env.answerer is not extractive_answers and env.judge is not judge
+    assert env.reading.answerer is not extractive_answers and env.reading.content_judge is not judge
     one = build_environment(config(*server(chat_server.url)), micro.tokenizer)
     assert one.answerer is not extractive_answers and one.judge is judge
 

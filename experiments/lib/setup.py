@@ -223,7 +223,7 @@ def open_stage(config: ConfigDict, workdir: str | Path, stage: str, env: Environ
     """The writer of a run as of its last checkpoint of a stage ("rl" or "warm_start"), in `env`;
     where there was no warm start, what the run began with."""
     if stage == "warm_start" and not config.warm_start.steps:
-        model, params = build_model(config, len(env.tokenizer))
+        model, params = build_model(config, len(env.prompt.tokenizer))
         return Policy(f"{config.title}, as it was", model, params, env)
     return replace(load_run(workdir, stage), env=env)
 
@@ -338,13 +338,13 @@ def check(config: ConfigDict) -> None:
 
 
 def is_flat(env: Environment) -> bool:
-    return not any(env.enabled[1:])
+    return not any(env.prompt.enabled[1:])
 
 
 def perfect_writer(env: Environment) -> Writer:
     def respond(turn: Turn) -> str:
         calls = perfect(turn.instance, turn.chunk, turn.view, is_flat(env))
-        return format_response(calls, env.dialect)
+        return format_response(calls, env.prompt.dialect)
 
     return scripted_writer(env, respond)
 
@@ -354,7 +354,7 @@ def poor_writer(config: ConfigDict, env: Environment, rng) -> Writer:
 
     def respond(turn: Turn) -> str:
         return poor_response(
-            turn.instance, turn.chunk, turn.view, env.dialect, rng, flaws, is_flat(env)
+            turn.instance, turn.chunk, turn.view, env.prompt.dialect, rng, flaws, is_flat(env)
         )
 
     return scripted_writer(env, respond)

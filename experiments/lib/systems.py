@@ -92,13 +92,13 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def describe_reading(env: Environment) -> dict[str, Any]:
     """What every result depends on, whatever the system: reader, judge, retrieval, tokens."""
-    vocabulary = json.dumps(sorted(env.tokenizer.get_vocab().items()))
+    vocabulary = json.dumps(sorted(env.prompt.tokenizer.get_vocab().items()))
     return {
-        "reader": _name(env.answerer),
-        "judge": _name(env.score_judge),
-        "retriever": env.retriever,
-        "dimensions": env.dimensions,
-        "top_k": env.top_k,
+        "reader": _name(env.reading.answerer),
+        "judge": _name(env.reading.answer_judge),
+        "retriever": env.reading.retriever,
+        "dimensions": env.reading.dimensions,
+        "top_k": env.reading.top_k,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
     }
 

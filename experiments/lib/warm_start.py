@@ -69,7 +69,7 @@ def warm_start(
 
         def make(step: int) -> Batch:
             if step < stage.copy_steps:
-                return copy_batch(config, len(env.tokenizer), step)
+                return copy_batch(config, len(env.prompt.tokenizer), step)
             if step < stage.copy_steps + stage.quote_steps:
                 return quote_batch(config, env, batches, step)
             return trace_batch(config, env, batches, step)
@@ -113,13 +113,13 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
     about what is worth quoting."""
     rng = np.random.default_rng([config.seed, step, 19])
     lists = MEMORY_NAMES[1:]
-    core_share = 1.0 if is_flat(env) else QUOTE_CORE if env.enabled[0] else 0.0
+    core_share = 1.0 if is_flat(env) else QUOTE_CORE if env.prompt.enabled[0] else 0.0
     room = config.prompt.response_tokens - 1  # for the end of the response
 
     def quote(turn: Turn) -> str:
         lines = [line for line in turn.instance.chunks[turn.chunk].split("\n") if line.strip()]
         some = [line for line in lines if rng.random() < QUOTE_SHARE] or lines[:1]
-        pieces = [decode(env.tokenizer, _piece(rng, encode(env.tokenizer, s))) for s in some]
+        pieces = [decode(env.prompt.tokenizer, _piece(rng, encode(env.prompt.tokenizer, s))) for s in some]
         pieces = [piece.strip() for piece in pieces if piece.strip()]
         core = turn.view.core
         if core or rng.random() < core_share:  # what is there is kept, and gone on with
@@ -129,8 +129,8 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
         else:
             calls = [_store(str(rng.choice(lists)), piece) for piece in pieces]
             tries = [calls[:n] for n in range(1, len(calls) + 1)]
-        texts = [format_response(calls, env.dialect) for calls in tries]
-        return max((t for t in texts if len(encode(env.tokenizer, t)) <= room), key=len, default="")
+        texts = [format_response(calls, env.prompt.dialect) for calls in tries]
+        return max((t for t in texts if len(encode(env.prompt.tokenizer, t)) <= room), key=len, default="")
 
     return _batch(config, env, batches, step, scripted_writer(env, quote))
 

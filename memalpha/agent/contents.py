@@ -155,7 +155,7 @@ def view_of(snapshot: Snapshot, env: Environment) -> MemoryView:
 def state_of(shown: MemoryView, env: Environment, next_id: int) -> memory.MemoryState:
     """The arrays of a memory, one row. ValueError for an entry too long for this writer."""
     encode = lambda text: encode_text(env, text)
-    return memory.from_view(shown, encode, env.entry_tokens, env.core_tokens, next_id)
+    return memory.from_view(shown, encode, env.memory.entry_tokens, env.memory.core_tokens, next_id)
 
 
 def difference(before: MemoryView, after: MemoryView) -> dict[Key, str | None]:

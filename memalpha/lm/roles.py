@@ -188,32 +188,32 @@ def lm_writer(
     """A model as a writer, prompted and untrained, in the environment it is given.
 
     The tools are described in the prompt and called in the text, so any chat model will do. As many
-    entries are shown as fit `env.prompt_tokens`, counted by the tokenizer of `env`. A model that
+    entries are shown as fit `env.prompt.prompt_tokens`, counted by the tokenizer of `env`. A model that
     fails leaves `Response.error`: its episode is not scored.
     """
 
     def chat(turn: Turn) -> Chat:
-        recent = env.recent
+        recent = env.prompt.recent
         while True:
             messages = render_memorise(
-                env.template, turn.view, turn.text, recent, env.response_tokens, env.dialect,
-                env.enabled, (*env.tokenizer.all_special_tokens, *CHAT_MARKS),
+                env.prompt.template, turn.view, turn.text, recent, env.prompt.response_tokens, env.prompt.dialect,
+                env.prompt.enabled, (*env.prompt.tokenizer.all_special_tokens, *CHAT_MARKS),
             )  # fmt: skip
-            size = len(encode_messages(messages, env.tokenizer))
-            if size <= env.prompt_tokens or not recent:
+            size = len(encode_messages(messages, env.prompt.tokenizer))
+            if size <= env.prompt.prompt_tokens or not recent:
                 return messages
             recent //= 2
 
     def write(turns: Sequence[Turn]) -> list[Response]:
         chats = [chat(turn) for turn in turns]
         own = seed + turns[0].chunk if turns else seed
-        generations = engine.generate(chats, env.response_tokens, temperature, own)
+        generations = engine.generate(chats, env.prompt.response_tokens, temperature, own)
         responses = []
         for generation in generations:
             if generation.error:
                 on_failure(f"writer {engine.name}: {generation.error}")
-            tokens = encode(env.tokenizer, scoring.visible(generation.text))
-            end = [] if generation.error else [env.tokenizer.eos_token_id]
+            tokens = encode(env.prompt.tokenizer, scoring.visible(generation.text))
+            end = [] if generation.error else [env.prompt.tokenizer.eos_token_id]
             responses.append(Response([*tokens, *end], error=generation.error))
         return responses
 
