@@ -32,17 +32,21 @@ from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
-from memalpha.reading import answer, find_evidence
+from memalpha.reading import finish, recall_all
 
 Reading = tuple[str, int]  # retriever, top k
 
 
 def read_again(env: Environment, episodes: Sequence[Episode]) -> list[Episode]:
     """The same memories, asked through another environment: other answers, scores, r1."""
-    again = [replace(episode) for episode in episodes]
-    requests = [find_evidence(env, episode.instance, episode.view) for episode in again]
-    answer(env, again, requests, [episode.memory_tokens for episode in again])
-    return again
+    instances = [episode.instance for episode in episodes]
+    recalls = [
+        replace(episode.recall, requests=recall.requests)
+        for episode, recall in zip(
+            episodes, recall_all(env, instances, [e.view for e in episodes]), strict=True
+        )
+    ]
+    return finish(env, instances, recalls, [episode.steps for episode in episodes])
 
 
 def sweep(

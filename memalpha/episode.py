@@ -198,16 +198,20 @@ class Episode:
 
 
 class Clock(defaultdict):
-    """Seconds spent in each stage."""
+    """Seconds spent in each stage; a stage inside another one counts for itself alone."""
 
     def __init__(self):
         super().__init__(float)
+        self._inner = 0.0
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, outer = time.perf_counter(), self._inner
+        self._inner = 0.0
         yield
-        self[stage] += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self[stage] += seconds - self._inner
+        self._inner = outer + seconds
 
 
 def response_text(env: Environment, response: Response) -> str:

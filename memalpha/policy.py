@@ -142,9 +142,7 @@ def load_policy(
     if spec is not None:
         return _load_run(folder, spec, stage or spec.stage, step)
     if stage is not None or step is not None:
-        raise ValueError(
-            f"{path_or_hub_id} is no workdir of run_experiment.py: it has no {POLICY}"
-        )
+        raise ValueError(f"{path_or_hub_id} is no workdir of run_experiment.py: it has no {POLICY}")
     name = str(path_or_hub_id)
     origin = find_folder(name)
     model = read_config(origin, attention="auto")

@@ -272,9 +272,7 @@ def fit_prompt(spec: PromptSpec, view: MemoryView, chunk: str) -> list[int]:
 def lists_tools(spec: PromptSpec) -> bool:
     """Whether the chat template of the tokenizer lists the tools, so that the prompt need not."""
     placed = "tools" in string.Template(spec.template.system).get_identifiers()
-    return (
-        placed and spec.dialect == "qwen3" and "tools" in str(spec.tokenizer.chat_template or "")
-    )
+    return placed and spec.dialect == "qwen3" and "tools" in str(spec.tokenizer.chat_template or "")
 
 
 def fit_messages(

@@ -202,7 +202,9 @@ def draw_first_ids(env: Environment, episodes: int, seed: int) -> np.ndarray:
 
 def _empty(env: Environment, first_ids: np.ndarray) -> memory.MemoryState:
     capacity = memory.capacity_bucket(env.memory.max_calls)
-    return memory.init(len(first_ids), capacity, env.memory.entry_tokens, env.memory.core_tokens, first_ids)
+    return memory.init(
+        len(first_ids), capacity, env.memory.entry_tokens, env.memory.core_tokens, first_ids
+    )
 
 
 def make_turn(
@@ -217,7 +219,9 @@ def make_turn(
     """What an episode shows at a chunk, with the memory of row `row` of `host` (the state, or what
     `memory.newest` gives of it, as numpy). `text`: another text than that chunk of the instance."""
     view = memory.view(host, row, cached_decoder(env.prompt.tokenizer), last=env.prompt.recent)
-    return Turn(episode, chunk, instance.chunks[chunk] if text is None else text, instance, view, row)
+    return Turn(
+        episode, chunk, instance.chunks[chunk] if text is None else text, instance, view, row
+    )
 
 
 def whole_view(env: Environment, host, row: int) -> MemoryView:
@@ -237,12 +241,16 @@ def apply_calls(
     of each [R]. Returns state and outcomes [R, O].
     """
     width = max(env.memory.entry_tokens, env.memory.core_tokens)
-    ops = tools.calls_to_ops(calls, cached_encoder(env.prompt.tokenizer), width, env.memory.max_calls)
+    ops = tools.calls_to_ops(
+        calls, cached_encoder(env.prompt.tokenizer), width, env.memory.max_calls
+    )
     inserts = (ops.kind == memory.OpKind.INSERT).sum(axis=1)
     state = memory.grow(state, memory.needed_capacity(state, inserts[:, None]))
     chunks = np.broadcast_to(np.asarray(chunks, np.int32), len(calls))
     cut_mark = jnp.asarray(encode(env.prompt.tokenizer, CUT_MARK), jnp.int32)
-    state, outcomes, _ = memory.apply_batch(state, ops, chunks, cut_mark, jnp.asarray(env.prompt.enabled))
+    state, outcomes, _ = memory.apply_batch(
+        state, ops, chunks, cut_mark, jnp.asarray(env.prompt.enabled)
+    )
     return state, np.asarray(outcomes)
 
 

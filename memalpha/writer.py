@@ -15,7 +15,7 @@ import numpy as np
 
 from memalpha import sampler
 from memalpha.batch import row_bucket
-from memalpha.episode import Environment, Response, Turn, Writer
+from memalpha.episode import Clock, Environment, Response, Turn, Writer
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import Cache, ModelConfig, Params
 from memalpha.prompts import PromptSpec, fit_prompt
@@ -33,14 +33,15 @@ def policy_writer(
     temperature: float = 1.0,
     top_p: float = 1.0,
     min_prefix: int = MIN_PREFIX,
+    clock: Clock | None = None,
 ) -> Writer:
     """The policy as a writer.
 
     rows: the most of a device batch; more turns than that go in several batches, fewer in one of
     `row_bucket` rows. key: an episode samples from (key, chunk, episode) alone. min_prefix: what
-    all prompts of `env` begin with is computed once if it has so many tokens; 0: never.
+    all prompts of `env` begin with is computed once if it has so many tokens; 0: never. clock: takes the time of rendering.
     """
-    spec = env.prompt
+    spec, clock = env.prompt, Clock() if clock is None else clock
     stop_ids = jnp.asarray([spec.tokenizer.eos_token_id], jnp.int32)
     parts = row_parts(mesh_of(params))
 
@@ -59,7 +60,8 @@ def policy_writer(
 
     def write_batch(turns: Sequence[Turn]) -> list[Response]:
         size = row_bucket(len(turns), rows, parts)
-        prompts = [fit_prompt(spec, turn.view, turn.text) for turn in turns]
+        with clock("render"):
+            prompts = [fit_prompt(spec, turn.view, turn.text) for turn in turns]
         shared, cache = prefix()
         # A tokenizer may join the end of the prefix with what follows: then there is none to share.
         if not all(prompt[: len(shared)] == shared for prompt in prompts):

@@ -1,6 +1,5 @@
 """The agent: one step of an episode at a time, on a memory that lasts; text is data to it."""
 
-import dataclasses
 import json
 import os
 import re
@@ -397,7 +396,11 @@ def test_a_run_is_loaded_as_it_was_trained(workdir):
     before = sorted(p.name for p in folder.rglob("*"))
     policy = load_policy(folder)
     assert isinstance(policy.env, Environment) and policy.name.endswith("rl step 7")
-    assert (policy.env.prompt.recent, policy.env.memory.core_tokens, policy.env.memory.first_ids) == (2, 64, (1, 9999))
+    assert (
+        policy.env.prompt.recent,
+        policy.env.memory.core_tokens,
+        policy.env.memory.first_ids,
+    ) == (2, 64, (1, 9999))
     jax.tree.map(np.testing.assert_array_equal, policy.params, params)
     assert sorted(p.name for p in folder.rglob("*")) == before  # reading leaves nothing behind
 

@@ -175,7 +175,8 @@ def test_reader_and_judges_from_end_to_end(micro):
 
     env = micro.env
     reader, judge = Scripted(answers), Scripted(judges)
-    env = env.replace(answerer=lm_reader(reader, on_failure=env.reading.failures.append),
+    env = env.replace(
+        answerer=lm_reader(reader, on_failure=env.reading.failures.append),
         judge=lm_content_judge(judge, on_failure=env.reading.failures.append),
         score_judge=lm_score_judge(judge, on_failure=env.reading.failures.append),
     )
@@ -209,7 +210,9 @@ def test_a_step_whose_calls_could_not_be_judged_is_not_a_row_but_its_episode_cou
     assert to_batch([episode], 1, 320, 128, 2).valid.tolist() == [True, False]
     with pytest.raises(ValueError, match="1 calls but 0 verdicts"):
         run_episodes(
-            env.replace(content_judge=lambda _: []), [both], scripted_writer(env, lambda t: insert("x"))
+            env.replace(content_judge=lambda _: []),
+            [both],
+            scripted_writer(env, lambda t: insert("x")),
         )
 
 
@@ -259,7 +262,8 @@ def test_a_writer_that_fails_leaves_its_episode_without_a_score(micro):
 
 def test_the_agent_says_why_its_reader_failed(micro):
     env = micro.env.replace(failures=type(micro.env.reading.failures)())
-    env = env.replace(answerer=lm_reader(Scripted(lambda _: FAILED), on_failure=env.reading.failures.append)
+    env = env.replace(
+        answerer=lm_reader(Scripted(lambda _: FAILED), on_failure=env.reading.failures.append)
     )
     agent = MemoryAgent(env, scripted_writer(env, lambda turn: insert("Rex is a dog.")))
     agent.observe("Rex is a dog.")

@@ -11,7 +11,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from configs import tiny
-from experiments.lib.setup import build_model, build_tokenizer, check
+from experiments.lib.checks import check
+from experiments.lib.objects import build_model, build_tokenizer
 from experiments.lib.workdir import write_json
 from experiments.train import train
 from memalpha import learner, lora

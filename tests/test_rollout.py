@@ -1,7 +1,6 @@
 """Episodes: what comes of what a writer says, and the rows that training gets of it."""
 
 import json
-from dataclasses import replace
 
 import jax
 import numpy as np

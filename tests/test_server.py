@@ -1,6 +1,5 @@
 """The HTTP server: who may come in, what it answers, and that it is a memory behind a chat."""
 
-import dataclasses
 import json
 
 import pytest

@@ -1,7 +1,6 @@
 """Synthetic instances: reproducible, disjoint splits, answerable from the notes and only so."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest

@@ -316,7 +316,9 @@ def test_a_checkpoint_that_is_not_kept_ends_the_command_with_those_that_are(monk
     def load(*args, **kwargs):
         raise CheckpointError("no checkpoint of step 7; there are: 175, 200")
 
-    monkeypatch.setattr(timeline, "open_run", lambda folder: ("config", SimpleNamespace(env=None)))
+    monkeypatch.setattr(
+        timeline, "open_trained", lambda folder: ("config", SimpleNamespace(env=None))
+    )
     monkeypatch.setattr(timeline, "load_run", load)
     given = {"WORKDIR": str(tmp_path), "CHECKPOINTS": ["7", "200"], "COMPARE": None}
     for name, value in given.items():

@@ -1,16 +1,16 @@
 """Parts of the loop that the end-to-end run on the default config does not reach."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import tiny
-from experiments.lib.setup import check, training_batches
+from experiments.lib.checks import check
+from experiments.lib.instances import training_batches
+from experiments.lib.objects import build_optimizer
 from experiments.lib.warm_start import ahead, quote_batch, trace_batch
-from experiments.train import build_optimizer, make_learner
+from experiments.train import make_learner
 from memalpha.credit import add_credit
 from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state

@@ -1,7 +1,5 @@
 """The policy as a writer: one prefix for all prompts, and no shape that was not there before."""
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
@@ -24,7 +22,8 @@ ROWS = 4
 @pytest.fixture(scope="module")
 def env(micro):
     """With the instructions for a pretrained model: hundreds of tokens that are always the same."""
-    return micro.env.replace(template=load_template("full"), prompt_tokens=4096, response_tokens=5, recent=2
+    return micro.env.replace(
+        template=load_template("full"), prompt_tokens=4096, response_tokens=5, recent=2
     )
 
 

@@ -8,7 +8,6 @@
 import json
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax

@@ -14,15 +14,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.common import finish, language_model
+from experiments.lib.instances import is_synthetic
+from experiments.lib.objects import build_environment, build_mesh, open_stage
 from experiments.lib.readers import ROLES, build_engines, check_readers, comparable, probe
-from experiments.lib.setup import (
-    build_environment,
-    build_mesh,
-    is_synthetic,
-    open_stage,
-    perfect_writer,
-)
 from experiments.lib.workdir import differences
+from experiments.lib.writers import perfect_writer
 from memalpha.baselines import BASELINES, make_baseline, needs_model
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode

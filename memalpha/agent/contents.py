@@ -73,7 +73,7 @@ class Contents:
     def _edit(self, call: Call, author: str) -> Event:
         before = self.store.read(self.namespace)
         shown = view_of(before, self.env)
-        state, _, outcomes = apply_calls(
+        state, outcomes = apply_calls(
             self.env, state_of(shown, self.env, before.next_id), [[call]], before.events
         )
         outcome = Outcome(int(outcomes[0, 0]))

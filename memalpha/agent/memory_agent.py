@@ -142,7 +142,7 @@ class MemoryAgent:
         shown = view_of(before, self.env)
         state = state_of(shown, self.env, before.next_id)
         instance = Instance("agent", self.namespace, (chunk,), ())
-        turn = make_turn(self.env, state, 0, before.events, instance, chunk)
+        turn = make_turn(self.env, state, 0, before.events, instance, text=chunk)
         state, (step,) = memorise(self.env, state, [turn], self.writer)
         if step.response.error:
             raise RuntimeError(f"the writer failed, nothing was stored: {step.response.error}")
@@ -165,7 +165,11 @@ class MemoryAgent:
         (request,) = find_evidence(self.env, asked, shown)
         (answer,) = reader.read([request], self.env.reading.answerer)
         if answer.text is None:
-            why = self.env.reading.failures[-1] if self.env.reading.failures else "its own log says why"
+            why = (
+                self.env.reading.failures[-1]
+                if self.env.reading.failures
+                else "its own log says why"
+            )
             raise RuntimeError(f"the reader gave no answer: {why}")
         return Reply(answer.text, request.evidence)
 

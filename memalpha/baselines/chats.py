@@ -73,7 +73,9 @@ def run_scripts(
         said = {}
         if not asked:
             break
-        answers = model.generate(list(asked.values()), env.prompt.response_tokens, temperature, seed)
+        answers = model.generate(
+            list(asked.values()), env.prompt.response_tokens, temperature, seed
+        )
         if len(answers) != len(asked):
             raise ValueError(f"{model.name}: {len(asked)} chats but {len(answers)} generations")
         for i, answer in zip(asked, answers, strict=True):
@@ -209,7 +211,9 @@ def cut(env: Environment, text: str, budget: int, end: bool = False) -> str:
 
 
 def _part(env: Environment, ids: list[int]) -> str:
-    return decode(env.prompt.tokenizer, ids).strip("\ufffd").strip()  # a character may be cut in two
+    return (
+        decode(env.prompt.tokenizer, ids).strip("\ufffd").strip()
+    )  # a character may be cut in two
 
 
 def split(env: Environment, text: str, limit: int) -> list[str]:

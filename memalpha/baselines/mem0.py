@@ -137,7 +137,9 @@ def recall(
 
 def nearest(env: Environment, facts: Sequence[Entry], fact: str, k: int) -> list[Entry]:
     """The k stored facts most similar to a new one, best first."""
-    index = make_index([entry.text for entry in facts], env.reading.retriever, env.reading.dimensions)
+    index = make_index(
+        [entry.text for entry in facts], env.reading.retriever, env.reading.dimensions
+    )
     ids, _ = index.search([fact], k)
     return [facts[i] for i in ids[0].tolist() if i >= 0]
 

@@ -150,7 +150,12 @@ class _Main:
     def __post_init__(self):
         numbers = 16  # tokens: counts in the prompt grow by some digits
         taken = chat_tokens(self.env, self._chat(self.forms["pressure"])) + numbers
-        self.room = self.env.prompt.prompt_tokens - taken - self.env.memory.core_tokens - self.summary_tokens
+        self.room = (
+            self.env.prompt.prompt_tokens
+            - taken
+            - self.env.memory.core_tokens
+            - self.summary_tokens
+        )
         if self.room < 2 * MIN_PIECE:
             raise no_room(self.env, self.room // 2)
 
@@ -276,7 +281,9 @@ class _Main:
         else:
             text = self.working.replace(arguments["old"], arguments["new"], 1).strip()
         return (
-            text if count_tokens(self.env, safe(self.env, text)) <= self.env.memory.core_tokens else None
+            text
+            if count_tokens(self.env, safe(self.env, text)) <= self.env.memory.core_tokens
+            else None
         )
 
     def _run(self, name: str, arguments: dict, chunk: int, limit: int) -> str:
@@ -294,7 +301,9 @@ class _Main:
         number = arguments.get("page", 0)
         number = number if type(number) is int and 0 <= number < len(stored) else 0
         first, last = number * self.page, (number + 1) * self.page
-        index = make_index([e.text for e in stored], self.env.reading.retriever, self.env.reading.dimensions)
+        index = make_index(
+            [e.text for e in stored], self.env.reading.retriever, self.env.reading.dimensions
+        )
         ids = index.search([arguments["query"]], last)[0][0, first:].tolist()
         each = max(1, limit // (self.page + 1) - 8)  # tokens, without the number in front
         found = [f"[{stored[i].id}] {cut(self.env, stored[i].text, each)}" for i in ids if i >= 0]
