@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.lib.main_job import SIMPLE_MEMORIES
+from experiments.main_job import SIMPLE_MEMORIES
 from memalpha import scoring
 from memalpha.data import store
 from memalpha.data.instance import Instance

@@ -15,10 +15,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.lib.instances import build_every
-from experiments.lib.main_job import SIMPLE_MEMORIES
 from experiments.lib.measure import evaluate, evaluate_baseline
 from experiments.lib.objects import build_environment, build_tokenizer
 from experiments.lib.writers import perfect_writer, poor_writer
+from experiments.main_job import SIMPLE_MEMORIES
 from memalpha.episode import Episode
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")

@@ -7,7 +7,7 @@ import pytest
 from chat_server import fails
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, real_text, tiny
-from experiments.lib import main_job
+from experiments import main_job
 from experiments.lib.checks import check
 from experiments.lib.failures import ReaderFailureError, check_answers
 from experiments.lib.measure import summarise, validate

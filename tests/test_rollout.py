@@ -154,7 +154,7 @@ def test_episodes_of_unequal_length_share_a_batch_unharmed(micro):
         (alone,) = run_episodes(micro.env, [instance], perfect_writer(micro.env), keep_views=True)
         assert alone.view == episode.view
         assert alone.view == alone.steps[-1].view  # nothing changes after the last chunk
-        assert [s.prompt for s in alone.steps] == [s.prompt for s in episode.steps]
+        assert [s.view for s in alone.steps] == [s.view for s in episode.steps]
         assert (alone.r1, alone.r3) == (episode.r1, episode.r3)
 
 

@@ -15,7 +15,13 @@ from experiments.lib.failures import check_answers
 from experiments.lib.instances import build_every, is_synthetic
 from experiments.lib.measure import evaluate, table_rows
 from experiments.lib.needs import check_memory
-from experiments.lib.objects import build_environment, build_mesh, build_model, build_tokenizer
+from experiments.lib.objects import (
+    build_environment,
+    build_mesh,
+    build_model,
+    build_tokenizer,
+    policy_spec,
+)
 from experiments.lib.pictures import LEGEND, describe_episode, draw_curves, results_table
 from experiments.lib.progress import console, progress
 from experiments.lib.readers import build_engines, probe
@@ -29,6 +35,7 @@ from memalpha.baselines import BASELINES
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Episode
 from memalpha.model import ModelConfig, Params
+from memalpha.policy import write_spec
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 
