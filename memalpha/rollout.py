@@ -496,9 +496,8 @@ def _score(env: Environment, episodes: Sequence[Episode]) -> None:
 def _claim(instance: Instance, number: int, reply: str) -> scoring.Claim:
     asked = instance.questions[number]
     types, ids = (instance.metadata.get(f"question_{name}", ()) for name in ("types", "ids"))
-    kind = str(types[number]) if number < len(types) else ""
-    if number < len(ids) and str(ids[number]).endswith("_abs"):  # as LongMemEval marks them
-        kind = scoring.ABSTENTION
+    kind, name = (str(given[number]) if number < len(given) else "" for given in (types, ids))
+    kind = scoring.question_kind(kind, name)
     return scoring.Claim(instance.source, asked.question, reply, asked.answers, kind)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memalpha import scoring
+from memalpha import metrics, scoring
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_only_text_after_thinking_counts():
     ],
 )
 def test_boxed(text, content):
-    assert scoring.boxed(text) == content
+    assert metrics.boxed(text) == content
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_blank_gold_answers_are_refused(answers):
         scoring.score("squad", "a", answers)
 
 
-@given(st.sampled_from(sorted(scoring.FAMILIES)), st.text(), st.text(min_size=1))
+@given(st.sampled_from(sorted(scoring.METRICS)), st.text(), st.text(min_size=1))
 def test_any_prediction_scores_between_0_and_1(source, prediction, answer):
     if answer.strip():
         score = scoring.score(source, prediction, (answer,), judge=scoring.recall_judge)
