@@ -182,7 +182,7 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
             return state, metrics | counts
         logps, values = token_logps(attach(state.params, reference), batch)
         batch = batch.replace(old_logps=logps, values=values)
-        total = combine(batch.rewards, reward.beta, reward.gamma)
+        total = combine(batch.rewards, weights)
         batch = _lean(ppo_targets(batch, total, loss_config))
         rng = np.random.default_rng([config.seed, step, 13])
         updates = []
