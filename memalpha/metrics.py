@@ -22,6 +22,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ANSWER_LINE = re.compile(r"answer\s*[:：][ \t]*([^\n]*)", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{(.*)\}")
+_BETWEEN_KEYWORDS = re.compile(r",\s+|，\s*")  # no number is written with a full-width comma
 _AROUND = "\"'`*$ "  # quotes and marks of emphasis that a model puts around its answer
 _LABEL = re.compile(r"(?:(?:label|answer)s?[\"'`* ]*:[\"'`* ]*)?(\d+)")
 
@@ -87,7 +88,7 @@ def keyword_share(prediction: str, answers: Sequence[str]) -> float:
     Several gold answers are a list of keywords, each taken whole; a single one is a text that is
     cut at a comma and a space, which no number such as 10,000 holds.
     """
-    keywords = answers[0].split(", ") if len(answers) == 1 else answers
+    keywords = _BETWEEN_KEYWORDS.split(answers[0]) if len(answers) == 1 else answers
     return _share([word.strip(", ") for word in keywords if word.strip(", ")], prediction)
 
 
