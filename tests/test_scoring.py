@@ -191,6 +191,16 @@ def test_spellings_of_the_same_characters_are_equal(source):
     assert scoring.score("squad", "10²", ("102",)) == 0  # no compatibility forms: another number
 
 
+def test_rouge_asks_for_nothing_from_the_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a metric opened a connection")
+
+    for name in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(f"socket.{name}", refuse)
+    metrics._rouge_scorer.cache_clear()
+    assert scoring.score("infbench_qa", "Running dogs", ("run dog",)) == 1
+
+
 def test_rouge_is_that_of_the_package_and_reads_the_answer_line():
     from rouge_score import rouge_scorer
 
