@@ -48,6 +48,7 @@ from memalpha import metrics, scoring
         ("ruler_qa1", "Whatever", ("The",), 0),
         ("detectiveqa", "So \\boxed{ B }", ("b",), 1),
         ("detectiveqa", "So \\boxed{B. Otto}", ("B",), 0),
+        ("detectiveqa", "\\boxed{}", ('"',), 0),  # nothing said, and a gold of quotes alone
         ("eventqa", "Mira left and Otto stayed", ("mira left", "otto stayed"), 1),
         ("eventqa", "Mira left", ("mira left", "otto stayed"), 0),
         # ROUGE-L: "mira in lund" is the common subsequence of 5 and 4 words: 2 * 3 / 9.
@@ -67,6 +68,7 @@ from memalpha import metrics, scoring
         ),
         ("recsys_redial_full", "Jaws, Heat", ("Heat", "Up"), 1 / 2),
         ("recsys_redial_full", "", ("Heat",), 0),
+        ("recsys_redial_full", "１．　Heat（1995）\n２．　Up", ("Heat", "Up"), 1),
         ("recsys_redial_full", "- 'Up'\n* Heat", ("Up", "Heat"), 1),
     ],
 )
