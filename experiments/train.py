@@ -135,7 +135,7 @@ def make_learner(
         batch = with_reference(batch)
         logps, values = token_logps(attach(state.params, reference), batch)
         batch = batch.replace(old_logps=logps, values=values)
-        total = combine(batch.rewards, config.reward.beta, config.reward.gamma)
+        total = combine(batch.rewards, reward_weights(config))
         return ppo_targets(batch, total, loss), {}
 
     def ppo_update(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
@@ -158,15 +158,20 @@ def group_advantages(config: ConfigDict, batch: Batch) -> tuple[Batch, dict]:
     `config.rl.call_credit` each call is paid for its own content."""
     rl, reward = config.rl, config.reward
     groups = losses.group_ids(batch.group, batch.episode, batch.chunk, rl.groups)
-    gamma = 0.0 if rl.call_credit else reward.gamma
+    of_response = reward_weights(config) | ({"r4": 0.0} if rl.call_credit else {})
     values, counts = losses.combined_advantages(
-        batch.rewards, {"r1": 1.0, "r2": 1.0, "r3": reward.beta, "r4": gamma}, groups, batch.valid,
+        batch.rewards, of_response, groups, batch.valid,
         normalise_each=reward.normalise_each, divide_by_std=rl.divide_by_std,
         episode=batch.episode if rl.groups == "episodes" else None,
     )  # fmt: skip
     if rl.call_credit:
         values = values[:, None] + credit.call_advantages(batch, reward.gamma, groups)
     return batch.replace(advantages=values), counts
+
+
+def reward_weights(config: ConfigDict) -> dict[str, float]:
+    """The weight of each reward in the sum (Mem-alpha, section 3.3)."""
+    return {"r1": 1.0, "r2": 1.0, "r3": config.reward.beta, "r4": config.reward.gamma}
 
 
 def minibatches(config: ConfigDict, batch: Batch, step: int) -> list[np.ndarray]:

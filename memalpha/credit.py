@@ -2,20 +2,23 @@
 
 r4 is the share of fit calls of a response. With one advantage for all of its tokens (the paper) a
 note in the right memory is punished for the one beside it in the wrong memory, and a further call
-is a risk without a gain. Here the tokens of call j get
+is a risk without a gain. Here token t of row r, which belongs to call j = part[r, t], gets
 
-    A(r1 + r2 + beta r3) + gamma (fit_j - mean fit of the executed j-th calls of the group)
+    A_r + gamma (fit[r, j] - mean_j),   A_r the advantage of r1 + r2 + beta r3 of the response
+    mean_j = mean of fit[s, j] over the rows s of the group of r whose j-th call was executed
 
-A(...) is the advantage of the whole response, as ever. A call that failed has nothing to be judged
-and gets A alone, as the tokens after the last call do: whether to call, and how often, is left to
-the other rewards. That is why a call is compared with those in its own place: later ones are filed
-worse, and against the mean of all they would be discouraged as such.
+A call that failed has nothing to be judged and gets A_r alone, as the tokens after the last call
+do: whether to call, and how often, is left to the other rewards.
 
-Axes: R rows, T completion tokens, S calls a response can have.
+The mean is over calls in the same place, the j-th of a response, because later calls go to the
+wrong memory more often: a mean over all positions would penalise later calls for being late.
+
+Axes: R rows, T completion tokens, S places of calls in a response, and one for what follows them.
 """
 
 from collections.abc import Sequence
 
+import chex
 import numpy as np
 
 from memalpha.batch import Batch
@@ -26,11 +29,20 @@ from memalpha.tools import DELETE
 
 
 def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> Batch:
-    """The batch that `to_batch` made of these episodes, with `part` and `fit` (numpy).
+    """The batch that `to_batch` made of these episodes, with `part` and `fit`, on the host.
+
+    Args:
+        batch: completion [R, T], valid [R]; the first rows are the steps in order, then filler.
+        episodes: as they were given to `to_batch`.
+
+    Returns: the batch with `part` [R, T] int32, the call of each token, and `fit` [R, S + 1]
+        float32, `call_fit` of each call; NaN where there is none, and in rows that are not valid.
 
     Raises:
         ValueError: a call does not say where in its response it ends.
     """
+    chex.assert_rank([batch.completion, batch.valid], [2, 1])
+    chex.assert_equal_shape_prefix([batch.completion, batch.valid], 1)
     steps = [step for episode in episodes for step in episode.steps]
     most = max(len(step.calls) for step in steps)
     part = np.zeros(batch.completion.shape, np.int32)
@@ -43,8 +55,8 @@ def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> B
 
 
 def call_fit(step: Step) -> list[float]:
-    """For each call 1 if what it wrote was fit, or its delete found its target, 0 if not, and NaN
-    if it was not executed."""
+    """What a step's calls are paid for: [calls] floats. 1 where the judge found the content fit, or
+    a delete its target; 0 where not; NaN where the call was not executed."""
     return [
         float(fit or call.name == DELETE) if outcome == Outcome.OK else float("nan")
         for call, outcome, fit in zip(step.calls, step.outcomes, step.fit, strict=True)
@@ -87,8 +99,19 @@ def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
 
 
 def call_advantages(batch: Batch, gamma: float, groups: np.ndarray) -> np.ndarray:
-    """What r4 adds to the advantage of every token: [R, T] float32. `groups` [R] int: rows that
-    are compared."""
+    """What r4 adds to the advantage of every token, see the equation above.
+
+    Args:
+        batch: `part` [R, T] int, `fit` [R, S + 1] float and `completion_mask` [R, T] bool, numpy.
+        gamma: the weight of r4.
+        groups: [R] int; rows with the same number are compared.
+
+    Returns: [R, T] float32, 0 outside of the completion and of executed calls.
+    """
+    chex.assert_rank([batch.part, batch.fit, groups], [2, 2, 1])
+    chex.assert_equal_shape([batch.part, batch.completion_mask])
+    chex.assert_equal_shape_prefix([batch.part, batch.fit, groups], 1)
+    chex.assert_type([batch.part, groups], int)
     executed = ~np.isnan(batch.fit)
     fit = np.where(executed, batch.fit, 0)
     _, of_group = np.unique(groups, return_inverse=True)

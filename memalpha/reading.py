@@ -167,7 +167,6 @@ def _episode(
 def _claim(instance: Instance, number: int, reply: str) -> scoring.Claim:
     question = instance.questions[number]
     types, ids = (instance.metadata.get(f"question_{name}", ()) for name in ("types", "ids"))
-    kind = str(types[number]) if number < len(types) else ""
-    if number < len(ids) and str(ids[number]).endswith("_abs"):  # as LongMemEval marks them
-        kind = scoring.ABSTENTION
+    kind, name = (str(field[number]) if number < len(field) else "" for field in (types, ids))
+    kind = scoring.question_kind(kind, name)
     return scoring.Claim(instance.source, question.question, reply, question.answers, kind)

@@ -147,6 +147,19 @@ def test_rows_of_filler_and_of_masked_episodes_take_no_part(micro):
     assert (credit.call_advantages(batch, 1.0, np.zeros(3, int)) == 0).all()
 
 
+def test_arrays_of_other_shapes_are_refused(micro):
+    batch = batch_of(micro.env, [insert(ANNA)])
+    rows = len(batch.part)
+    for wrong in (np.zeros((rows, 1), int), np.zeros(rows + 1, int), np.zeros(rows)):
+        with pytest.raises(AssertionError):
+            credit.call_advantages(batch, 1.0, wrong)
+    for fields in ({"fit": batch.fit[0]}, {"part": batch.part[:, :-1]}, {"fit": batch.fit[1:]}):
+        with pytest.raises(AssertionError):
+            credit.call_advantages(batch.replace(**fields), 1.0, batch.group)
+    with pytest.raises(AssertionError):
+        credit.add_credit(batch.replace(valid=batch.valid[:-1]), [], micro.env)
+
+
 @pytest.mark.parametrize("credited", [False, True])
 def test_the_learner_is_given_the_sum_of_both(micro, monkeypatch, credited):
     """r1 + r2 + beta r3 of the response, and r4 of the response or of the call."""

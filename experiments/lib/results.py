@@ -53,8 +53,8 @@ class Results:
             raise ResultsError(f"{folder}: another process is writing results there") from error
         write_json(self.folder / ABOUT, self._agree(json.loads(json.dumps(about))))
         rows = read_lines(self.folder / INSTANCES)
-        self.done = {_key(row): row["digest"] for row in rows}
-        asked = [r for r in read_lines(self.folder / QUESTIONS) if _key(r) in self.done]
+        self.done = {row_key(row): row["digest"] for row in rows}
+        asked = [r for r in read_lines(self.folder / QUESTIONS) if row_key(r) in self.done]
         for name, kept in ((INSTANCES, rows), (QUESTIONS, asked)):
             write_text(self.folder / name, _lines(kept))
 
@@ -109,7 +109,7 @@ class Results:
                 file.write(_lines(new))
                 file.flush()
                 os.fsync(file.fileno())
-        self.done |= {_key(row): row["digest"] for row in rows}
+        self.done |= {row_key(row): row["digest"] for row in rows}
 
 
 def digest(instance: Instance) -> str:
@@ -202,7 +202,8 @@ def _read_about(path: Path) -> Row:
         raise ResultsError(f"{path} is no JSON ({error}); take the folder away") from None
 
 
-def _key(row: Row) -> tuple[str, str, str]:
+def row_key(row: Row) -> tuple[str, str, str]:
+    """System, source and instance of a row."""
     return row["system"], row["source"], row["instance"]
 
 
