@@ -12,10 +12,12 @@ import numpy as np
 
 from memalpha import scoring, tools
 from memalpha.data.instance import Instance
-from memalpha.judge import Verdict, judge
+from memalpha.judge import ContentJudge
+from memalpha.judge_rules import judge_contents
 from memalpha.memory import MemoryView, Outcome
 from memalpha.prompts import Template
-from memalpha.reader import Answer, Answerer, Request, extractive_answers
+from memalpha.reader import Answer, Answerer, Request
+from memalpha.reader_rules import extractive_answers
 from memalpha.tokenizer import decode, encode
 
 
@@ -43,7 +45,7 @@ class Environment:
     dimensions: int = 512
     top_k: int = 20
     answerer: Answerer = extractive_answers
-    judge: Callable[[Sequence[tools.Call]], list[Verdict]] = judge
+    judge: ContentJudge = judge_contents  # of what the calls write (r4)
     score_judge: scoring.Judge | None = None  # for sources whose metric asks a judge
     # The latest accounts of why reader, judge or writer gave nothing, where they keep any.
     failures: deque[str] = field(default_factory=lambda: deque(maxlen=8), compare=False)

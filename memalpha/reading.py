@@ -73,7 +73,7 @@ def find_evidence(env: Environment, instance: Instance, view: MemoryView) -> lis
         questions,
         instance.source,
         view,
-        *indexes,
+        indexes,
         env.top_k,
         count_tokens=lambda text: count_tokens(env, text),
     )

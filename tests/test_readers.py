@@ -14,8 +14,8 @@ from experiments.lib.readers import build_engines, check_readers, probe, with_re
 from experiments.lib.setup import build_environment, check
 from experiments.lib.workdir import WorkdirError, open_workdir
 from memalpha.data import synthetic
-from memalpha.judge import judge
-from memalpha.reader import extractive_answers
+from memalpha.judge_rules import judge_contents
+from memalpha.reader_rules import extractive_answers
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.scoring import recall_judge
 from memalpha.tools import format_call
@@ -69,7 +69,11 @@ def test_every_config_has_the_fields_and_is_offline(made, micro):
     check_readers(settings)
     assert build_engines(settings) == {}
     env = with_readers(micro.env, settings, {})
-    assert (env.answerer, env.judge, env.score_judge) == (extractive_answers, judge, recall_judge)
+    assert (env.answerer, env.judge, env.score_judge) == (
+        extractive_answers,
+        judge_contents,
+        recall_judge,
+    )
 
 
 def test_roles_of_the_same_model_share_an_engine_and_count_together(chat_server, micro):
@@ -82,9 +86,9 @@ def test_roles_of_the_same_model_share_an_engine_and_count_together(chat_server,
     other = build_engines(config(*server(URL), *server(URL, "judge", model="n")))
     assert other["reader"] is not other["judge"]
     env = build_environment(same, micro.tokenizer, engines)
-    assert env.answerer is not extractive_answers and env.judge is not judge
+    assert env.answerer is not extractive_answers and env.judge is not judge_contents
     one = build_environment(config(*server(chat_server.url)), micro.tokenizer)
-    assert one.answerer is not extractive_answers and one.judge is judge
+    assert one.answerer is not extractive_answers and one.judge is judge_contents
 
 
 def test_the_probe_speaks_in_the_words_of_the_server(chat_server):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memalpha import retrieval
-from memalpha.retrieval import BM25Index, ScannIndex, count_postings, make_index, sketch_columns
+from memalpha.retrieval import RETRIEVERS, BM25Index, ScannIndex, bm25, make_index, tokenize
+from memalpha.retrieval.bm25 import count_postings
+from memalpha.retrieval.scann_index import sketch_columns
 
 FRUIT = ["apple pear", "apple plum plum", "fig", "pear fig fig date", "kiwi"]
 # Few words over many short documents: repeats, duplicates and exact ties are the normal case.
@@ -28,8 +29,8 @@ def zipf_corpus(count, seed=0, words=400):
 
 
 def test_tokenize_lower_cases_word_runs():
-    assert retrieval.tokenize("It's Ümit_7,  at 9:30!") == ["it", "s", "ümit_7", "at", "9", "30"]
-    assert retrieval.tokenize(" .,! ") == []
+    assert tokenize("It's Ümit_7,  at 9:30!") == ["it", "s", "ümit_7", "at", "9", "30"]
+    assert tokenize(" .,! ") == []
 
 
 # ----------------------------------------------------------------------------------------- BM25
@@ -68,8 +69,8 @@ def test_bm25_counts_repeated_query_words():
 def reference_order(documents, query):
     """Scores and ranking of rank_bm25, ties by document order as a stable sort leaves them."""
     rank_bm25 = pytest.importorskip("rank_bm25")
-    okapi = rank_bm25.BM25Okapi([retrieval.tokenize(text) for text in documents])
-    scores = okapi.get_scores(retrieval.tokenize(query))
+    okapi = rank_bm25.BM25Okapi([tokenize(text) for text in documents])
+    scores = okapi.get_scores(tokenize(query))
     return scores, sorted(range(len(documents)), key=lambda i: -scores[i])
 
 
@@ -79,12 +80,12 @@ def test_bm25_ranks_like_rank_bm25(documents, queries, k):
     if not any(documents):
         documents = [*documents, "a"]  # rank_bm25 divides by zero without a single word
     ids, scores = BM25Index(documents).search(queries, k)
-    kept = min(k, len(documents))
+    filled = min(k, len(documents))
     for row, query in enumerate(queries):
         expected, order = reference_order(documents, query)
-        assert ids[row].tolist() == order[:kept] + [-1] * (k - kept)
-        np.testing.assert_allclose(scores[row, :kept], expected[order[:kept]], atol=1e-5)
-        assert np.all(scores[row, kept:] == -np.inf)
+        assert ids[row].tolist() == order[:filled] + [-1] * (k - filled)
+        np.testing.assert_allclose(scores[row, :filled], expected[order[:filled]], atol=1e-5)
+        assert np.all(scores[row, filled:] == -np.inf)
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,7 +113,7 @@ def test_bm25_ranks_like_rank_bm25_on_a_larger_corpus():
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_best_is_the_head_of_a_stable_sort(size, k, levels, seed):
     scores = np.random.default_rng(seed).integers(-levels, levels, size).astype(float)  # many ties
-    best = retrieval._best(scores, k)
+    best = bm25._best(scores, k)
     assert best.tolist() == np.argsort(-scores, kind="stable")[:k].tolist()
 
 
@@ -126,7 +127,7 @@ def test_bm25_of_one_or_two_documents_is_never_positive(documents):
 def test_bm25_batch_equals_one_by_one(monkeypatch):
     queries = ["pear", "", "plum date", "unknown", "fig fig apple"]
     together = BM25Index(FRUIT).search(queries, 3)
-    monkeypatch.setattr(retrieval, "_BLOCK_CELLS", 2 * len(FRUIT))  # blocks of two queries
+    monkeypatch.setattr(bm25, "_BLOCK_CELLS", 2 * len(FRUIT))  # blocks of two queries
     blocks = BM25Index(FRUIT).search(queries, 3)
     single = [BM25Index(FRUIT).search([query], 3) for query in queries]
     for axis in (0, 1):
@@ -137,7 +138,7 @@ def test_bm25_batch_equals_one_by_one(monkeypatch):
 # ---------------------------------------------------------------------------------------- edges
 
 
-@pytest.fixture(params=retrieval.RETRIEVERS)
+@pytest.fixture(params=RETRIEVERS)
 def retriever(request):
     return request.param
 
@@ -210,9 +211,9 @@ def test_scann_reduces_to_bm25_while_every_term_has_a_column(documents, queries,
     ids, scores = ScannIndex(documents, dimensions=7).search(queries, k)
     np.testing.assert_allclose(scores, best, atol=1e-5)  # -inf only where BM25 has it
     for row, full in enumerate(exact.scores(queries)):
-        found = ids[row][ids[row] >= 0]
-        assert len(set(found.tolist())) == len(found) == min(k, len(documents))
-        np.testing.assert_allclose(full[found], best[row, : len(found)], atol=1e-5)
+        filled = ids[row][ids[row] >= 0]
+        assert len(set(filled.tolist())) == len(filled) == min(k, len(documents))
+        np.testing.assert_allclose(full[filled], best[row, : len(filled)], atol=1e-5)
 
 
 def test_scann_finds_most_of_bm25s_best_with_hashed_terms():
@@ -299,42 +300,3 @@ def test_scann_failures_are_not_hidden(monkeypatch):
     monkeypatch.setattr(scann_ops_pybind, "builder", broken)
     with pytest.raises(RuntimeError, match="no searcher"):
         ScannIndex(FRUIT)
-
-
-# ------------------------------------------------------------------------------ other encoders
-
-
-def lengths(texts):
-    """A toy encoder: (letters, blanks, 1)."""
-    return np.array([[len(t) - t.count(" "), t.count(" "), 1] for t in texts], np.float64)
-
-
-def test_scann_with_an_encoder_ranks_by_cosine():
-    documents = ["abcd", "a b c d", "ab", ""]
-    ids, scores = ScannIndex(documents, encode=lengths).search(["a b c d e f"], 4)
-    vectors, query = lengths(documents), lengths(["a b c d e f"])[0]
-    cosine = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
-    assert ids.tolist() == [np.argsort(-cosine).tolist()]
-    np.testing.assert_allclose(scores[0], np.sort(cosine)[::-1], rtol=1e-5)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_vectors_that_are_not_finite_are_refused(bad):
-    def encode(texts):
-        return np.array([[bad if "bad" in text else 1, 2] for text in texts])
-
-    with pytest.raises(ValueError, match=r"documents\[1\] \(1 of 3\)"):
-        ScannIndex(["a", "bad", "c"], encode=encode)
-    index = ScannIndex(["a", "b"], encode=encode)
-    with pytest.raises(ValueError, match=r"queries\[0\] \(1 of 1\)"):
-        index.search(["bad"], 1)
-
-
-def test_encoder_of_the_wrong_shape_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(3,\) for 3 documents"):
-        ScannIndex(["a", "b", "c"], encode=lambda texts: np.ones(len(texts)))
-    with pytest.raises(ValueError, match=r"shape \(2, 4\) for 3 documents"):
-        ScannIndex(["a", "b", "c"], encode=lambda texts: np.ones((2, 4)))
-    index = ScannIndex(["a", "b"], encode=lambda texts: np.ones((len(texts), len(texts))))
-    with pytest.raises(ValueError, match="3 columns and documents 2"):
-        index.search(["a", "b", "c"], 1)
