@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from memalpha.judge import Verdict, to_judge
 from memalpha.memory import CORE, EPISODIC, SEMANTIC
+from memalpha.retrieval.words import drop_marks, normalize, spread
 from memalpha.tools import Call
 
 _MONTH = (
@@ -23,15 +24,18 @@ _NUMERIC_DATE = (
     rf"\b\d{{4}}([-/.])(?:0?[1-9]|1[0-2])\1{_DAY}(?!\d)"
     rf"|\b{_DAY}([-/.])(?:0?[1-9]|1[0-2])\2\d{{4}}\b|\b(?:0?[1-9]|1[0-2])/{_DAY}/\d{{4}}\b"
 )
+# The spaces are those of `spread`; 2024年1月7日 in Chinese and Japanese, 2024년 1월 7일 in Korean.
+_EAST_ASIAN_MONTH = r"\b\d{4} *[年년] *(?:0?[1-9]|1[0-2]) *[月월]"
+_EAST_ASIAN_DATE = rf"{_EAST_ASIAN_MONTH} *{_DAY} *[日号號일]"
 _DAY_MONTH = rf"\b{_DAY}(?:st|nd|rd|th)?(?: of)? {_MONTH}|\b{_MONTH} {_DAY}(?:st|nd|rd|th)?\b"
-_MONTH_YEAR = rf"\b{_MONTH},? \d{{4}}\b"
+_MONTH_YEAR = rf"\b{_MONTH},? \d{{4}}\b|{_EAST_ASIAN_MONTH}"
 
 
 def _pattern(text: str) -> re.Pattern:
     return re.compile(text, re.IGNORECASE)
 
 
-FULL_DATE = _pattern(rf"{_NUMERIC_DATE}|(?:{_DAY_MONTH}),? \d{{4}}\b")
+FULL_DATE = _pattern(rf"{_NUMERIC_DATE}|{_EAST_ASIAN_DATE}|(?:{_DAY_MONTH}),? \d{{4}}\b")
 DAY_MONTH, WEEKDAY, CLOCK = _pattern(_DAY_MONTH), _pattern(_WEEKDAY), _pattern(_CLOCK)
 TIME_PARTS = _pattern(
     rf"{FULL_DATE.pattern}|{_DAY_MONTH}|{_MONTH_YEAR}|{_WEEKDAY}|{_CLOCK}|\b(?:on|at|in)\b"
@@ -85,6 +89,7 @@ def judge_content(memory_type: int, content: str) -> Verdict:
         raise ValueError(
             f"judge: memory type {memory_type!r}; give {CORE}, {SEMANTIC} or {EPISODIC}"
         )
+    content = spread(normalize(content))
     if _is_placeholder(content) or not WORD.search(content):
         return Verdict(False)
     if SELF_TALK.search(content) or (memory_type == CORE and CORE_SELF_TALK.search(content)):
@@ -98,7 +103,7 @@ def _is_knowledge(content: str) -> bool:
     """A labelled example, or a statement that is not an event with its time."""
     if EXAMPLE.search(content):
         return True
-    if len(WORD.findall(content)) < 2:
+    if _count_words(content) < 2:
         return False  # a fragment, not a statement
     date = FULL_DATE.search(content)
     opens_with_date = date is not None and not WORD.search(content[: date.start()])
@@ -113,7 +118,11 @@ def _is_event(content: str) -> bool:
     if not day and not (WEEKDAY.search(content) and CLOCK.search(content)):
         return False
     what = TIME_PARTS.sub(" ", content)
-    return len(WORD.findall(what)) >= 2 and not _is_placeholder(what)
+    return _count_words(what) >= 2 and not _is_placeholder(what)
+
+
+def _count_words(text: str) -> int:
+    return len(WORD.findall(drop_marks(text)))
 
 
 def _is_placeholder(text: str) -> bool:

@@ -17,6 +17,7 @@ from memalpha.passages import (
     strip_label_question,
 )
 from memalpha.reader import Evidence, Request
+from memalpha.retrieval.words import split_pieces
 
 MAX_WORDS = 16  # of a reply to a retrieval question
 MAX_SUMMARY_WORDS = 512  # a core holds at most 512 tokens
@@ -44,9 +45,9 @@ def extractive_reader(
     """
     kind = scoring.category(source)
     if kind == "summary":
-        words = evidence.core.split()
+        words = split_pieces(evidence.core)
         whole = len(words) <= max_summary_words
-        return evidence.core.strip() if whole else " ".join(words[:max_summary_words])
+        return (evidence.core if whole else "".join(words[:max_summary_words])).strip()
     if kind == "labels":
         label = vote_label(question, evidence)
         return "" if label is None else f"\\boxed{{{label}}}"

@@ -128,7 +128,7 @@ def sketch_columns(postings: Postings, dimensions: int) -> tuple[np.ndarray, np.
 @functools.lru_cache(maxsize=1 << 18)
 def _digest(term: str) -> bytes:
     """64 stable bits for each sign of a term."""
-    return hashlib.blake2b(term.encode(), digest_size=8 * SIGNS).digest()
+    return hashlib.blake2b(term.encode("utf-8", "surrogatepass"), digest_size=8 * SIGNS).digest()
 
 
 def _build_searcher(vectors: np.ndarray, approximate: bool):
