@@ -31,6 +31,11 @@ from memalpha.tools import Call
         (EPISODIC, "May 8th, 2023: Otto moved house"),
         (EPISODIC, "On Monday at 14:30 Mira visited the dentist."),
         (EPISODIC, "In May 2023 the user moved to Lund."),
+        (SEMANTIC, "小明的宠物是一只鹦鹉。"),
+        (SEMANTIC, "แมวของมานะชื่อสีดา"),
+        (EPISODIC, "小明在2024年1月7日买了一只鹦鹉。"),
+        (EPISODIC, "2024年1月7日、田中さんは猫を買った。"),
+        (EPISODIC, "2024년 1월 7일: 미라는 카약을 샀다."),
     ],
 )
 def test_fit_content(memory_type, content):
@@ -67,6 +72,13 @@ def test_fit_content(memory_type, content):
         (EPISODIC, "2024-01-07: none"),
         (EPISODIC, "2024-01-07: nothing happened"),
         (EPISODIC, "2024-01-07: memory updated"),
+        (SEMANTIC, "猫"),
+        (SEMANTIC, "हिन्दी"),
+        (SEMANTIC, "e\u0301lan"),
+        (SEMANTIC, "2024年1月7日小明买了一只鹦鹉。"),
+        (EPISODIC, "小明买了一只鹦鹉。"),
+        (EPISODIC, "2024年13月7日小明买了一只鹦鹉。"),
+        (EPISODIC, "2024年1月7日"),
     ],
 )
 def test_unfit_content(memory_type, content):
@@ -108,7 +120,7 @@ def test_unknown_memory_type_is_refused():
         judge_content(3, "text")
 
 
-@given(st.sampled_from((CORE, SEMANTIC, EPISODIC)), st.text())
+@given(st.sampled_from((CORE, SEMANTIC, EPISODIC)), st.text(st.characters()))
 def test_any_text_gets_a_verdict(memory_type, text):
     assert judge_content(memory_type, text) in (Verdict(True), Verdict(False))
 

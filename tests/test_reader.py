@@ -167,6 +167,67 @@ def test_both_passages_share_one_budget():
     assert len(answer.split()) == 16 and answer.startswith(texts[0])
 
 
+# ---------------------------------------------------------------------------- scripts
+
+
+@pytest.mark.parametrize(
+    ("question", "texts", "answer"),
+    [
+        (
+            "小明的猫叫什么名字？",
+            ("小红的猫叫咪咪。", "小明的狗叫旺财。", "小明住在北京。小明的猫叫雪球。"),
+            "小明的猫叫雪球。",
+        ),
+        ("小明去了哪里？", ("他说：“好。”然后小明去了上海！", "小红在家。"), "然后小明去了上海！"),
+        ("小刚的生日是哪天？", ("小红的猫叫咪咪。", "小明住在北京。"), ""),
+        (
+            "田中さんの猫の名前は何ですか？",
+            ("鈴木さんの猫の名前はクロです。", "田中さんの猫の名前はタマです。"),
+            "田中さんの猫の名前はタマです。",
+        ),
+        (
+            "สุนัขของมานะชื่ออะไร",
+            ("แมวของปิติชื่อสีดา", "สุนัขของมานะชื่อโบโบ้", "เมื่อวานฝนตก"),
+            "สุนัขของมานะชื่อโบโบ้",
+        ),
+        (
+            "राम की बिल्ली का नाम क्या है?",
+            ("श्याम की गाय का नाम गौरी है। राम की बिल्ली का नाम मीठी है।",),
+            "राम की बिल्ली का नाम मीठी है।",
+        ),
+        (
+            "Where is the CAFÉ?",
+            ("It rained.", "The cafe\u0301 is in Lund."),
+            "The cafe\u0301 is in Lund.",
+        ),
+    ],
+)
+def test_questions_are_answered_in_every_script(question, texts, answer):
+    assert quote(question, *texts) == answer
+
+
+def test_the_newest_of_equal_facts_wins_in_chinese():
+    assert quote("小明住在哪里？", "小明住在北京。", "小明住在上海。") == "小明住在上海。"
+
+
+def test_a_dump_without_spaces_is_cut_around_the_match():
+    dump = "，".join(
+        f"第{number}个人叫{name}" for number, name in enumerate("甲乙丙丁戊己庚辛", 10)
+    )
+    answer = quote("第13个人叫什么？", dump, max_words=7)
+    assert "13个人叫丁" in answer and len(answer) <= 21
+    core = "小明去北京。" * 9
+    assert (
+        extractive_reader("?", "booksum", Evidence(core=core), max_summary_words=3)
+        == "小明去北京。"
+    )
+
+
+def test_labels_are_voted_for_in_chinese():
+    assert label("请帮我订一张机票", "订机票 -> 3", "播放音乐 -> 8") == "\\boxed{3}"
+    assert label("播放一首音乐", "订机票：3", "播放音乐：8") == "\\boxed{8}"
+
+
 # ---------------------------------------------------------------------------- labels
 
 
@@ -354,6 +415,8 @@ def test_gold_answers_have_no_way_in():
 
 # ---------------------------------------------------------------------------- properties
 
+# Lone surrogates and unassigned code points too, and texts of a few letters of several scripts.
+ANY_TEXT = st.text(st.characters()) | st.text("ab é\u0301กิ猫的あ한दि 1-2.。？；\ud83d\ufe0f\u0378")
 FACTS = entries(
     "The pet of Mira Voss is a parrot.",
     "The pet of Mira Falk is a ferret.",
@@ -381,10 +444,10 @@ def test_the_order_of_the_examples_does_not_matter(shuffled):
 
 @settings(deadline=None)
 @given(
-    st.text(),
+    ANY_TEXT,
     st.sampled_from(["squad", "nlu", "booksum"]),
-    st.text(),
-    st.lists(st.text(), max_size=4),
+    ANY_TEXT,
+    st.lists(ANY_TEXT, max_size=4),
     st.integers(1, 20),
 )
 def test_any_text_gets_an_answer_within_the_budget(question, source, core, texts, max_words):

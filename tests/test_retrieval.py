@@ -1,13 +1,16 @@
 """BM25 against hand-worked values and rank_bm25; ScaNN against BM25."""
 
 import math
+import re
+import unicodedata
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memalpha.retrieval import RETRIEVERS, BM25Index, ScannIndex, bm25, make_index, tokenize
+from memalpha.retrieval import RETRIEVERS, BM25Index, ScannIndex, bm25, make_index, tokenize, words
 from memalpha.retrieval.bm25 import count_postings
 from memalpha.retrieval.scann_index import sketch_columns
 
@@ -31,6 +34,109 @@ def zipf_corpus(count, seed=0, words=400):
 def test_tokenize_lower_cases_word_runs():
     assert tokenize("It's Ümit_7,  at 9:30!") == ["it", "s", "ümit_7", "at", "9", "30"]
     assert tokenize(" .,! ") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("小明的猫", "小明 明的 的猫 小 明 的 猫"),
+        ("猫", "猫"),
+        ("iPhone手机2024年", "iphone 手机 手 机 2024 年"),
+        ("東京タワー", "東京 京タ タワ ワー 東 京"),
+        ("แมวน้ำ ๒๕๖๗", "แม มว วน้ น้ำ ๒๕๖๗"),
+        ("ກິນ", "ກິນ"),
+        ("ភាសា", "ភាសា"),
+        ("မြန်မာ", "မြန် န်မာ"),
+        ("한국어 문장", "한국어 문장"),
+        ("हिन्दी भाषा", "हिन्दी भाषा"),
+        ("السَّلام عليكم", "السَّلام عليكم"),
+        ("cafe\u0301 CAFÉ", "café café"),
+        ("葛\U000e0100飾", "葛飾 葛 飾"),  # a variation selector chooses a picture
+        ("1\ufe0f\u20e3 ok", "1 ok"),  # an emoji of a digit
+        ("\u0301 a \ud83d b\ud83dc", "a b c"),
+    ],
+)
+def test_words_of_many_scripts(text, terms):
+    assert tokenize(text) == [unicodedata.normalize("NFC", term) for term in terms.split()]
+
+
+ANY_TEXT = st.text(st.characters())  # lone surrogates and unassigned code points too
+SCRIPTS = st.text("aÉ\u0301\u0e01\u0e34\u0e49กนคำ猫的あｶﾞ한दि् 1-2.。？\ud83d\ufe0f\u200d\u0378")
+
+
+@given(ANY_TEXT | SCRIPTS)
+def test_both_normal_forms_have_the_same_words(text):
+    composed, apart = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    assert tokenize(composed) == tokenize(apart) == tokenize(text)
+
+
+@given(ANY_TEXT)
+def test_without_marks_and_scripts_without_spaces_words_are_word_characters(text):
+    text = unicodedata.normalize("NFC", words.normalize(text).lower())
+    hypothesis.assume(not words.has_no_spaces(text) and words.drop_marks(text) == text)
+    assert tokenize(text) == re.findall(r"\w+", text)
+    assert words.split_words(text, True) == re.findall(r"\d+(?:[-/:.,]\d+)+|\w+", text)
+    assert words.spread(text) == text
+    assert "".join(words.split_pieces(text)).strip() == " ".join(text.split())
+
+
+@given(ANY_TEXT | SCRIPTS)
+def test_pieces_join_to_the_text_with_single_spaces(text):
+    pieces = words.split_pieces(text)
+    assert "".join(pieces).strip() == " ".join(text.split())
+    assert all(len(words.split_words(piece)) <= 3 for piece in pieces if words.has_no_spaces(piece))
+
+
+def test_pieces_of_a_script_without_spaces_are_two_letters_long():
+    assert words.split_pieces("小明的猫，  iPhone手机。") == [
+        " 小明",
+        "的猫，",
+        " iPhone",
+        "手机。",
+    ]
+    assert words.spread("2024年5月8日买") == "2024 年 5 月 8 日买 "
+
+
+# ------------------------------------------------------------------------------------- scripts
+
+CHINESE = ["小红的狗叫旺财。", "小明住在北京。", "小明的猫叫雪球。", "昨天下雨了。", "他喜欢下棋。"]
+THAI = ["แมวของมานะชื่อสีดา", "มานะอยู่ที่เชียงใหม่", "สุนัขของปิติชื่อโบโบ้", "เมื่อวานฝนตก", "เขาชอบหมากรุก"]
+JAPANESE = [
+    "田中さんは大阪に住んでいる。",
+    "鈴木さんの猫はタマです。",
+    "昨日は雨だった。",
+    "山田さんは医者です。",
+]
+ACCENTS = ["She met him at the café.", "The resume was long.", "A kayak is blue.", "It rained."]
+
+
+@pytest.mark.parametrize(
+    ("documents", "query", "best"),
+    [
+        (CHINESE, "小明的猫叫什么名字？", 2),
+        (CHINESE, "小明住在哪里？", 1),
+        (CHINESE, "猫", 2),
+        (THAI, "สุนัขของปิติชื่ออะไร", 2),
+        (THAI, "มานะอยู่ที่ไหน", 1),
+        (JAPANESE, "鈴木さんの猫の名前は何ですか？", 1),
+        (ACCENTS, "cafe\u0301", 0),
+        ([unicodedata.normalize("NFD", text) for text in ACCENTS], "CAFÉ", 0),
+    ],
+)
+def test_the_right_entry_comes_first_in_every_script(retriever, documents, query, best):
+    ids, scores = make_index(documents, retriever).search([query], 2)
+    assert ids[0, 0] == best and scores[0, 0] > max(scores[0, 1], 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ANY_TEXT | SCRIPTS, max_size=5), ANY_TEXT | SCRIPTS)
+def test_any_unicode_is_indexed_and_asked(documents, query):
+    texts = [*documents, query]
+    ids, scores = BM25Index(texts).search([query], 3)
+    dense, dense_scores = ScannIndex(texts, dimensions=3).search([query], 3)
+    count = min(3, len(texts))
+    assert len({*ids[0, :count].tolist()}) == len({*dense[0, :count].tolist()}) == count
+    assert np.isfinite(scores[0, :count]).all() and np.isfinite(dense_scores[0, :count]).all()
 
 
 # ----------------------------------------------------------------------------------------- BM25
