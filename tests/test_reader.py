@@ -151,9 +151,9 @@ def test_a_dump_without_sentences_is_cut_around_the_match():
 def test_a_quote_about_something_else_is_not_given():
     """Two of five terms are no reason to name a date: half of them have to be there."""
     asked = "On which date did my brother borrow the green tent?"
-    kept = "2024/01/07: My brother cleaned the green fence."
-    assert quote(asked, kept) == ""
-    assert quote(asked, kept, "2024/01/08: My brother borrowed the green tent.").startswith(
+    other = "2024/01/07: My brother cleaned the green fence."
+    assert quote(asked, other) == ""
+    assert quote(asked, other, "2024/01/08: My brother borrowed the green tent.").startswith(
         "2024/01/08"
     )
 

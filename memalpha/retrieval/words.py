@@ -9,10 +9,10 @@ character is one by itself too, since many words have one character.
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable
 
 # Blocks of the scripts that put no space between words, as ranges of a regular expression.
-_SCRIPTS_WITHOUT_SPACES = (
+_WITHOUT_SPACES = re.compile(
+    "["
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
     "\u1780-\u17ff"  # Khmer
@@ -20,15 +20,23 @@ _SCRIPTS_WITHOUT_SPACES = (
     "\u1b00-\u1b7f\ua980-\ua9df"  # Balinese, Javanese
     "\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9f\U0001aff0-\U0001b16f"  # kana, Bopomofo
     "\ua000-\ua4cf"  # Yi
+    "]"
 )
-_CHINESE = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_LETTER = rf"(?![\W\d])[{_SCRIPTS_WITHOUT_SPACES}{_CHINESE}]"  # digits there are words as elsewhere
-_WITHOUT_SPACES = re.compile(_LETTER)
-_CHINESE_CHARACTER = re.compile(f"[{_CHINESE}]")
+_CHINESE = re.compile("[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 # They choose the picture of the character before them, and nothing else.
 _VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]+")
-_NUMBER = r"\d+(?:[-/:.,]\d+)+"  # a date, a time, a number with inner marks
-_PLAIN = {False: re.compile(r"\w+"), True: re.compile(rf"{_NUMBER}|\w+")}
+
+# A date, a time, a number with inner marks is one word where whole numbers are asked for.
+_PLAIN = {False: re.compile(r"\w+"), True: re.compile(r"\d+(?:[-/:.,]\d+)+|\w+")}
+# Patterns over the classes of the characters, see `_class_of`.
+_RUN = r"(?P<run>(?:[SC]M*)+)"
+_WORDS = {
+    False: re.compile(rf"{_RUN}|[W0][W0M]*"),
+    True: re.compile(rf"{_RUN}|0+(?:[-/:.,]0+)+|[W0][W0M]*"),
+}
+_LETTERS = re.compile("[SC]M*")
+_PAIRS = re.compile("(?P<pair>(?:[SC]M*){1,2})|[^SC]+")
+_PIECES = re.compile("(?P<space> *)(?P<piece>(?:[SC]M*){1,2}[^WSC0 ]*|[^SC ]+)")
 
 
 def tokenize(text: str) -> list[str]:
@@ -49,17 +57,30 @@ def split_words(text: str, whole_numbers: bool = False) -> list[str]:
     `whole_numbers`: a date, a time or a number with inner marks is one word.
     """
     text = normalize(text)
-    if text.isascii() or not _special_characters().search(text):
+    if not _has_class(text, "MSC"):
         return _PLAIN[whole_numbers].findall(text)
     words = []
-    for match in _word_pattern(whole_numbers).finditer(text):
-        words += _terms(match[0]) if match["run"] else [match[0]]
+    classes = _classes(text)
+    for match in _WORDS[whole_numbers].finditer(classes):
+        if match["run"]:
+            words += _terms(text, classes, *match.span())
+        else:
+            words.append(text[match.start() : match.end()])
     return words
+
+
+def _terms(text: str, classes: str, start: int, end: int) -> list[str]:
+    """The terms of text[start:end], a run of letters of scripts without spaces."""
+    letters = [text[m.start() : m.end()] for m in _LETTERS.finditer(classes, start, end)]
+    if len(letters) == 1:
+        return letters
+    pairs = [first + second for first, second in zip(letters, letters[1:], strict=False)]
+    return pairs + [letter for letter in letters if _class_of(letter[0]) == "C"]
 
 
 def has_no_spaces(text: str) -> bool:
     """Whether letters of a script without spaces stand in the text."""
-    return not text.isascii() and _WITHOUT_SPACES.search(text) is not None
+    return _has_class(text, "SC")
 
 
 def split_pieces(text: str) -> list[str]:
@@ -71,79 +92,53 @@ def split_pieces(text: str) -> list[str]:
     if not has_no_spaces(text):
         return [f" {word}" for word in text.split()]
     return [
-        (" " if match["space"] or match.start() == 0 else "") + match["piece"]
-        for match in _piece_pattern().finditer(text)
+        (" " if match["space"] or match.start() == 0 else "")
+        + text[match.start("piece") : match.end()]
+        for match in _PIECES.finditer(_classes(text))
     ]
 
 
 def spread(text: str) -> str:
     """The text with spaces around every two letters of scripts without spaces; else as it is."""
-    return _pair_pattern().sub(r" \g<0> ", text) if has_no_spaces(text) else text
+    if not has_no_spaces(text):
+        return text
+    parts = []
+    for match in _PAIRS.finditer(_classes(text)):
+        part = text[match.start() : match.end()]
+        parts.append(f" {part} " if match["pair"] else part)
+    return "".join(parts)
 
 
 def drop_marks(text: str) -> str:
     """The text without accents and vowel signs that are characters of their own."""
-    return text if text.isascii() else re.sub(f"[{_marks()}]+", "", text)
+    return text if text.isascii() else "".join(c for c in text if _class_of(c) != "M")
 
 
-def _terms(run: str) -> list[str]:
-    """The terms of a run of letters of scripts without spaces."""
-    letters = _letter_pattern().findall(run)
-    if len(letters) == 1:
-        return letters
-    pairs = [first + second for first, second in zip(letters, letters[1:], strict=False)]
-    return pairs + [letter for letter in letters if _CHINESE_CHARACTER.match(letter)]
+def _has_class(text: str, classes: str) -> bool:
+    return not text.isascii() and any(_class_of(character) in classes for character in set(text))
 
 
-# The patterns below hold all 2,000 marks of Unicode: they are built where a text first needs them.
+def _classes(text: str) -> str:
+    """The class of every character, as a string of the same length."""
+    return text.translate({ord(character): _class_of(character) for character in set(text)})
 
 
-@functools.cache
-def _marks() -> str:
-    """The marks that stand on or around a letter, as ranges of a regular expression."""
-    marks = (code for code in range(0x300, 0x20000) if _is_mark(chr(code)))
-    return _ranges(marks)
+@functools.lru_cache(maxsize=1 << 16)
+def _class_of(character: str) -> str:
+    r"""One ASCII character that says what kind a character is of.
 
-
-def _is_mark(character: str) -> bool:
-    # Not the enclosing ones (category Me): they make an emoji of a digit.
-    return unicodedata.category(character) in ("Mn", "Mc")
-
-
-def _ranges(codes: Iterable[int]) -> str:
-    """Ascending code points as the ranges of a regular expression."""
-    ranges: list[list[int]] = []
-    for code in codes:
-        if ranges and code == ranges[-1][1] + 1:
-            ranges[-1][1] = code
-        else:
-            ranges.append([code, code])
-    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
-
-
-@functools.cache
-def _special_characters() -> re.Pattern:
-    return re.compile(f"[{_SCRIPTS_WITHOUT_SPACES}{_CHINESE}{_marks()}]")
-
-
-@functools.cache
-def _letter_pattern() -> re.Pattern:
-    return re.compile(rf"{_LETTER}[{_marks()}]*")
-
-
-@functools.cache
-def _word_pattern(whole_numbers: bool) -> re.Pattern:
-    number = f"|{_NUMBER}" if whole_numbers else ""
-    marks = _marks()
-    return re.compile(rf"(?P<run>(?:{_LETTER}[{marks}]*)+){number}|(?:(?!{_LETTER})\w[{marks}]*)+")
-
-
-@functools.cache
-def _pair_pattern() -> re.Pattern:
-    return re.compile(rf"(?:{_letter_pattern().pattern}){{1,2}}")
-
-
-@functools.cache
-def _piece_pattern() -> re.Pattern:
-    piece = rf"{_pair_pattern().pattern}[^\w\s]*|(?:(?!{_LETTER})\S)+"
-    return re.compile(rf"(?P<space>\s*)(?P<piece>{piece})")
+    0 a digit; C a Chinese character; S a letter of another script without spaces; W any other `\w`;
+    M a mark; a space for white space; ASCII punctuation as it is; ? for anything else.
+    """
+    if character.isdecimal():
+        return "0"
+    if character.isalnum() or character == "_":
+        if _CHINESE.match(character):
+            return "C"
+        return "S" if _WITHOUT_SPACES.match(character) else "W"
+    if character.isspace():
+        return " "
+    # Enclosing marks (category Me) are none here: they make an emoji of a digit.
+    if unicodedata.category(character) in ("Mn", "Mc"):
+        return "M"
+    return character if character.isascii() else "?"
