@@ -31,7 +31,8 @@ from memalpha.data.text import sentence_ends
 from memalpha.episode import Environment, Step, Writer, count_tokens
 from memalpha.policy import load_policy
 from memalpha.prompts import escape, template_fragments
-from memalpha.reader import Answerer, Evidence, extractive_answers
+from memalpha.reader import Answerer, Evidence
+from memalpha.reader_rules import extractive_answers
 from memalpha.reading import find_evidence
 from memalpha.rollout import first_state, make_turn, memorise, whole_view
 from memalpha.tools import clean

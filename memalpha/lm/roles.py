@@ -15,9 +15,9 @@ import numpy as np
 from absl import logging
 from json_repair import repair_json
 
-from memalpha import judge, scoring
+from memalpha import scoring
 from memalpha.episode import Environment, Response, Turn, Writer
-from memalpha.judge import Verdict
+from memalpha.judge import ContentJudge, Verdict, to_judge
 from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import MEMORY_NAMES
 from memalpha.prompts import (
@@ -141,15 +141,15 @@ def lm_content_judge(
     temperature: float = 0.0,
     seed: int = 0,
     on_failure: OnFailure = logging.warning,
-) -> Callable[[Sequence[Call]], list[Verdict]]:
-    """The content judge of r4 on a model, with the signature of `judge.judge`.
+) -> ContentJudge:
+    """The content judge of r4 on a model.
 
     It is asked only of calls that have a content; a reply without a verdict in it is a failure.
     """
     template = load_template("full") if template is None else template
 
     def decide(calls: Sequence[Call]) -> list[Verdict]:
-        found = [judge.to_judge(call) for call in calls]
+        found = [to_judge(call) for call in calls]
         asked = [i for i, item in enumerate(found) if isinstance(item, tuple)]
         chats = [
             render_judge(template, MEMORY_NAMES[found[i][0]], found[i][1], CHAT_MARKS)
@@ -174,10 +174,8 @@ def read_verdict(reply: str | None) -> Verdict:
     valid = found.get("VALID") if isinstance(found, dict) else None
     valid = {"true": True, "false": False}.get(str(valid).lower())
     if valid is None:
-        return Verdict(False, ("the judge gave no verdict",), failed=True)
-    issues = found.get("ISSUES") or []
-    issues = tuple(map(str, issues)) if isinstance(issues, list) else (str(issues),)
-    return Verdict(valid, () if valid else issues)
+        return Verdict(False, failed=True)
+    return Verdict(valid)
 
 
 def lm_writer(
