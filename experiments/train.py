@@ -25,12 +25,13 @@ from experiments.lib.setup import (
 from experiments.lib.warm_start import check_finite
 from experiments.lib.workdir import MetricsLog, own_folder
 from memalpha import credit, lora, losses
-from memalpha.batch import Batch, take
+from memalpha.batch import Batch, plan_micro_batches, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.episode import Clock, Environment, Episode
-from memalpha.learner import TrainState, init_state, make_token_logps, make_update, ppo_targets
+from memalpha.learner import TrainState, init_state, make_token_logps, make_update
 from memalpha.model import ModelConfig, Params
-from memalpha.optimizer import make_optimizer
+from memalpha.objective import ppo_targets
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.rewards import combine
 from memalpha.rollout import run_episodes, to_batch
 from memalpha.sharding import mesh_of, shard
@@ -115,9 +116,10 @@ def _agree(batch: Batch) -> Batch:
     """With the rewards of the first process: a server may answer each process differently."""
     if jax.process_count() == 1:
         return batch
-    agreed = (batch.rewards, batch.fit, batch.valid)
+    rows = batch.rows
+    agreed = (rows.rewards, rows.fit, rows.valid)
     rewards, fit, valid = multihost_utils.broadcast_one_to_all(agreed)
-    return batch.replace(rewards=rewards, fit=fit, valid=valid)
+    return batch.with_rows(rewards=rewards, fit=fit, valid=valid)
 
 
 def training_batch(config: ConfigDict, env: Environment, episodes: Sequence[Episode]) -> Batch:
@@ -132,14 +134,16 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     rl = config.rl
     updates = rl.epochs * rl.minibatches if rl.algorithm == "ppo" else 1  # of a step
     return make_optimizer(
-        rl.learning_rate,
-        rl.warmup_steps * updates,
-        rl.steps * updates + 1,
-        rl.schedule,
-        rl.weight_decay,
-        rl.max_grad_norm or None,
-        b2=rl.b2,
-        optimizer=rl.optimizer,
+        OptimizerConfig(
+            learning_rate=rl.learning_rate,
+            warmup_steps=rl.warmup_steps * updates,
+            total_steps=rl.steps * updates + 1,
+            schedule=rl.schedule,
+            optimizer=rl.optimizer,
+            weight_decay=rl.weight_decay,
+            max_grad_norm=rl.max_grad_norm or None,
+            b2=rl.b2,
+        )
     )
 
 
@@ -151,40 +155,45 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
     rl, reward = config.rl, config.reward
     loss_config = build_loss(config)
     attach = partial(lora.attach, config=build_lora(config))
-    update = make_update(model, loss_config, optimizer, rl.micro_batch or None, attach)
-    token_logps = make_token_logps(model, loss_config, rl.micro_batch or None)
+    update = make_update(model, loss_config, optimizer, attach)
+    token_logps = make_token_logps(model, loss_config)
     weights = {"r1": 1.0, "r2": 1.0, "r3": reward.beta, "r4": reward.gamma}
 
     def advantages(batch: Batch) -> tuple[Batch, dict]:
-        how = rl.groups
-        groups = losses.group_ids(batch.group, batch.episode, batch.chunk, how)
+        how, rows = rl.groups, batch.rows
+        groups = losses.group_ids(rows.instance, rows.episode, rows.chunk, how)
         of_response = weights | ({"r4": 0.0} if rl.call_credit else {})
         values, counts = losses.combined_advantages(
-            batch.rewards, of_response, groups, batch.valid,
+            rows.rewards, of_response, groups, rows.valid,
             normalise_each=reward.normalise_each, divide_by_std=rl.divide_by_std,
-            episode=batch.episode if how == "episodes" else None,
+            episode=rows.episode if how == "episodes" else None,
         )  # fmt: skip
         if rl.call_credit:
             values = values[:, None] + credit.call_advantages(batch, reward.gamma, groups)
-        return batch.replace(advantages=values), counts
+        return batch.with_targets(advantages=values), counts
 
     def learn(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
+        plan = plan_micro_batches(batch, rl.micro_batch or None)
         if rl.kl != "none":
-            batch = batch.replace(ref_logps=token_logps(reference, batch)[0])
+            batch = batch.with_targets(ref_logps=token_logps(reference, batch, plan)[0])
         if rl.algorithm == "grpo":
             batch, counts = advantages(batch)
-            state, metrics = update(state, _lean(batch), reference)
+            state, metrics = update(state, batch, plan, reference)
             return state, metrics | counts
-        logps, values = token_logps(attach(state.params, reference), batch)
-        batch = batch.replace(old_logps=logps, values=values)
-        total = combine(batch.rewards, reward.beta, reward.gamma)
-        batch = _lean(ppo_targets(batch, total, loss_config))
+        logps, values = token_logps(attach(state.params, reference), batch, plan)
+        batch = batch.with_targets(old_logps=logps, values=values)
+        total = combine(batch.rows.rewards, reward.beta, reward.gamma)
+        batch = ppo_targets(batch, total, loss_config)
         rng = np.random.default_rng([config.seed, step, 13])
         updates = []
         for _ in range(rl.epochs):
-            for rows in np.array_split(rng.permutation(batch.completion.shape[0]), rl.minibatches):
-                part = take(batch, rows) if rl.minibatches > 1 else batch
-                state, metrics = update(state, part, reference)
+            order = rng.permutation(len(batch.tokens.completion))
+            for rows in np.array_split(order, rl.minibatches):
+                part, part_plan = batch, plan
+                if rl.minibatches > 1:
+                    part = take(batch, rows)
+                    part_plan = plan_micro_batches(part, rl.micro_batch or None)
+                state, metrics = update(state, part, part_plan, reference)
                 updates.append(metrics)
         worst = {name: max(m[name] for m in updates) for name in ("nonfinite", "ratio_max")}
         return state, {
@@ -192,9 +201,3 @@ def make_learner(config: ConfigDict, model: ModelConfig, optimizer, reference: P
         } | worst
 
     return learn
-
-
-def _lean(batch: Batch) -> Batch:
-    """Without what the update does not read."""
-    unread = ("rewards", "part", "fit", "group", "episode", "chunk")
-    return batch.replace(**dict.fromkeys(unread))

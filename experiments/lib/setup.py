@@ -21,12 +21,12 @@ from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
 from memalpha.data.notes import add_notes
 from memalpha.episode import Environment, Turn, Writer
-from memalpha.learner import LossConfig
 from memalpha.lm.interface import Counted
 from memalpha.lora import LoraConfig
 from memalpha.losses import group_ids
 from memalpha.model import ModelConfig, Params, init_params
-from memalpha.optimizer import make_optimizer
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig
 from memalpha.policy import Policy, environment, find_model, load_run, model_config
 from memalpha.prompts import load_template, template_fragments
 from memalpha.retrieval import make_index
@@ -285,8 +285,8 @@ def check(config: ConfigDict) -> None:
         )
     make_index([], config.reward.retriever, config.reward.dimensions)
     group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
-    make_optimizer(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)
-    make_optimizer(stage.learning_rate, optimizer=stage.optimizer)
+    OptimizerConfig(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)
+    OptimizerConfig(stage.learning_rate, optimizer=stage.optimizer)
     counts = {
         "data.chunks": config.data.chunks,
         "warm_start.rows": stage.rows,
