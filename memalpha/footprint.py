@@ -12,6 +12,7 @@ its input.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -92,7 +93,7 @@ def measure_footprint(setting: Setting) -> Footprint:
     rollout = {
         "gathered parameters": sampled if sampled != stored(whole) else 0.0,
         "cache": cache_bytes(setting, mesh),
-        "prefill and decode": _at_depth(partial(_rollout_bytes, setting, mesh), model),
+        "prefill and decode": extrapolate(partial(_rollout_bytes, setting, mesh), model),
     }
     parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
     gradients = _gradients(setting, trees)
@@ -100,7 +101,7 @@ def measure_footprint(setting: Setting) -> Footprint:
     rows = setting.micro_batch // parts
     update = {
         "gradients, two sets": 2.0 * gradients,
-        "stacked layers": _stacked_bytes(whole, trees[_own(setting)]) if model.scan_layers else 0.0,
+        "stacked layers": stacked_bytes(whole, trees[_own(setting)]) if model.scan_layers else 0.0,
         f"activations, {rows} rows": rows * activations,
     }
     return Footprint(persistent, rollout, update, count_flops(setting), activations)
@@ -187,7 +188,7 @@ def suggest_micro_batch(footprint: Footprint, setting: Setting, capacity: float)
     return min(size, setting.step_rows)
 
 
-def _at_depth(measure, model: ModelConfig) -> float:
+def extrapolate(measure: Callable[[ModelConfig], float], model: ModelConfig) -> float:
     """`measure` at two depths, extrapolated linearly to that of the model."""
     if model.num_layers <= DEPTHS[1]:
         return measure(model)
@@ -199,7 +200,7 @@ def _activations(setting: Setting, mesh: Mesh | None, parts: int) -> float:
     """Transient bytes of the gradient for each row on a device."""
     model, measure = setting.model, partial(_gradient_bytes, setting, mesh, parts)
     if model.remat != "full" or model.num_layers <= DEPTHS[1]:
-        return _at_depth(measure, model)
+        return extrapolate(measure, model)
     tokens = setting.prompt + setting.response
     saved = tokens * model.hidden_size * jnp.dtype(model.dtype).itemsize  # a layer's input
     shallow = measure(replace(model, num_layers=DEPTHS[0]))
@@ -264,7 +265,7 @@ def _own(setting: Setting) -> str:
     return "adapters" if setting.lora.rank else "parameters"
 
 
-def _stacked_bytes(whole: Params, trained: Params) -> float:
+def stacked_bytes(whole: Params, trained: Params) -> float:
     """Bytes of the layers' weights and of their gradients in the dtype of the parameters:
     `scan_layers` stacks a second copy of both."""
     return sum(stored({k: v for k, v in p.items() if "layers_" in k}) for p in (whole, trained))

@@ -234,6 +234,7 @@ def clipped_surrogate(
     """
     chex.assert_rank([log_ratios, advantages], [2, {1, 2}])
     chex.assert_type([log_ratios, advantages], float)
+    chex.assert_equal_shape_prefix([log_ratios, advantages], 1)
     advantages = per_token(advantages)
     ratio = jnp.exp(log_ratios)
     unclipped = ratio * advantages

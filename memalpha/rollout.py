@@ -282,8 +282,9 @@ def to_batch(
 ) -> Batch:
     """Rows of all steps, episode by episode, filled to `rows` (numpy).
 
-    Consecutive runs of `rollouts` episodes belong to one instance. The rewards are apart. Rows of an episode without any judged question are not valid, nor
-    are those of a step whose calls the judge failed on.
+    Consecutive runs of `rollouts` episodes belong to one instance. The rewards are apart. Rows of
+    an episode without any judged question are not valid, nor are those of a step whose calls the
+    judge failed on.
     """
     made = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
     batch = from_tokens(

@@ -8,8 +8,8 @@ import pytest
 
 from experiments.lib.compilations import compilations
 from memalpha import sampler
-from memalpha.data import synthetic
 from memalpha.batch import plan_micro_batches
+from memalpha.data import synthetic
 from memalpha.learner import init_state, make_update
 from memalpha.memory import apply_batch
 from memalpha.model import init_params
