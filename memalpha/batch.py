@@ -4,6 +4,7 @@ Axes: R rows, P prompt, T completion, S = P + T sequence, M rows of a micro-batc
 
 One meaning each, here and in `losses`, `credit` and `learner`:
     row       one response of the writer: the answer to one chunk in one rollout of an instance
+              (in `memory` a row is the memory of one episode)
     instance  the stream of chunks that was read; all of its rollouts have its number
     episode   one rollout of an instance: its rows share r1 and r3
     group     the rows whose rewards are compared with each other. `losses.group_ids` makes the
@@ -75,9 +76,11 @@ class Batch:
     rows: Rows = struct.field(default_factory=Rows)
 
     def with_targets(self, **fields: Array | None) -> "Batch":
+        """A copy with these fields of `targets`."""
         return self.replace(targets=self.targets.replace(**fields))
 
     def with_rows(self, **fields: Array | dict[str, Array] | None) -> "Batch":
+        """A copy with these fields of `rows`."""
         return self.replace(rows=self.rows.replace(**fields))
 
 
@@ -199,7 +202,10 @@ def plan_micro_batches(batch: Batch, size: int | None) -> list[MicroBatch]:
 
 
 def take_micro_batch(batch: Batch, micro: MicroBatch) -> Batch:
-    """The rows of a micro-batch, cut to its columns; numpy where the batch is numpy."""
+    """The rows of a micro-batch, tokens and targets cut to its columns; numpy where the batch is.
+
+    `rows.call` keeps all its columns: the loss does not read it.
+    """
     part = take(batch, micro.rows)
     p, t = micro.prompt, micro.completion
 

@@ -28,7 +28,7 @@ MODEL = ModelConfig(
 ADAPTERS = lora.LoraConfig(rank=2)
 LOSS = LossConfig(entropy_coef=0.01, kl="k3", kl_coef=0.1)
 R, P, T = 16, 4, 8
-LENGTHS = [(4, 8), (1, 2), (3, 7), (2, 5)] * 4
+LENGTHS = [(1, 8), (4, 2), (4, 7), (4, 5)] * 4  # micro-batches of 8 rows have one shape
 
 
 def batch():

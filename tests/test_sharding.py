@@ -154,10 +154,11 @@ def test_without_a_mesh_nothing_is_done():
 
 
 def start(*arguments) -> subprocess.Popen:
+    path = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "tests/sharded_run.py", *map(str, arguments)],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | {"PYTHONPATH": ".", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -173,7 +174,7 @@ def finish(process: subprocess.Popen, meshes: list[str]) -> None:
 def test_eight_devices_do_what_one_does():
     """Sampled tokens, log-probs, loss, gradient (in the moments), new parameters; the last number
     is the rank of adapters."""
-    meshes = ["2,2,2,0", "1,8,1,0", "4,1,2,2"]
+    meshes = ["2,2,2,0", "2,4,1,2"]
     finish(start(8, 1, 0, 0, *meshes), meshes)
 
 
