@@ -27,7 +27,7 @@ from memalpha.episode import Environment
 from memalpha.learner import init_state
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import init_params
-from memalpha.optimizer import make_optimizer
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.policy import load_policy, load_run, model_config
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
@@ -387,7 +387,7 @@ def workdir(micro, tmp_path_factory):
     model = model_config(config.to_dict(), len(micro.tokenizer))
     params = init_params(model, jax.random.key(3))
     with open_checkpoints(folder / "checkpoints" / "rl") as checkpoints:
-        save(checkpoints, 7, init_state(params, make_optimizer(1e-3, 1, 10, "constant", 0.0)))
+        save(checkpoints, 7, init_state(params, make_optimizer(OptimizerConfig(1e-3))))
     return folder, params
 
 

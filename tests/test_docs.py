@@ -107,10 +107,10 @@ def test_the_code_of_extending_runs_and_each_part_is_short(tmp_path, monkeypatch
     assert [e.r1 for e in names["forgetful"]] == pytest.approx([1 / 3, 1 / 3])
 
     batch, advantages = names["batch"], names["advantages"]
-    assert batch.rewards["r5"].shape == advantages.shape == (8,)
+    assert batch.rows.rewards["r5"].shape == advantages.shape == (8,)
     limit = names["limit"]
-    used = batch.completion_mask.sum(1)
-    assert batch.rewards["r5"] == pytest.approx(1 - used / limit)
+    used = batch.tokens.completion_mask.sum(1)
+    assert batch.rows.rewards["r5"] == pytest.approx(1 - used / limit)
     assert names["metrics"]["grad_norm"] >= 0 and int(names["state"].step) == 1
 
 

@@ -195,8 +195,8 @@ def test_reader_and_judges_from_end_to_end(micro):
         env.reading.failures
     )
     batch = to_batch(episodes, 1, 320, 128, 4)
-    assert batch.valid.tolist() == [True, False, False, True]
-    assert np.isfinite(np.stack(list(batch.rewards.values()))).all()
+    assert batch.rows.valid.tolist() == [True, False, False, True]
+    assert np.isfinite(np.stack(list(batch.rows.rewards.values()))).all()
 
 
 def test_a_step_whose_calls_could_not_be_judged_is_not_a_row_but_its_episode_counts(micro):

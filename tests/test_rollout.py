@@ -372,10 +372,12 @@ def test_an_episode_without_any_answer_is_masked(micro):
     episodes = run_episodes(env, instances, says(env, insert(PETS[0])))
     assert [episode.valid for episode in episodes] == [False, True]
     batch = to_batch(episodes, 1, 320, 128, 3)
-    assert batch.valid.tolist() == [False, True, False]
-    assert all(np.isfinite(values).all() for values in batch.rewards.values())
-    assert all(values[0] == 0 for values in batch.rewards.values())
-    assert batch.rewards["r1"].tolist() == [0.0, 0.0, 0.0] and batch.rewards["r2"][1] == 1.0
+    assert batch.rows.valid.tolist() == [False, True, False]
+    assert all(np.isfinite(values).all() for values in batch.rows.rewards.values())
+    assert all(values[0] == 0 for values in batch.rows.rewards.values())
+    assert (
+        batch.rows.rewards["r1"].tolist() == [0.0, 0.0, 0.0] and batch.rows.rewards["r2"][1] == 1.0
+    )
 
 
 def test_rows_of_a_batch(micro):
@@ -383,22 +385,21 @@ def test_rows_of_a_batch(micro):
     episodes = run_episodes(micro.env, instances, poor_writer(micro.env))
     batch = to_batch(episodes, 2, 320, 160, 12)
     steps = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
-    assert batch.completion.shape == (12, 160) and batch.prompt.shape == (12, 320)
-    assert batch.valid.tolist() == [True] * 10 + [False] * 2
-    assert batch.episode.tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3, -1, -1]
-    assert batch.group.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, -1, -1]
-    assert batch.chunk.tolist() == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2, -1, -1]
-    assert not batch.completion_mask[10:].any() and not batch.prompt_mask[10:].any()
+    assert batch.tokens.completion.shape == (12, 160) and batch.tokens.prompt.shape == (12, 320)
+    assert batch.rows.valid.tolist() == [True] * 10 + [False] * 2
+    assert batch.rows.episode.tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3, -1, -1]
+    assert batch.rows.instance.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, -1, -1]
+    assert batch.rows.chunk.tolist() == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2, -1, -1]
+    assert not batch.tokens.completion_mask[10:].any() and not batch.tokens.prompt_mask[10:].any()
     for row, (e, step) in enumerate(steps):
-        assert batch.prompt[row][batch.prompt_mask[row]].tolist() == step.response.prompt.tolist()
-        assert (
-            batch.completion[row][batch.completion_mask[row]].tolist()
-            == step.response.tokens.tolist()
-        )
+        tokens = batch.tokens
+        prompt, completion = tokens.prompt[row], tokens.completion[row]
+        np.testing.assert_array_equal(prompt[tokens.prompt_mask[row]], step.response.prompt)
+        np.testing.assert_array_equal(completion[tokens.completion_mask[row]], step.response.tokens)
         assert step.response.tokens[-1] == micro.tokenizer.eos_token_id  # it is trained
         wanted = {"r1": episodes[e].r1, "r2": step.r2, "r3": episodes[e].r3, "r4": step.r4}
-        assert {k: v[row] for k, v in batch.rewards.items()} == pytest.approx(wanted)
-    assert {v.dtype for v in batch.rewards.values()} == {np.dtype(np.float32)}
+        assert {k: v[row] for k, v in batch.rows.rewards.items()} == pytest.approx(wanted)
+    assert {v.dtype for v in batch.rows.rewards.values()} == {np.dtype(np.float32)}
     with pytest.raises(ValueError, match="cannot be filled to 9"):
         to_batch(episodes, 2, 320, 160, 9)
 
@@ -413,9 +414,9 @@ def test_policy_rows_keep_what_was_sampled(micro, policy):
     for row, episode in enumerate(episodes):
         response = episode.steps[0].response
         size = len(response.tokens)
-        assert batch.completion_mask[row].sum() == size == len(response.logps)
-        np.testing.assert_array_equal(batch.sample_logps[row, :size], response.logps)
-        assert (response.logps < 0).all() and np.isnan(batch.sample_logps[row, size:]).all()
+        assert batch.tokens.completion_mask[row].sum() == size == len(response.logps)
+        np.testing.assert_array_equal(batch.targets.sample_logps[row, :size], response.logps)
+        assert (response.logps < 0).all() and np.isnan(batch.targets.sample_logps[row, size:]).all()
         assert response.finished == (response.tokens[-1] == micro.tokenizer.eos_token_id)
     sampled = [episode.steps[0].response.tokens.tolist() for episode in episodes]
     assert sampled[0] != sampled[1]  # rollouts of one instance differ

@@ -6,11 +6,13 @@ import pytest
 
 from experiments.lib.compilations import compilations
 from memalpha import sampler
+from memalpha.batch import plan_micro_batches
 from memalpha.data import synthetic
-from memalpha.learner import LossConfig, init_state, make_update
+from memalpha.learner import init_state, make_update
 from memalpha.memory import apply_batch
 from memalpha.model import init_params
-from memalpha.optimizer import make_optimizer
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.prompts import load_template
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tools import format_call
@@ -100,8 +102,8 @@ def test_prompts_without_the_prefix_are_written_to_whole(env, micro, params, mon
 def test_nothing_is_compiled_after_the_warm_up(micro):
     """Unequal episodes in any order, refilled and compacted, and the update of what they wrote."""
     env = micro.env.replace(response_tokens=8)
-    optimizer = make_optimizer(1e-3)
-    update = make_update(micro.model, LossConfig(), optimizer, 8)
+    optimizer = make_optimizer(OptimizerConfig(1e-3))
+    update = make_update(micro.model, LossConfig(), optimizer)
     state = init_state(init_params(micro.model, jax.random.key(0)), optimizer)
     lengths = (1, 7, 2, 5, 2, 1)  # 4 rows of the first are refilled, then 2 go on, then 1
     pool = [synthetic.generate("facts", "train", i, chunks=n) for i, n in enumerate(lengths)]
@@ -116,9 +118,8 @@ def test_nothing_is_compiled_after_the_warm_up(micro):
         writer = policy_writer(state.params, micro.model, env, ROWS, jax.random.key(number))
         episodes = run_episodes(env, instances, writer, seed=number, rows=ROWS)
         batch = to_batch(episodes, 1, 320, 8, 24)
-        state, metrics = update(
-            state, batch.replace(advantages=np.linspace(-1, 1, 24, dtype=np.float32))
-        )
+        batch = batch.with_targets(advantages=np.linspace(-1, 1, 24, dtype=np.float32))
+        state, metrics = update(state, batch, plan_micro_batches(batch, 8))
         assert np.isfinite(jax.device_get(metrics["loss"]))
 
     jax.clear_caches()  # of other tests with the same shapes
