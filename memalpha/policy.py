@@ -19,6 +19,7 @@ from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import load_template
 from memalpha.tokenizer import load_tokenizer
+from memalpha.tools import parse_prompted_calls
 from memalpha.weights import load_params
 from memalpha.writer import policy_writer
 
@@ -117,7 +118,8 @@ def find_model(settings: Mapping[str, Any]) -> tuple[Path, ModelConfig]:
 
 def pretrained(name: str, model: ModelConfig, params: Params, tokenizer) -> Policy:
     """A pretrained chat model as a writer, with the instructions and sizes made for one."""
-    return Policy(name, model, params, Environment(tokenizer, load_template("full")))
+    env = Environment(tokenizer, load_template("full"), parse=parse_prompted_calls)
+    return Policy(name, model, params, env)
 
 
 def load_policy(path_or_hub_id: str | Path) -> Policy:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from memalpha.replies import visible
+
 ABSTENTION = "abstention"  # kind of a question that the text does not answer
 
 
@@ -37,12 +39,6 @@ _ANSWER_LINE = re.compile(r"answer\s*:[ \t]*([^\n]*)", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
 _NO = re.compile(r"\bno\b", re.IGNORECASE)
-
-
-def visible(text: str) -> str:
-    """The text after the last `</think>`; an unclosed `<think>` leaves nothing."""
-    _, _, after = text.rpartition("</think>")
-    return "" if "<think>" in after else after.strip()
 
 
 def boxed(text: str) -> str | None:

@@ -1,18 +1,18 @@
 """Reader, judges and writer on a language model of `lm`: the functions that `rollout` takes.
 
 What the model is shown goes through `prompts`, as data between tags. Thinking is removed from what
-it says (`scoring.visible`). Where the engine failed, reader and score judge give None and the
+it says (`replies.visible`). Where the engine failed, reader and score judge give None and the
 content judge a failed verdict; the engine's words go to `on_failure`. Reader and judges carry a
 `name` for result files.
 """
 
 import math
+import re
 import string
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from absl import logging
-from json_repair import repair_json
 
 from memalpha import judge, scoring
 from memalpha.episode import Environment, Response, Turn, Writer
@@ -30,12 +30,14 @@ from memalpha.prompts import (
     render_reader,
 )
 from memalpha.reader import Answerer, Request
+from memalpha.replies import breaks_off, find_with, visible
 from memalpha.scoring import Claim
 from memalpha.tokenizer import encode, train_tokenizer
-from memalpha.tools import Call
+from memalpha.tools import Call, parse_prompted_calls
 
 OnFailure = Callable[[str], None]
 READER_TOKENS, VERDICT_TOKENS = 2048, 512  # of a reply; the first as in Mem-alpha
+_VALID = re.compile(r"""["']VALID["']\s*:\s*["']?(true|false)\b""", re.IGNORECASE)
 SHOWN = 200  # characters of a reply in an account of it
 READER_KIND = {
     "retrieval": "reader",
@@ -165,15 +167,20 @@ def lm_content_judge(
 
 
 def read_verdict(reply: str | None) -> Verdict:
-    """The verdict in {"VALID": bool, "ISSUES": [...], ...}, slightly broken JSON included."""
+    """The last verdict {"VALID": bool, "ISSUES": [...], ...} of a reply.
+
+    Of an object that is broken but does not break off, `VALID` alone is read.
+    """
     text = reply or ""
-    start, end = text.find("{"), text.rfind("}")
-    found = repair_json(text[start : end + 1], return_objects=True) if 0 <= start < end else None
-    valid = found.get("VALID") if isinstance(found, dict) else None
-    valid = {"true": True, "false": False}.get(str(valid).lower())
+    verdicts = find_with(text, "VALID")
+    if not verdicts and not breaks_off(text):
+        words = {word.lower() for word in _VALID.findall(text)}
+        verdicts = [{"VALID": word} for word in words] if len(words) == 1 else []
+    verdict = verdicts[-1] if verdicts else {}
+    valid = {"true": True, "false": False}.get(str(verdict.get("VALID")).lower())
     if valid is None:
         return Verdict(False, ("the judge gave no verdict",), failed=True)
-    issues = found.get("ISSUES") or []
+    issues = verdict.get("ISSUES") or []
     issues = tuple(map(str, issues)) if isinstance(issues, list) else (str(issues),)
     return Verdict(valid, () if valid else issues)
 
@@ -212,7 +219,7 @@ def lm_writer(
         for generation in generations:
             if generation.error:
                 on_failure(f"writer {engine.name}: {generation.error}")
-            tokens = encode(env.tokenizer, scoring.visible(generation.text))
+            tokens = encode(env.tokenizer, visible(generation.text))
             end = [] if generation.error else [env.tokenizer.eos_token_id]
             responses.append(Response([*tokens, *end], error=generation.error))
         return responses
@@ -227,12 +234,13 @@ def prompted_environment(tokenizer=None) -> Environment:
     """
     template = load_template("full")
     if tokenizer is not None:
-        return Environment(tokenizer, template)
+        return Environment(tokenizer, template, parse=parse_prompted_calls)
     sizes = Environment.__dataclass_fields__
     in_bytes = {
         name: 4 * sizes[name].default for name in ("prompt_tokens", "entry_tokens", "core_tokens")
     }
-    return Environment(train_tokenizer([], 258), template, **in_bytes)
+    tokenizer = train_tokenizer([], 258)
+    return Environment(tokenizer, template, parse=parse_prompted_calls, **in_bytes)
 
 
 def _name(engine: LanguageModel, tokens: int, temperature: float, template: str = "") -> str:
@@ -257,5 +265,5 @@ def _say(
     for generation in engine.generate(chats, max_new_tokens, temperature, seed):
         if generation.error:
             on_failure(f"{who} {engine.name}: {generation.error}")
-        said.append(None if generation.error else scoring.visible(generation.text))
+        said.append(None if generation.error else visible(generation.text))
     return said
