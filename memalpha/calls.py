@@ -28,7 +28,7 @@ _FLOWER = re.compile("|".join((FUNCTION, *RESULTS)))
 _COLON = re.compile(r"[ \t]*:?")
 _NEXT_OBJECT = re.compile(r"[\s,]*(?=\{)")
 _STRING_ENDS = re.compile(r"[\"']\s*[}\]]")
-_BARE_CALL = re.compile(r"\{\s*[\"']name[\"']\s*:")
+_BARE_CALL = re.compile(r"\{\s*[\"']?name[\"']?\s*:")
 _CUT_OFF = "the call has no end: the response was cut off or another call began inside it"
 _NO_JSON = "no JSON object that can be read whole, even after repair"
 _NESTED = "another call stands inside the broken JSON of this one: neither is run"

@@ -6,7 +6,7 @@ on any text, and each takes time linear in its length.
 A strict decoder comes first. What it refuses is read by a lenient one, which loses nothing: every
 character of an object is either structure or part of a string. It forgives
 
-- line breaks and wrong escapes inside strings, single quotes, bare words as values (`True`, `tea`),
+- line breaks and wrong escapes inside strings, single quotes, bare words as keys and values,
 - commas too many, and closing brackets at the end that are too many or missing,
 - quotes inside a string that are not escaped, where they cannot end it: in pairs, none of them
   followed by one of `, : } ]`. Otherwise it is unknown where the string ends, and the object is
@@ -32,6 +32,7 @@ _MARK = re.compile(rf"{THINK_OPEN}|{THINK_CLOSE}|{CALL_OPEN}|{ARGS}[ \t]*:?")
 _SPACE = re.compile(r"\s*")
 _NEXT = {quote: re.compile(rf"[\\{quote}]") for quote in "\"'"}
 _WORD = re.compile(r"[\w.+-]+")
+_KEY = re.compile(r"[A-Za-z_]\w*(?=\s*:)")
 _ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\.", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
@@ -52,8 +53,8 @@ def visible(text: str) -> str:
 def thinking_length(text: str) -> int:
     """Characters up to and with the last `</think>`; all of them if a `<think>` is not closed.
 
-    A mark in the JSON of a call that can be read, or in a string of it that the end of the text cuts
-    off, is part of its content and does not end the thinking.
+    A mark in the JSON of a call that can be read, or in a string of it that the end of the text
+    cuts off, is part of its content and does not end the thinking.
     """
     if "think>" not in text:
         return 0
@@ -228,18 +229,25 @@ def _read_members(text: str, at: int, depth: int) -> tuple[dict, int]:
     members: dict[str, object] = {}
     at = _SPACE.match(text, at + 1).end()
     while text[at : at + 1] != "}":
-        if text[at : at + 1] not in ('"', "'"):
-            raise _UnreadableError("no key")
-        key, at = _read_string(text, at, ":")
+        key, at = _read_key(text, at)
         if key in members:
             raise _UnreadableError("a key stands there twice")
-        colon = _SPACE.match(text, at).end()  # `_read_string` has seen it
+        colon = _SPACE.match(text, at).end()  # `_read_key` has seen it
         start = _SPACE.match(text, colon + 1).end()
         members[key], at = _read_value(text, start, depth + 1)
         at = _skip_comma(text, at, "}")
         if at >= len(text):
             return members, at + 1
     return members, at + 1
+
+
+def _read_key(text: str, at: int) -> tuple[str, int]:
+    if text[at : at + 1] in ('"', "'"):
+        return _read_string(text, at, ":")
+    word = _KEY.match(text, at)
+    if not word:
+        raise _UnreadableError("no key")
+    return word.group(), word.end()
 
 
 def _read_list(text: str, at: int, depth: int) -> tuple[list, int]:

@@ -49,17 +49,16 @@ class _Store:
     rejected: int = 0
 
     def carry_out(
-        self, env: Environment, decision: dict, fact: str, shown: Sequence[Entry], chunk: int
+        self, env: Environment, reply: str, fact: str, shown: Sequence[Entry], chunk: int
     ) -> bool:
         """Does what was decided about a fact; False, and nothing done, where it makes no sense."""
-        operation, text = str(decision.get("operation")).strip().upper(), decision.get("text")
-        number = id_number(decision.get("id"))
+        operation, number, text = read_decision(reply)
         known = number in {entry.id for entry in shown}
         if operation == "ADD":
             self.facts[self.next_id] = Entry(self.next_id, fact, chunk)
             self.next_id += 1
-        elif operation == "UPDATE" and known and isinstance(text, str) and text.strip():
-            text = cut(env, clean(text).strip(), env.entry_tokens)
+        elif operation == "UPDATE" and known and text:
+            text = cut(env, text, env.entry_tokens)
             self.facts[number] = Entry(number, text, chunk)
         elif operation == "DELETE" and known:
             del self.facts[number]
@@ -122,9 +121,8 @@ def recall(
                     fact = cut(env, fact, env.entry_tokens)
                     near = nearest(env, list(store.facts.values()), fact, similar)
                     shown = fitting(env, near, lambda some, fact=fact: ask_decision(fact, some))
-                    reply = visible((yield ask_decision(fact, shown)))
-                    decision = [{}, *find_with(reply, "operation", ("id", "text"))][-1]
-                    store.rejected += not store.carry_out(env, decision, fact, shown, number)
+                    reply = yield ask_decision(fact, shown)
+                    store.rejected += not store.carry_out(env, reply, fact, shown, number)
             if summary_tokens:
                 for chat in feed(env, chunk, ask_summary):
                     written = cut(env, visible((yield chat)), summary_tokens)
@@ -141,6 +139,16 @@ def nearest(env: Environment, facts: Sequence[Entry], fact: str, k: int) -> list
     index = make_index([entry.text for entry in facts], env.retriever, env.dimensions)
     ids, _ = index.search([fact], k)
     return [facts[i] for i in ids[0].tolist() if i >= 0]
+
+
+def read_decision(reply: str) -> tuple[str, int, str]:
+    """Operation, id and new text of the last decision in a reply; "", -1 and "" where there is
+    none."""
+    decisions = find_with(visible(reply), "operation", ("id", "text"))
+    decision = decisions[-1] if decisions else {}
+    operation, text = str(decision.get("operation", "")).strip().upper(), decision.get("text")
+    text = clean(text).strip() if isinstance(text, str) else ""
+    return operation, id_number(decision.get("id")), text
 
 
 def read_facts(text: str) -> tuple[list[str], int]:

@@ -234,8 +234,7 @@ class _Main:
     def act(self, reply: str, chunk: int) -> bool:
         """Runs the calls of a reply; whether the model gets another turn at this message."""
         again = False
-        raw_calls = calls.scan_calls(reply, self.env.dialect, _KNOWN, bare=True)
-        for done, raw in enumerate(raw_calls):
+        for done, raw in enumerate(read_calls(reply, self.env.dialect)):
             if done >= self.env.max_calls:
                 self.rejected += 1
                 continue
@@ -307,6 +306,11 @@ class _Main:
             budget = max(1, budget - over)
             text = cut(self.env, text, budget)
         return text
+
+
+def read_calls(reply: str, dialect: str) -> list[calls.RawCall]:
+    """The calls of a reply; the model was not trained for them, so bare JSON counts too."""
+    return calls.scan_calls(reply, dialect, _KNOWN, bare=True)
 
 
 def _known(arguments: object) -> dict:
