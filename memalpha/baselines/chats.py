@@ -19,8 +19,8 @@ from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import Entry, MemoryView
 from memalpha.prompts import BUILT_IN, PromptTooLong
 from memalpha.reading import find_evidence
+from memalpha.replies import clean
 from memalpha.tokenizer import decode
-from memalpha.tools import clean
 
 FORMS = BUILT_IN / "baselines"  # the folder of the prompts
 MEMORY = 1024  # tokens of a rewritten memory (MemAgent)
