@@ -459,5 +459,5 @@ def test_the_real_command_says_what_is_wrong_and_nothing_else(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_VERBOSITY"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    wanted = f"StoreError: no store at {tmp_path / 'no.db'}; `observe` and `chat` make one\n"
+    wanted = f"StoreError: no store at {tmp_path / 'no.db'}; `observe` and `chat` create one\n"
     assert done.stderr == wanted

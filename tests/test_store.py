@@ -327,8 +327,8 @@ def test_threads_share_a_store(store):
 # Commits `count` entries from `first` on; says each one after it is on disk.
 WRITER = """
 import sys
-from memalpha.events import ConflictError, Event
-from memalpha.store import Store
+from memalpha.agent.events import ConflictError, Event
+from memalpha.agent.store import Store
 path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 store = Store(path, wait=30)
 store.create("ana")

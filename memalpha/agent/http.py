@@ -2,9 +2,9 @@
 
     MEMALPHA_TOKEN=... python -m memalpha.agent serve --checkpoint=runs/tiny --store=me.db
 
-Every request but /health needs the header `Authorization: Bearer TOKEN`. The server listens on
-this machine alone unless told otherwise; it has no TLS, so put one in front of it to go further.
-A chat remembers in the namespace of its `user` field. One token opens all namespaces.
+Every request but /health needs the header `Authorization: Bearer TOKEN`; one token gives access to
+all namespaces. The server listens on loopback by default and has no TLS: to serve other machines,
+put a proxy with TLS in front of it. A chat uses the memory of the namespace in its `user` field.
 """
 
 import hmac
@@ -30,7 +30,7 @@ MODEL = "memalpha"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^/]*$")]  # part of a path
 Text = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
 Kind = Literal["core", "semantic", "episodic"]
-_STATUS = (  # the first that fits
+_STATUS = (  # HTTP status by the class of the error; the first match counts
     (UnknownNamespaceError, 404),
     (ConflictError, 409),
     (StoreLockedError, 503),
@@ -72,8 +72,11 @@ class NewText(BaseModel):
 
 
 def token_from(environment: Mapping[str, str]) -> tuple[str, bool]:
-    """The token in MEMALPHA_TOKEN, or a new one; and whether it is new. ValueError if it is short:
-    tokens are compared in constant time, but a short one can be guessed."""
+    """The token in MEMALPHA_TOKEN, or a new one, and whether it is new.
+
+    Raises ValueError for a short token: it could be guessed, although tokens are compared in
+    constant time.
+    """
     token = environment.get("MEMALPHA_TOKEN", "")
     if token and len(token) < 16:
         raise ValueError("MEMALPHA_TOKEN has fewer than 16 characters: choose a longer one")
@@ -86,8 +89,8 @@ def run(agent: MemoryAgent, token: str, host: str = "127.0.0.1", port: int = 838
 
 
 def make_app(agent: MemoryAgent, token: str, max_body: int = MAX_BODY) -> FastAPI:
-    """The application; `agent` gives writer and store, a request the namespace."""
-    # Without the pages of documentation: those load scripts from other servers.
+    """The application; writer and store are those of `agent`, each request names its namespace."""
+    # No pages of documentation: FastAPI's load scripts from other servers.
     app = FastAPI(title="memalpha", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_Gate, token=token, max_body=max_body)
     for kind, status in _STATUS:
@@ -100,7 +103,7 @@ def make_app(agent: MemoryAgent, token: str, max_body: int = MAX_BODY) -> FastAP
 
 
 class _Gate:
-    """Checks the token, then reads at most `max_body` bytes, before all else."""
+    """Checks the token and limits the body to `max_body` bytes before anything is parsed."""
 
     def __init__(self, app, token: str, max_body: int):
         self.app, self.max_body = app, max_body
@@ -110,7 +113,7 @@ class _Gate:
         if scope["type"] == "lifespan" or scope.get("path") == "/health":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
-            raise RuntimeError(f"no {scope['type']} here")
+            raise RuntimeError(f"this server does not speak {scope['type']}, only http")
         headers = dict(scope["headers"])
         if not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
             refusal = _error(401, "missing or wrong token: send Authorization: Bearer TOKEN")
@@ -121,7 +124,7 @@ class _Gate:
         if length.isdigit() and int(length) > self.max_body:
             return await too_large(scope, receive, send)
         body, more = bytearray(), True
-        while more:  # the length may be missing or a lie: count
+        while more:  # count the bytes: the header may be missing or wrong
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
@@ -153,9 +156,9 @@ def _refused(request: Request, error: HTTPException) -> JSONResponse:
 
 
 def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-    """Which field is wrong and why, without sending the input back."""
-    wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    return _error(422, wrong)
+    """Which field is wrong and why; the input itself is not sent back."""
+    problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return _error(422, problems)
 
 
 def _add_chat(app: FastAPI, agent: MemoryAgent) -> None:
@@ -170,11 +173,10 @@ def _add_chat(app: FastAPI, agent: MemoryAgent) -> None:
 
     @app.post("/v1/chat/completions")
     def chat(request: ChatRequest):
-        """Answers the last message, of the user; earlier ones are in the memory already."""
+        """Answers the last message, of the user; earlier ones are not read, the memory has them."""
         if not request.messages or request.messages[-1].role != "user":
             raise ValueError("messages: the last one must be of role user")
-        said = _text(request.messages[-1])
-        reply = agent.of(request.user).chat(said).text
+        reply = agent.of(request.user).chat(_text(request.messages[-1])).text
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
         head["model"] = MODEL
         if request.stream:
@@ -191,7 +193,7 @@ def _text(message: Message) -> str:
 
 
 def _events(head: dict, reply: str):
-    """Server-sent events of a reply, which is there all at once."""
+    """Server-sent events of a reply: one with the whole text, one that ends the choice."""
     for delta, end in (({"role": "assistant", "content": reply}, None), ({}, "stop")):
         choice = {"index": 0, "delta": delta, "finish_reason": end}
         event = head | {"object": "chat.completion.chunk", "choices": [choice]}

@@ -6,8 +6,8 @@ python -m memalpha.agent chat --checkpoint=runs/tiny --store=me.db
 python -m memalpha.agent show --store=me.db
 python -m memalpha.agent serve --checkpoint=runs/tiny --store=me.db
 
-A chat model on an OpenAI-compatible server can take the place of the trained writer, and answers as
-well; its key is read from the environment variable OPENAI_API_KEY, if it needs one:
+A chat model on an OpenAI-compatible server can write in place of the trained model, and then also
+answers. If it needs a key, the key is read from the environment variable OPENAI_API_KEY:
 
 python -m memalpha.agent chat --writer-url=http://127.0.0.1:8000/v1 --writer-model=NAME --store=m.db
 """
@@ -35,13 +35,13 @@ HELP = "lines starting with / are commands: /memory /history /undo /quit"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
+    logging.set_verbosity(logging.ERROR)  # Orbax logs every file of a checkpoint
     try:
         options.run(options)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {printable(str(error))}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; what was committed is kept")
+        sys.exit("\nstopped; what was committed is in the store")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, run, about in (
-        ("chat", chat, "talk to it; it remembers"),
-        ("observe", observe, "let it read a text"),
-        ("ask", ask, "ask its memory one question"),
+        ("chat", chat, "talk to the agent; it remembers"),
+        ("observe", observe, "let the writer read a text"),
+        ("ask", ask, "ask the memory one question"),
         ("show", show, "print a memory"),
         ("serve", serve, "OpenAI-compatible HTTP server"),
     ):
@@ -91,7 +91,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
 
 
 def printable(text: str) -> str:
-    """Text that cannot drive a terminal: control characters are shown, not sent."""
+    """Text that cannot control a terminal: control characters are made visible."""
     return escape(text)
 
 
@@ -124,7 +124,7 @@ def _server(model: str | None, url: str | None, flag: str) -> ServerModel | None
 
 def _existing(path: str) -> Store:
     if not Path(path).is_file():
-        raise StoreError(f"no store at {path}; `observe` and `chat` make one")
+        raise StoreError(f"no store at {path}; `observe` and `chat` create one")
     return Store(path)
 
 
@@ -181,8 +181,8 @@ def show(options: argparse.Namespace) -> None:
 def serve(options: argparse.Namespace) -> None:
     from memalpha.agent.http import run, token_from
 
-    token, made = token_from(os.environ)
-    if made:
+    token, is_new = token_from(os.environ)
+    if is_new:
         print(f"no MEMALPHA_TOKEN is set; the token of this server is {token}", flush=True)
     run(_agent(options), token, options.host, options.port)
 
@@ -219,5 +219,5 @@ def _event(event: Event) -> str:
     calls = ", ".join(
         f"{printable(call['name']) or 'call'}: {call['outcome']}" for call in event.calls
     )
-    what = f"takes back {event.undoes}" if event.undoes is not None else calls or "no call"
-    return f"event {event.number} {event.at} {event.action} by {printable(event.author)}: {what}"
+    effect = f"takes back {event.undoes}" if event.undoes is not None else calls or "no call"
+    return f"event {event.number} {event.at} {event.action} by {printable(event.author)}: {effect}"
