@@ -7,8 +7,10 @@ context on content.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -99,3 +101,26 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Text of token ids; special tokens are left out."""
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@lru_cache(maxsize=64)
+def takes_system(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> bool:
+    """Whether the system text is in what a chat template renders. The template is an argument
+    because a tokenizer can be given another one."""
+    probe = "system text"
+    messages = [{"role": "system", "content": probe}, {"role": "user", "content": "user text"}]
+    try:
+        return probe in tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def merge_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages without system role: its text goes before that of the first user turn."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    others = [dict(message) for message in messages if message["role"] != "system"]
+    first = next((message for message in others if message["role"] == "user"), None)
+    if first is None:
+        others.insert(0, first := {"role": "user", "content": ""})
+    first["content"] = "\n\n".join(filter(None, [*system, first["content"]]))
+    return others
