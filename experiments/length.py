@@ -17,15 +17,17 @@ from absl import app, flags, logging
 
 from experiments.evaluate import keep_compiled
 from experiments.lib.failures import check_answers
+from experiments.lib.instances import build_every, build_instances
 from experiments.lib.measure import table_rows
+from experiments.lib.objects import open_trained
 from experiments.lib.pictures import draw_lengths
 from experiments.lib.progress import console, progress
 from experiments.lib.render import Table, markdown
-from experiments.lib.setup import build_every, build_instances, open_run
 from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, count_tokens
+from memalpha.paths import user_path
 from memalpha.rollout import run_episodes
 
 
@@ -61,8 +63,8 @@ def main(_) -> None:
     args = flags.FLAGS
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     keep_compiled(args.workdir)
-    folder = Path(args.workdir)
-    config, policy = open_run(folder)
+    folder = user_path(args.workdir)
+    config, policy = open_trained(folder)
     config.data.max_questions, env = args.questions, policy.env
     of = {
         "writer": policy.name,

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 
 from memalpha.learner import TrainState
 from memalpha.model import Params
+from memalpha.paths import user_path
 
 
 class CheckpointError(RuntimeError):
@@ -25,7 +26,7 @@ def open_checkpoints(folder: str | Path, keep: int = 2) -> ocp.CheckpointManager
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, enable_async_checkpointing=False
     )
-    return ocp.CheckpointManager(Path(folder).absolute(), options=options)
+    return ocp.CheckpointManager(user_path(folder).absolute(), options=options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: TrainState) -> None:
@@ -74,7 +75,7 @@ def restore_params(
     `template`: parameters, or their shapes (`jax.eval_shape`). Raises CheckpointError as `restore`,
     and for a `step` that is not kept.
     """
-    folder = Path(folder).absolute()
+    folder = user_path(folder).absolute()
     if not folder.is_dir():
         return None
     options = ocp.CheckpointManagerOptions(create=False, read_only=True)

@@ -79,7 +79,7 @@ def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
     low, high = 0, len(tokens)
     while low < high:
         middle = (low + high) // 2
-        if len(decode(env.tokenizer, tokens[:middle])) < characters:
+        if len(decode(env.prompt.tokenizer, tokens[:middle])) < characters:
             low = middle + 1
         else:
             high = middle

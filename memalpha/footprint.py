@@ -299,4 +299,3 @@ def _shards(tree: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
     return jax.tree.map(shard, tree)
-

@@ -6,13 +6,14 @@ tool call) are given as `phrases` and become one token each, so that a small mod
 context on content.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from memalpha.paths import user_path
 
 PAD_TOKEN, EOS_TOKEN = "<|endoftext|>", "<|im_end|>"  # the names that Qwen3 uses
 _PIECES = Regex(r"\d{4}| ?\d{1,2}| ?\p{L}+|\s+(?=\S)| ?[^\s\p{L}\d]+|\s+")
@@ -76,7 +77,7 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: nothing loadable there; or it has no end-of-sequence token.
     """
-    folder = Path(path_or_hub_id).expanduser()
+    folder = user_path(path_or_hub_id)
     there = folder.exists()
     name, _, revision = (str(folder), "", "") if there else path_or_hub_id.partition("@")
     try:
@@ -101,6 +102,19 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Text of token ids; special tokens are left out."""
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@lru_cache(maxsize=8)
+def cached_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """`encode` of one tokenizer that remembers texts: the same contents are encoded often."""
+    return lru_cache(maxsize=65_536)(lambda text: encode(tokenizer, text))
+
+
+@lru_cache(maxsize=8)
+def cached_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    """`decode` of one tokenizer that remembers token ids: an entry is shown at many steps."""
+    cached = lru_cache(maxsize=65_536)(lambda ids: decode(tokenizer, ids))
+    return lambda ids: cached(tuple(ids))
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,5 @@
 """The agent: one step of an episode at a time, on a memory that lasts; text is data to it."""
 
-import dataclasses
 import json
 import os
 import re
@@ -60,7 +59,7 @@ def keep_all(turn):
 
 @pytest.fixture(scope="module")
 def env(micro):
-    return dataclasses.replace(micro.env, entry_tokens=160, prompt_tokens=640, response_tokens=256)
+    return micro.env.replace(entry_tokens=160, prompt_tokens=640, response_tokens=256)
 
 
 def agent_of(env, respond=keep_all, **options):
@@ -79,7 +78,7 @@ def test_chunk_by_chunk_is_the_same_as_one_episode(micro):
         calls += [insert(turn.text[-40:]), insert("same", "episodic"), "<tool_call>{broken"]
         return "\n".join([*calls[:-1], format_call("memory_update", core, "qwen3"), calls[-1]])
 
-    env = dataclasses.replace(micro.env, first_ids=(1, 1))
+    env = micro.env.replace(first_ids=(1, 1))
     (episode,) = run_episodes(env, [chunks], scripted_writer(env, respond))
     agent = agent_of(env, respond)
     events = [event for chunk in chunks.chunks for event in agent.observe(chunk, as_is=True)]
@@ -187,7 +186,7 @@ def test_hostile_text_is_stored_and_never_obeyed(env, text):
     prompts = []
 
     def respond(turn):
-        prompts.append(env.tokenizer.decode(turn.prompt))
+        prompts.append(env.prompt.tokenizer.decode(turn.prompt))
         return keep_all(turn)
 
     agent = agent_of(env, respond)
@@ -271,7 +270,7 @@ def test_chat_answers_questions_and_remembers_what_was_said(env):
 
 
 def test_a_reader_that_fails_is_an_error_and_not_an_answer(env):
-    agent = agent_of(dataclasses.replace(env, answerer=lambda requests: [None]))
+    agent = agent_of(env.replace(answerer=lambda requests: [None]))
     agent.observe("Rex is a dog.")
     with pytest.raises(RuntimeError, match="reader gave no answer"):
         agent.ask("What is Rex?")
@@ -305,6 +304,37 @@ def test_text_that_no_tokenizer_takes_is_mended(env):
     assert "Rex \ufffd is a dog." in agent.memory.semantic[0].text
     assert "dog" in agent.ask("What is Rex \ud83d?").text
     assert agent.chat("Who is \udcff?").text
+
+
+def test_a_lone_surrogate_of_a_user_is_mended_or_refused_wherever_it_is(env):
+    agent = agent_of(env, author="\udcff")
+    (event,) = agent.observe("Rex is a dog.", timestamp="2024\ud83d")
+    assert "2024\ufffd" in event.text and agent.memory.events()[0].author == "\ufffd"
+    edits = agent.memory
+    edits.update("core", "About \ud83d.", author="\ud83d")
+    edits.insert("semantic", "Ana \ud83d.")
+    entry = edits.semantic[-1]
+    edits.update("semantic", "Bo \udc00.", entry.id)
+    assert (edits.core, edits.semantic[-1].text) == ("About \ufffd.", "Bo \ufffd.")
+    agent.chat("What is Rex?", timestamp="\ud83d")
+    json.loads(edits.to_json().encode())  # UTF-8
+    edits.to_markdown().encode()
+    with pytest.raises(StoreError, match="namespace 'a.ud83d': give 1 to 200 printable"):
+        agent.of("a\ud83d").observe("Rex is a dog.")
+
+
+def test_a_name_that_is_refused_costs_no_step_of_the_writer(env):
+    agent = agent_of(env, lambda turn: pytest.fail("the writer was asked"))
+    with pytest.raises(StoreError, match="printable"):
+        agent.of("a\nb").observe("A chunk.")
+
+
+@pytest.mark.parametrize("mark", "?？﹖؟;՞፧")
+def test_a_question_in_any_script_is_answered(env, mark):
+    agent = agent_of(env)
+    agent.chat("The dog of Ana is called Rex.")
+    assert agent.of("bo").chat(f"Where is Rex{mark}").text == UNKNOWN
+    assert agent.chat(f"What is the dog of Ana called{mark}").text != NOTED
 
 
 def test_text_that_grows_when_it_is_delimited_is_cut_into_parts_that_fit(env):
@@ -397,16 +427,20 @@ def test_a_run_is_loaded_as_it_was_trained(workdir):
     before = sorted(p.name for p in folder.rglob("*"))
     policy = load_policy(folder)
     assert isinstance(policy.env, Environment) and policy.name.endswith("rl step 7")
-    assert (policy.env.recent, policy.env.core_tokens, policy.env.first_ids) == (2, 64, (1, 9999))
+    assert (
+        policy.env.prompt.recent,
+        policy.env.memory.core_tokens,
+        policy.env.memory.first_ids,
+    ) == (2, 64, (1, 9999))
     jax.tree.map(np.testing.assert_array_equal, policy.params, params)
     assert sorted(p.name for p in folder.rglob("*")) == before  # reading leaves nothing behind
 
 
 def test_a_model_folder_is_a_writer_too(workdir, tmp_path):
     run = load_run(workdir[0])
-    folder = export(run.params, run.model, tmp_path / "model", run.env.tokenizer)
+    folder = export(run.params, run.model, tmp_path / "model", run.env.prompt.tokenizer)
     policy = load_policy(folder)
-    assert policy.model == run.model and policy.env.template.name == "full"
+    assert policy.model == run.model and policy.env.prompt.template.name == "full"
     jax.tree.map(np.testing.assert_array_equal, policy.params, run.params)
 
 
@@ -452,6 +486,24 @@ def test_the_commands_of_the_terminal(workdir, tmp_path, capsys, monkeypatch):
     assert "took back event 1" in shown and "event 4" in shown and "\x1b" not in shown
     with pytest.raises(SystemExit, match="no such folder"):
         cli.main(["ask", "--checkpoint=/nowhere", store, "Who?"])
+
+
+def test_the_commands_expand_the_home_folder(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(workdir[0].parent))
+    checkpoint, store = f"--checkpoint=~/{workdir[0].name}", "--store=~/mine.db"
+    cli.main(["observe", checkpoint, store, "Rex is a dog."])
+    cli.main(["show", store])
+    assert "core: (empty)" in capsys.readouterr().out
+    (workdir[0].parent / "mine.db").unlink()
+    assert load_policy(checkpoint.partition("=")[2]).name.endswith("rl step 7")
+
+
+def test_input_that_is_no_text_does_not_end_a_command(tmp_path):
+    Store(tmp_path / "s.db").create("ana")
+    command = [sys.executable, "-m", "memalpha.agent", "show", f"--store={tmp_path / 's.db'}"]
+    done = subprocess.run([*command, b"--namespace=\xff"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 1
+    assert b"UnknownNamespaceError: no namespace" in done.stderr and b"'ana'" in done.stderr
 
 
 def test_the_real_command_says_what_is_wrong_and_nothing_else(tmp_path):

@@ -25,7 +25,7 @@ def episode(env, *responses):
     """An episode whose chunk n is answered with responses[n], a text or a list of calls."""
     asked = (Question("What is the hobby of Anna Berg?", ("chess",)),)
     chunks = tuple(f"chunk {n}" for n in range(len(responses)))
-    texts = [r if isinstance(r, str) else format_response(r, env.dialect) for r in responses]
+    texts = [r if isinstance(r, str) else format_response(r, env.prompt.dialect) for r in responses]
     writer = rollout.scripted_writer(env, lambda turn: texts[turn.chunk])
     of = Instance("synthetic_facts", "one", chunks, asked)
     return rollout.run_episodes(env, [of], writer)[0]
@@ -63,7 +63,7 @@ def test_only_what_was_executed_is_judged(micro):
 
 
 def test_a_delete_is_fit_where_its_target_was_there(micro):
-    env = dataclasses.replace(micro.env, first_ids=(7, 7))
+    env = micro.env.replace(first_ids=(7, 7))
     there, missing = (
         Call(DELETE, {"memory_type": "semantic", "memory_id": number}) for number in ("7", "8")
     )
@@ -73,14 +73,14 @@ def test_a_delete_is_fit_where_its_target_was_there(micro):
 
 @pytest.mark.parametrize("dialect", ["qwen3", "qwen_agent"])
 def test_every_token_belongs_to_the_call_it_writes(micro, dialect):
-    env = dataclasses.replace(micro.env, dialect=dialect)
+    env = micro.env.replace(dialect=dialect)
     calls = [insert("Zürich ❤ " + ANNA), insert(BERT), insert(DIARY, "episodic")]
     (step,) = episode(env, calls).steps
     parts = credit.token_parts(env, step)
     assert parts.tolist() == sorted(parts.tolist()) and parts[-1] == 3  # the end of the response
     for part, call in enumerate(calls):
         mine = [t for t, p in zip(step.response.tokens, parts, strict=True) if p == part]
-        text = env.tokenizer.decode(mine).strip()
+        text = env.prompt.tokenizer.decode(mine).strip()
         assert text == format_call(call.name, call.arguments, dialect)
 
 
@@ -104,11 +104,11 @@ def test_borders_are_found_as_a_scan_finds_them(micro):
 
 
 def test_calls_of_another_parser_are_refused_unless_they_keep_their_place(micro):
-    env = dataclasses.replace(micro.env, parse=lambda text, dialect: [insert(ANNA)])
+    env = micro.env.replace(parse=lambda text, dialect: [insert(ANNA)])
     with pytest.raises(ValueError, match=r"to keep Call\.end.*rl\.call_credit=False"):
         batch_of(env, "remember Anna")
     keeping = lambda text, dialect: [dataclasses.replace(insert(ANNA), end=8)]
-    batch = batch_of(dataclasses.replace(env, parse=keeping), "remember Anna")
+    batch = batch_of(env.replace(parse=keeping), "remember Anna")
     assert set(batch.part[0].tolist()) == {0, 1}
 
 

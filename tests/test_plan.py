@@ -8,8 +8,8 @@ import pytest
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
 from experiments.lib import needs, setup
+from experiments.lib.checks import check
 from experiments.lib.needs import build_setting, mesh_sizes
-from experiments.lib.setup import check
 from memalpha import learner, plan, sharding
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, init_params

@@ -1,7 +1,5 @@
 """The policy as a writer: one prefix for all prompts, and no shape that was not there before."""
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
@@ -24,8 +22,8 @@ ROWS = 4
 @pytest.fixture(scope="module")
 def env(micro):
     """With the instructions for a pretrained model: hundreds of tokens that are always the same."""
-    return replace(
-        micro.env, template=load_template("full"), prompt_tokens=4096, response_tokens=5, recent=2
+    return micro.env.replace(
+        template=load_template("full"), prompt_tokens=4096, response_tokens=5, recent=2
     )
 
 
@@ -42,7 +40,7 @@ def says_much(env):
         insert = {"memory_type": "episodic", "content": text}
         core = {"memory_type": "core", "new_content": text}
         calls = ("new_memory_insert", insert), ("memory_update", core)
-        return "\n".join(format_call(*call, env.dialect) for call in calls)
+        return "\n".join(format_call(*call, env.prompt.dialect) for call in calls)
 
     return scripted_writer(env, respond)
 
@@ -50,7 +48,7 @@ def says_much(env):
 @pytest.mark.parametrize("dialect", ["qwen3", "qwen_agent"])
 @pytest.mark.parametrize("enabled", [(True, True, True), (True, False, False)])
 def test_all_prompts_begin_with_the_common_prefix(env, dialect, enabled):
-    env = replace(env, dialect=dialect, enabled=enabled)
+    env = env.replace(dialect=dialect, enabled=enabled)
     shared = common_prefix(env)
     assert len(shared) > 200
     instances = [synthetic.generate("events", "train", i, chunks=3) for i in range(3)]
@@ -101,7 +99,7 @@ def test_prompts_without_the_prefix_are_written_to_whole(env, micro, params, mon
 
 def test_nothing_is_compiled_after_the_warm_up(micro):
     """Unequal episodes in any order, refilled and compacted, and the update of what they wrote."""
-    env = replace(micro.env, response_tokens=8)
+    env = micro.env.replace(response_tokens=8)
     optimizer = make_optimizer(1e-3)
     update = make_update(micro.model, LossConfig(), optimizer, 8)
     state = init_state(init_params(micro.model, jax.random.key(0)), optimizer)

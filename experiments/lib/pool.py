@@ -15,6 +15,7 @@ from experiments.lib.intervals import Estimate, estimate
 from experiments.lib.results import ResultsError, Row, read_results
 from experiments.lib.workdir import differences
 from memalpha import scoring
+from memalpha.paths import user_path
 
 # Names of a table's columns where they are not those of the family of the metric.
 COLUMN_OF = {"longmemeval": "longmemeval_s", "clinc150": "clinic150"}
@@ -137,7 +138,7 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = ()) -> Pool:
         elif differ := differences(pool.reading, reading):
             lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
             raise ResultsError(f"{folder} was read in another way than the first folder: {lines}")
-        _add(pool, Path(folder), about, weights, rows, aside)
+        _add(pool, user_path(folder), about, weights, rows, aside)
     if pool is None:
         raise ResultsError("no results folder: give at least one")
     return pool

@@ -20,6 +20,7 @@ from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.episode import Episode
 from memalpha.memory import Outcome
+from memalpha.paths import user_path
 
 ABOUT, INSTANCES, QUESTIONS = "about.json", "instances.jsonl", "questions.jsonl"
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ class Results:
             ResultsError: rows of something else (says what differs), another process at work in
                 the folder, or a damaged file.
         """
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = (self.folder / "lock").open("w")
         try:
@@ -132,7 +133,7 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
             "score": _or_none(score),
             "verdict": verdict or None,
             "retrieved": list(answer.ids),
-            "reader_tokens": answer.tokens if episode.held else None,
+            "reader_tokens": answer.tokens if episode.has_memory else None,
             "seconds": round(seconds, 6),
             "failed": math.isnan(score),
         }
@@ -143,23 +144,23 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
 def instance_row(system: str, episode: Episode, seconds: float) -> Row:
     """One row an instance. r2 and r4 are None for a system that makes no calls, r1 where every
     answer failed; where the model of a baseline failed, there is no memory, so no size of one."""
-    steps, held = episode.steps, episode.held
+    steps, complete = episode.steps, episode.has_memory
     read = [answer.tokens for answer in episode.answers]
     calls = [outcome for step in steps for outcome in step.outcomes]
     return _name(system, episode) | {
         "digest": digest(episode.instance),
         "r1": _or_none(episode.r1),
         "r2": _mean_or_none([step.r2 for step in steps]),
-        "r3": episode.r3 if held else None,
+        "r3": episode.r3 if complete else None,
         "r4": _mean_or_none([step.r4 for step in steps]),
-        "memory_tokens": int(episode.memory_tokens) if held else None,
+        "memory_tokens": int(episode.memory_tokens) if complete else None,
         "chunk_tokens": int(episode.chunk_tokens),
         "chunks": len(episode.instance.chunks),
         "calls": len(calls),
         "ok_calls": calls.count(Outcome.OK),
         "questions": len(episode.scores),
         "failed": sum(map(math.isnan, episode.scores)),
-        "reader_tokens": sum(read) / len(read) if held else None,
+        "reader_tokens": sum(read) / len(read) if complete else None,
         "seconds": round(seconds, 6),
     }
 
@@ -169,10 +170,11 @@ def read_results(folder: str | Path) -> tuple[Row, list[Row]]:
 
     Raises ResultsError where there are none.
     """
-    path = Path(folder) / ABOUT
+    folder = user_path(folder)
+    path = folder / ABOUT
     if not path.exists():
         raise ResultsError(f"{folder} holds no results: python -m experiments.evaluate makes them")
-    return _read_about(path), read_lines(Path(folder) / INSTANCES)
+    return _read_about(path), read_lines(folder / INSTANCES)
 
 
 def read_lines(path: Path) -> list[Row]:

@@ -14,19 +14,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.common import finish, language_model
+from experiments.lib.instances import is_synthetic
+from experiments.lib.objects import build_environment, build_mesh, open_stage
 from experiments.lib.readers import ROLES, build_engines, check_readers, comparable, probe
-from experiments.lib.setup import (
-    build_environment,
-    build_mesh,
-    is_synthetic,
-    open_stage,
-    perfect_writer,
-)
 from experiments.lib.workdir import differences
+from experiments.lib.writers import perfect_writer
 from memalpha.baselines import BASELINES, make_baseline, needs_model
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
 from memalpha.lm.interface import Counted, LanguageModel
+from memalpha.paths import user_path
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 from memalpha.tokenizer import load_tokenizer
@@ -66,7 +63,7 @@ def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     Raises ValueError where there is no config or tokenizer of a run, for a change of a field that
     is not there, or for a reader or judge that cannot work or does not answer.
     """
-    folder = Path(workdir)
+    folder = user_path(workdir)
     settings = _settings(folder)
     for role in ROLES:  # runs from before these fields, which --set may now change
         settings.setdefault(role, language_model())
@@ -92,13 +89,13 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def describe_reading(env: Environment) -> dict[str, Any]:
     """What every result depends on, whatever the system: reader, judge, retrieval, tokens."""
-    vocabulary = json.dumps(sorted(env.tokenizer.get_vocab().items()))
+    vocabulary = json.dumps(sorted(env.prompt.tokenizer.get_vocab().items()))
     return {
-        "reader": _name(env.answerer),
-        "judge": _name(env.score_judge),
-        "retriever": env.retriever,
-        "dimensions": env.dimensions,
-        "top_k": env.top_k,
+        "reader": _name(env.reading.answerer),
+        "judge": _name(env.reading.answer_judge),
+        "retriever": env.reading.retriever,
+        "dimensions": env.reading.dimensions,
+        "top_k": env.reading.top_k,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
     }
 

@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 from experiments.lib.readers import comparable
 from experiments.lib.tensorboard import EventLog
 from memalpha.data.files import write_text
+from memalpha.paths import user_path
 
 
 class WorkdirError(ValueError):
     """A workdir that does not belong to this config, or that cannot be used."""
 
 
-def open_workdir(workdir: str, config: ConfigDict) -> Path:
+def claim_workdir(workdir: str, config: ConfigDict) -> Path:
     """Makes the folder and writes config.json; an earlier run must have had the same config, but
     for where its language models are and how they are asked (`readers.OPERATION`).
 
@@ -32,7 +33,7 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
         WorkdirError: the folder holds a run of another config (says which fields differ), or is
             no folder.
     """
-    folder = Path(workdir).absolute()
+    folder = user_path(workdir).absolute()
     if jax.process_index():
         return folder
     try:

@@ -13,7 +13,7 @@ from memalpha.agent.store import CORE_ID, Store
 from memalpha.episode import Environment, count_tokens, encode_text
 from memalpha.memory import CORE, MEMORY_NAMES, Entry, MemoryState, MemoryView, Outcome
 from memalpha.rollout import apply_calls, whole_view
-from memalpha.tools import DELETE, INSERT, UPDATE, Call
+from memalpha.tools import DELETE, INSERT, UPDATE, Call, clean
 
 _REFUSALS = {
     Outcome.DUPLICATE: "the memory has this text already",
@@ -61,11 +61,11 @@ class Contents:
         Edits go through the operations of the writer's tools. They raise EditRefusedError where
         those refuse, and ConflictError if the memory was changed at the same time.
         """
-        return self._edit(Call(INSERT, {"memory_type": name, "content": text}), author)
+        return self._edit(Call(INSERT, {"memory_type": name, "content": clean(text)}), author)
 
     def update(self, name: str, text: str, entry_id: int = CORE_ID, author: str = "user") -> Event:
         """Replaces an entry, or the core (which has no id)."""
-        arguments = {"memory_type": name, "new_content": text, "memory_id": entry_id}
+        arguments = {"memory_type": name, "new_content": clean(text), "memory_id": entry_id}
         return self._edit(Call(UPDATE, arguments), author)
 
     def delete(self, name: str, entry_id: int = CORE_ID, author: str = "user") -> Event:
@@ -76,7 +76,7 @@ class Contents:
         before = self.store.read(self.namespace)
 
         def apply(view: MemoryView, state: MemoryState) -> tuple[MemoryState, Event]:
-            state, _, outcomes = apply_calls(self.env, state, [[call]], before.events)
+            state, outcomes = apply_calls(self.env, state, [[call]], before.events)
             outcome = Outcome(int(outcomes[0, 0]))
             if outcome != Outcome.OK:
                 reason = _REFUSALS.get(outcome, outcome.name.lower())
@@ -173,7 +173,7 @@ def view_of(snapshot: Snapshot, env: Environment) -> MemoryView:
 def state_of(view: MemoryView, env: Environment, next_id: int) -> MemoryState:
     """The arrays of a memory, one row. ValueError for an entry too long for this writer."""
     encode = lambda text: encode_text(env, text)
-    return memory.from_view(view, encode, env.entry_tokens, env.core_tokens, next_id)
+    return memory.from_view(view, encode, env.memory.entry_tokens, env.memory.core_tokens, next_id)
 
 
 def difference(before: MemoryView, after: MemoryView) -> dict[Key, str | None]:

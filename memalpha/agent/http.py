@@ -11,7 +11,7 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import uvicorn
@@ -24,9 +24,12 @@ from starlette.exceptions import HTTPException
 from memalpha.agent.contents import EditRefusedError
 from memalpha.agent.events import ConflictError, StoreError, StoreLockedError, UnknownNamespaceError
 from memalpha.agent.memory_agent import MemoryAgent
+from memalpha.episode import count_tokens
+from memalpha.tools import clean
 
 MAX_BODY = 1 << 20  # bytes
 MODEL = "memalpha"
+DEFAULT_NAMESPACE = "default"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^/]*$")]  # part of a path
 Text = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
 Kind = Literal["core", "semantic", "episodic"]
@@ -43,7 +46,7 @@ _STATUS = (  # HTTP status by the class of the error; the first match counts
 
 class Part(BaseModel):
     type: str
-    text: str = ""
+    text: str | None = None
 
 
 class Message(BaseModel):
@@ -51,11 +54,20 @@ class Message(BaseModel):
     content: str | list[Part] | None = None
 
 
+class StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
 class ChatRequest(BaseModel):
+    """The fields that matter here; others, such as temperature and stop, are ignored. Clients send
+    null for a field that is not set."""
+
     messages: list[Message]
-    user: Name = "default"
-    stream: bool = False
-    model: str = MODEL
+    user: Name | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    model: str | None = None
+    n: Literal[1] | None = None  # this server has one reply
 
 
 class Observation(BaseModel):
@@ -107,7 +119,7 @@ class _Gate:
 
     def __init__(self, app, token: str, max_body: int):
         self.app, self.max_body = app, max_body
-        self.expected = b"Bearer " + token.encode()
+        self.token = token.encode()
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan" or scope.get("path") == "/health":
@@ -115,7 +127,9 @@ class _Gate:
         if scope["type"] != "http":
             raise RuntimeError(f"this server does not speak {scope['type']}, only http")
         headers = dict(scope["headers"])
-        if not hmac.compare_digest(headers.get(b"authorization", b""), self.expected):
+        # The scheme is case-insensitive (RFC 9110, 11.1).
+        scheme, _, token = headers.get(b"authorization", b"").strip().partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.token):
             refusal = _error(401, "missing or wrong token: send Authorization: Bearer TOKEN")
             refusal.headers["WWW-Authenticate"] = "Bearer"
             return await refusal(scope, receive, send)
@@ -176,28 +190,43 @@ def _add_chat(app: FastAPI, agent: MemoryAgent) -> None:
         """Answers the last message, of the user; earlier ones are not read, the memory has them."""
         if not request.messages or request.messages[-1].role != "user":
             raise ValueError("messages: the last one must be of role user")
-        reply = agent.of(request.user).chat(_text(request.messages[-1])).text
+        text = _text(request.messages[-1])
+        reply = agent.of(request.user or DEFAULT_NAMESPACE).chat(text).text
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time())}
         head["model"] = MODEL
+        usage = _usage(agent, text, reply)
         if request.stream:
-            return StreamingResponse(_events(head, reply), media_type="text/event-stream")
+            wants_usage = request.stream_options and request.stream_options.include_usage
+            events = _events(head, reply, usage if wants_usage else None)
+            return StreamingResponse(events, media_type="text/event-stream")
         message = {"role": "assistant", "content": reply}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return head | {"object": "chat.completion", "choices": [choice], "usage": None}
+        return head | {"object": "chat.completion", "choices": [choice], "usage": usage}
 
 
 def _text(message: Message) -> str:
     if isinstance(message.content, str):
         return message.content
-    return "\n".join(part.text for part in message.content or () if part.type == "text")
+    return "\n".join(part.text or "" for part in message.content or () if part.type == "text")
 
 
-def _events(head: dict, reply: str):
-    """Server-sent events of a reply: one with the whole text, one that ends the choice."""
+def _usage(agent: MemoryAgent, message: str, reply: str) -> dict[str, int]:
+    """Sizes of message and reply in tokens of the writer; what it read of the memory is not in."""
+    prompt, completion = count_tokens(agent.env, clean(message)), count_tokens(agent.env, reply)
+    sizes = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return sizes | {"total_tokens": prompt + completion}
+
+
+def _events(head: dict, reply: str, usage: dict | None) -> Iterator[str]:
+    """Server-sent events of a reply: the whole text, the end of the choice, then `usage` if given,
+    in an event without choices."""
+    head = head | {"object": "chat.completion.chunk"}
+    head |= {} if usage is None else {"usage": None}
     for delta, end in (({"role": "assistant", "content": reply}, None), ({}, "stop")):
         choice = {"index": 0, "delta": delta, "finish_reason": end}
-        event = head | {"object": "chat.completion.chunk", "choices": [choice]}
-        yield f"data: {json.dumps(event)}\n\n"
+        yield f"data: {json.dumps(head | {'choices': [choice]})}\n\n"
+    if usage is not None:
+        yield f"data: {json.dumps(head | {'choices': [], 'usage': usage})}\n\n"
     yield "data: [DONE]\n\n"
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from memalpha import reader
 from memalpha.agent.contents import Contents, change_memory, view_of
 from memalpha.agent.events import ConflictError, Event, Snapshot, UnknownNamespaceError
-from memalpha.agent.store import Store
+from memalpha.agent.store import Store, check_namespace
 from memalpha.data.instance import Instance, Question
 from memalpha.data.text import sentence_ends
 from memalpha.episode import Environment, Step, Writer, count_tokens
@@ -39,6 +39,8 @@ from memalpha.tools import clean
 ATTEMPTS = 5  # at one step, when others change the memory while the writer works
 SOURCE = "squad"  # questions are asked like those of this source, whose answers are short
 NOTED, UNKNOWN = "Noted.", "I have nothing about that in memory."
+# ASCII, full-width and small form, Arabic, Greek, Armenian, Ethiopic.
+QUESTION_MARKS = "?？﹖؟\u037e՞፧"
 _SPEAKER = re.compile(r"<(?=\s*/?\s*(?:User|Assistant)\b)", re.IGNORECASE)
 
 
@@ -62,7 +64,8 @@ class MemoryAgent:
         namespace: str = "default",
         author: str = "writer",
     ):
-        """`writer`: any writer of `rollout`, such as `Policy.writer()`; `env.answerer` reads."""
+        """`writer`: any writer of `rollout`, such as `Policy.writer()`. `env.reading.answerer`
+        answers questions."""
         self.env, self.writer, self.author = env, writer, author
         self.store = Store() if store is None else store
         self.namespace = namespace
@@ -82,7 +85,7 @@ class MemoryAgent:
         Raises ValueError for a missing checkpoint or an unusable store, with what to do.
         """
         policy = load_policy(path_or_hub_id)
-        env = dataclasses.replace(policy.env, answerer=reader)
+        env = policy.env.replace(answerer=reader)
         return cls(env, policy.writer(), Store(store), namespace, policy.name)
 
     def of(self, namespace: str) -> "MemoryAgent":
@@ -108,14 +111,14 @@ class MemoryAgent:
             raise ValueError("observe: the text is empty")
         if as_is:
             return [self._read_chunk(text)]
-        room = self.env.prompt_tokens // 2 - self._prompt_tokens(dialogue("", timestamp))
+        room = self.env.prompt.prompt_tokens // 2 - self._prompt_tokens(dialogue("", timestamp))
         parts = split_text(text, max(room, 16), self._prompt_tokens)
         return [self._read_chunk(dialogue(part.strip(), timestamp)) for part in parts]
 
     def _prompt_tokens(self, text: str) -> int:
         """Tokens of a text once it is escaped for the prompt."""
         env = self.env
-        also = [*template_fragments(env.template), *env.tokenizer.all_special_tokens]
+        also = [*template_fragments(env.prompt.template), *env.prompt.tokenizer.all_special_tokens]
         return count_tokens(env, escape(text, also))
 
     def _read_chunk(self, chunk: str) -> Event:
@@ -134,6 +137,7 @@ class MemoryAgent:
         try:
             return self.store.read(self.namespace)
         except UnknownNamespaceError:
+            check_namespace(self.namespace)  # before the writer runs
             first = first_state(self.env, 1, zlib.crc32(self.namespace.encode())).next_id
             return Snapshot("", -1, (), (), int(first[0]), 0)
 
@@ -142,7 +146,7 @@ class MemoryAgent:
     ) -> tuple[MemoryState, Event]:
         """One step of an episode: the memory after it, and its event."""
         instance = Instance("agent", self.namespace, (chunk,), ())
-        turn = make_turn(self.env, state, 0, before.events, instance, chunk)
+        turn = make_turn(self.env, state, 0, before.events, instance, text=chunk)
         state, (step,) = memorise(self.env, state, [turn], self.writer)
         if step.response.error:
             raise RuntimeError(f"the writer failed, nothing was stored: {step.response.error}")
@@ -161,9 +165,10 @@ class MemoryAgent:
         view = view_of(self.store.read(self.namespace), self.env)
         instance = Instance(SOURCE, self.namespace, (), (Question(question, ()),))
         (request,) = find_evidence(self.env, instance, view)
-        (answer,) = reader.read([request], self.env.answerer)
+        (answer,) = reader.read([request], self.env.reading.answerer)
         if answer.text is None:
-            reason = self.env.failures[-1] if self.env.failures else "its own log has the reason"
+            failures = self.env.reading.failures
+            reason = failures[-1] if failures else "its own log has the reason"
             raise RuntimeError(f"the reader gave no answer: {reason}")
         return Reply(answer.text, request.evidence)
 
@@ -176,14 +181,15 @@ class MemoryAgent:
         if not message.strip():
             raise ValueError("chat: the message is empty")
         reply = Reply("", Evidence())
-        if self.env.answerer is not extractive_answers or "?" in message:
+        question = is_question(message)
+        if self.env.reading.answerer is not extractive_answers or question:
             try:
                 reply = self.ask(message)
             except UnknownNamespaceError:
                 pass  # the first message of a new user
-        text = reply.text or (UNKNOWN if "?" in message else NOTED)
+        text = reply.text or (UNKNOWN if question else NOTED)
         turn = dialogue(message.strip(), timestamp, text)
-        if self._prompt_tokens(turn) > self.env.prompt_tokens // 2:
+        if self._prompt_tokens(turn) > self.env.prompt.prompt_tokens // 2:
             self.observe(message, timestamp)
         else:
             self._read_chunk(turn)
@@ -208,6 +214,11 @@ class MemoryAgent:
         self.store.copy_from(path)
 
 
+def is_question(text: str) -> bool:
+    """Whether a text has the question mark of any script in `QUESTION_MARKS`."""
+    return any(mark in text for mark in QUESTION_MARKS)
+
+
 def dialogue(text: str, timestamp: str | datetime | None = None, reply: str = NOTED) -> str:
     """A chunk in the form of the training data: one turn of a dialogue, with its time.
 
@@ -215,7 +226,7 @@ def dialogue(text: str, timestamp: str | datetime | None = None, reply: str = NO
     """
     when = datetime.now(UTC) if timestamp is None else timestamp
     when = when.strftime("%Y-%m-%d %H:%M") if isinstance(when, datetime) else " ".join(when.split())
-    when, text, reply = (_SPEAKER.sub("‹", part) for part in (when, text, reply))
+    when, text, reply = (_SPEAKER.sub("‹", clean(part)) for part in (when, text, reply))
     return f"[Dialogue between User and Assistant on {when}]\n<User> {text}\n<Assistant> {reply}"
 
 

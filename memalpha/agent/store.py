@@ -13,6 +13,7 @@ the memory that the change is based on, and raises ConflictError if that has cha
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,8 +31,23 @@ from memalpha.agent.events import (
     UnknownNamespaceError,
 )
 from memalpha.memory import CORE, EPISODIC, SEMANTIC, Entry
+from memalpha.paths import user_path
+from memalpha.tools import clean
 
 CORE_ID = -1  # the core is the entry of this id
+
+
+# Zero-width non-joiner and joiner: invisible, but parts of Persian words and of emoji.
+JOINERS = "\u200c\u200d"
+
+
+def check_namespace(name: str) -> None:
+    """Raises StoreError for a name that is empty, long, or has characters that nobody can see, such
+    as control characters; joiners may stand between others. No name is mended: two users could end
+    up with the same one."""
+    visible = name.strip(JOINERS) == name and re.sub(f"[{JOINERS}]", "", name).isprintable()
+    if not (0 < len(name) <= 200 and visible) or "\ufffd" in name:
+        raise StoreError(f"namespace {name[:40]!r}: give 1 to 200 printable characters")
 
 
 class Store:
@@ -42,7 +58,8 @@ class Store:
     """
 
     def __init__(self, path: str | Path = IN_MEMORY, wait: float = 5.0):
-        self.path, self.wait = str(path), wait
+        self.path = IN_MEMORY if str(path) == IN_MEMORY else str(user_path(path))
+        self.wait = wait
         self._db = Database(self.path, wait)
 
     def namespaces(self) -> list[str]:
@@ -54,10 +71,9 @@ class Store:
         """Creates an empty namespace whose first entry gets the id `next_id`; does nothing if the
         namespace exists.
 
-        Raises StoreError for a name that is empty, long, or holds control characters.
+        Raises StoreError for a name that `check_namespace` refuses.
         """
-        if not 0 < len(namespace) <= 200 or not namespace.isprintable():
-            raise StoreError(f"namespace {namespace[:40]!r}: give 1 to 200 printable characters")
+        check_namespace(namespace)
         with self._db.transaction():
             insert = "INSERT OR IGNORE INTO namespaces VALUES (?, ?, 0)"
             self._db.execute(insert, (namespace, next_id))
@@ -152,14 +168,17 @@ class Store:
         states: Mapping[Key, tuple[str, int] | None],
         next_id: int,
     ) -> Event:
-        """Writes an event, its changes and the resulting entries, inside a transaction."""
+        """Writes an event, its changes and the resulting entries, inside a transaction.
+
+        Lone surrogates, which SQLite does not take, are replaced here, whoever the text is from.
+        """
         at = datetime.now(UTC).isoformat(timespec="seconds")
         event = replace(event, number=number, at=at)
         calls = json.dumps(event.calls, ensure_ascii=False)
+        texts = map(clean, (event.action, event.author, event.text, event.response, calls))
         self._db.execute(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (namespace, number, at, event.action, event.author, event.text, event.response, calls)
-            + (event.undoes,),
+            (namespace, number, at, *texts, event.undoes),
         )
         for (memory, entry_id), state in states.items():
             key = (namespace, memory, entry_id)
@@ -167,11 +186,12 @@ class Store:
             before = self._db.execute(f"SELECT text, event FROM entries {where}", key).fetchone()
             values = (namespace, number, memory, entry_id, *(before or (None, None)))
             insert = "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-            self._db.execute(insert, values + (state or (None, None)))
+            self._db.execute(insert, values + tuple(map(clean, state or (None, None))))
             if state is None:
                 self._db.execute(f"DELETE FROM entries {where}", key)
             else:
-                self._db.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", key + state)
+                values = key + tuple(map(clean, state))
+                self._db.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", values)
         self._db.execute(
             "UPDATE namespaces SET next_id = ?, events = ? WHERE name = ?",
             (next_id, number + 1, namespace),
@@ -205,7 +225,7 @@ class Store:
 
     def _require(self, namespace: str) -> tuple[int, int]:
         row = self._db.execute(
-            "SELECT next_id, events FROM namespaces WHERE name = ?", (namespace,)
+            "SELECT next_id, events FROM namespaces WHERE name = ?", (clean(namespace),)
         ).fetchone()
         if row is None:
             names = [name for (name,) in self._db.execute("SELECT name FROM namespaces LIMIT 5")]
@@ -220,9 +240,9 @@ class Store:
 
         Raises StoreError where `path` is a file of another kind, or cannot be written.
         """
-        if self._is_at(path):
+        if self._is_at(user_path(path)):
             return  # every change is in that file already
-        path, aside = Path(path), None
+        path, aside = user_path(path), None
         with self._db.transaction("DEFERRED"):
             # A read takes the lock, or fails where another process has it; `backup` alone would
             # wait for that process without end.
@@ -245,7 +265,8 @@ class Store:
 
         Raises StoreError where there is none, or one of a newer version; nothing is changed then.
         """
-        if not Path(path).is_file():
+        path = user_path(path)
+        if not path.is_file():
             raise StoreError(f"no store at {path}")
         if self._is_at(path):
             return

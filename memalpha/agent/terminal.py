@@ -16,8 +16,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 from absl import logging
 
@@ -27,6 +25,7 @@ from memalpha.agent.store import Store
 from memalpha.lm.roles import lm_reader, lm_writer, prompted_environment
 from memalpha.lm.server import ServerModel
 from memalpha.memory import MEMORY_NAMES, Entry
+from memalpha.paths import user_path
 from memalpha.prompts import escape
 from memalpha.tokenizer import load_tokenizer
 
@@ -35,6 +34,9 @@ HELP = "lines starting with / are commands: /memory /history /undo /quit"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):  # not where it is replaced, as in a notebook
+            stream.reconfigure(errors=errors)  # bytes that are no text must not end a conversation
     logging.set_verbosity(logging.ERROR)  # Orbax logs every file of a checkpoint
     try:
         options.run(options)
@@ -108,11 +110,11 @@ def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAge
         )
     else:
         env = prompted_environment(options.tokenizer and load_tokenizer(options.tokenizer))
-        write = lm_writer(env, writer, on_failure=env.failures.append)
+        write = lm_writer(env, writer, on_failure=env.reading.failures.append)
         agent = MemoryAgent(env, write, Store(options.store), namespace, writer.name)
     if answers or writer:
-        read = lm_reader(answers or writer, on_failure=agent.env.failures.append)
-        agent.env = replace(agent.env, answerer=read)
+        read = lm_reader(answers or writer, on_failure=agent.env.reading.failures.append)
+        agent.env = agent.env.replace(answerer=read)
     return agent
 
 
@@ -123,7 +125,8 @@ def _server(model: str | None, url: str | None, flag: str) -> ServerModel | None
 
 
 def _existing(path: str) -> Store:
-    if not Path(path).is_file():
+    path = user_path(path)
+    if not path.is_file():
         raise StoreError(f"no store at {path}; `observe` and `chat` create one")
     return Store(path)
 

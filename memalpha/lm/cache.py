@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memalpha.paths import user_path
+
 BUSY_SECONDS = 60.0  # another process may be writing
 
 
@@ -19,7 +21,7 @@ class DiskCache:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().absolute()
+        self.path = user_path(path).absolute()
         self._lock = threading.Lock()
         with self._named():
             self.path.parent.mkdir(parents=True, exist_ok=True)
