@@ -142,7 +142,8 @@ def load_policy(
     spec = read_spec(folder)
     if spec is not None:
         return _load_run(folder, spec, stage or spec.stage, step)
-    if stage is not None or step is not None:
+    other = (folder / CONFIG).is_file() and "model_type" not in _read_json(folder / CONFIG)
+    if stage is not None or step is not None or other:
         raise ValueError(f"{path_or_hub_id} is no workdir of run_experiment.py: it has no {POLICY}")
     name = str(path_or_hub_id)
     origin = find_folder(name)

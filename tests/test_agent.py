@@ -28,7 +28,8 @@ from memalpha.learner import init_state
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import init_params
 from memalpha.optimizer import make_optimizer
-from memalpha.policy import load_policy, load_run, model_config
+from memalpha.policy import load_policy, read_spec
+from memalpha.prompts import fit_prompt
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
 from memalpha.weights import export
@@ -186,7 +187,8 @@ def test_hostile_text_is_stored_and_never_obeyed(env, text):
     prompts = []
 
     def respond(turn):
-        prompts.append(env.prompt.tokenizer.decode(turn.prompt))
+        ids = fit_prompt(env.prompt, turn.view, turn.text)
+        prompts.append(env.prompt.tokenizer.decode(ids))
         return keep_all(turn)
 
     agent = agent_of(env, respond)
@@ -329,7 +331,7 @@ def test_a_name_that_is_refused_costs_no_step_of_the_writer(env):
         agent.of("a\nb").observe("A chunk.")
 
 
-@pytest.mark.parametrize("mark", "?？﹖؟;՞፧")
+@pytest.mark.parametrize("mark", "?？﹖؟\u037e՞፧")
 def test_a_question_in_any_script_is_answered(env, mark):
     agent = agent_of(env)
     agent.chat("The dog of Ana is called Rex.")
@@ -415,7 +417,7 @@ def workdir(micro, tmp_path_factory):
     )
     (folder / "config.json").write_text(config.to_json())
     micro.tokenizer.save_pretrained(folder / "tokenizer")
-    model = model_config(config.to_dict(), len(micro.tokenizer))
+    model = read_spec(folder).model
     params = init_params(model, jax.random.key(3))
     with open_checkpoints(folder / "checkpoints" / "rl") as checkpoints:
         save(checkpoints, 7, init_state(params, make_optimizer(1e-3, 1, 10, "constant", 0.0)))
@@ -437,7 +439,7 @@ def test_a_run_is_loaded_as_it_was_trained(workdir):
 
 
 def test_a_model_folder_is_a_writer_too(workdir, tmp_path):
-    run = load_run(workdir[0])
+    run = load_policy(workdir[0])
     folder = export(run.params, run.model, tmp_path / "model", run.env.prompt.tokenizer)
     policy = load_policy(folder)
     assert policy.model == run.model and policy.env.prompt.template.name == "full"
@@ -447,10 +449,10 @@ def test_a_model_folder_is_a_writer_too(workdir, tmp_path):
 def test_checkpoints_that_are_not_there_are_named(workdir, tmp_path):
     folder, _ = workdir
     with pytest.raises(ValueError, match="no checkpoint of stage 'warm_start'"):
-        load_run(folder, "warm_start")
-    assert load_run(folder, step=7).name.endswith("rl step 7")
+        load_policy(folder, "warm_start")
+    assert load_policy(folder, step=7).name.endswith("rl step 7")
     with pytest.raises(CheckpointError, match="no checkpoint of step 8; there are: 7"):
-        load_run(folder, step=8)
+        load_policy(folder, step=8)
     with pytest.raises(ValueError, match="nowhere"):
         load_policy(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="config.json"):

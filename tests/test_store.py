@@ -1,8 +1,10 @@
 """The store: whole or not at all, history and undo, other processes, files of other programs."""
 
+import errno
 import json
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -180,6 +182,48 @@ def test_the_home_folder_is_expanded_in_every_path(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.db", "s.db"]
     with pytest.raises(ValueError, match="path '~nobody-of-this-name/s.db'"):
         Store("~nobody-of-this-name/s.db")
+
+
+def test_a_copy_that_cannot_be_written_names_its_place(tmp_path, store):
+    put(store, {(1, 5): "x" * 100_000})
+    (tmp_path / "folder").mkdir()
+    for place in ("folder", "nowhere/c.db"):
+        with pytest.raises(StoreError, match=f"no copy could be written to .*{place}"):
+            store.copy_to(tmp_path / place)
+    other = Store(tmp_path / "old.db")
+    other.create("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # no file can grow beyond that
+    try:
+        with pytest.raises(StoreError, match=r"no copy could be written to .*old.db: "):
+            store.copy_to(tmp_path / "old.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert other.namespaces() == ["old"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "old.db"]
+
+
+def test_a_file_that_can_only_be_read_is_read(tmp_path, store, monkeypatch):
+    put(store, {(1, 5): "a"})
+    store.copy_to(tmp_path / "s.db")
+
+    def refuse(path, flags, mode):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    real = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda path, **o: real(f"file:{path}?mode=ro", uri=True, **o)
+    )
+    there = Store(tmp_path / "s.db")
+    assert there.read("ana") == store.read("ana")
+    with pytest.raises(StoreError, match="s.db: attempt to write a readonly database"):
+        there.create("bo")
+    with pytest.raises(StoreError, match="new.db cannot be opened: .*Read-only file system"):
+        Store(tmp_path / "new.db")
+    monkeypatch.setattr(sqlite3, "connect", real)
+    store.copy_from(tmp_path / "s.db")
+    assert store.namespaces() == ["ana"]
 
 
 def test_a_disk_that_is_full_is_named_and_the_store_stays_as_it_was(tmp_path):

@@ -76,16 +76,20 @@ class Database:
         except sqlite3.OperationalError as error:
             raise StoreError(f"store {path} cannot be opened: {error}") from error
         try:
-            with self.transaction():
-                self._prepare()
+            with self.transaction("DEFERRED"):  # a file that can only be read is opened too
+                is_new = self._version() == 0
+            if is_new:
+                with self.transaction():
+                    self._create_tables()
             for pragma in ("foreign_keys=ON", "secure_delete=ON", "synchronous=FULL"):
                 self.execute(f"PRAGMA {pragma}")
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self) -> None:
-        """Refuses the file of another program or of a newer version; creates missing tables."""
+    def _version(self) -> int:
+        """Version of the schema, 0 in an empty file. Raises StoreError for the file of another
+        program or of a newer version."""
         application, version = (
             self.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("application_id", "user_version")
@@ -98,11 +102,15 @@ class Database:
                 f"store {self.path} has schema version {version}, this program reads up to"
                 f" {VERSION}: update memalpha; the file was not changed"
             )
-        if version == 0:
-            for statement in _SCHEMA.split(";\n"):
-                self.execute(statement)
-            self.execute(f"PRAGMA application_id={APPLICATION}")
-            self.execute(f"PRAGMA user_version={VERSION}")
+        return version
+
+    def _create_tables(self) -> None:
+        if self._version():
+            return  # another process was first
+        for statement in _SCHEMA.split(";\n"):
+            self.execute(statement)
+        self.execute(f"PRAGMA application_id={APPLICATION}")
+        self.execute(f"PRAGMA user_version={VERSION}")
 
     def execute(self, statement: str, values: tuple = ()) -> sqlite3.Cursor:
         return self._connection.execute(statement, values)
@@ -135,9 +143,15 @@ class Database:
                 raise StoreError(f"{self.path} is no store, or a damaged one: {error}") from error
 
     def backup_to(self, path: str) -> None:
-        """Copies all pages into the database at `path`, inside a transaction of this one."""
-        with closing(sqlite3.connect(path)) as target:
-            self._connection.backup(target)
+        """Copies all pages into the database at `path`, inside a transaction of this one.
+
+        Raises OSError where it cannot be written.
+        """
+        try:
+            with closing(sqlite3.connect(path)) as target:
+                self._connection.backup(target)
+        except sqlite3.OperationalError as error:  # such as a full disk
+            raise OSError(str(error)) from error
 
     def close(self) -> None:
         with self.lock:
@@ -154,7 +168,11 @@ def lock_file(path: Path, wait: float) -> Iterator[None]:
     if not path.exists():
         yield
         return
-    with closing(sqlite3.connect(path, timeout=wait, isolation_level=None)) as old:
+    try:
+        old = sqlite3.connect(path, timeout=wait, isolation_level=None)
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"no copy could be written to {path}: {error}") from error
+    with closing(old):
         try:
             old.execute("BEGIN IMMEDIATE")
         except sqlite3.DatabaseError as error:
@@ -163,8 +181,13 @@ def lock_file(path: Path, wait: float) -> Iterator[None]:
 
 
 def _create_private(path: str) -> None:
-    """Creates a missing file that only its owner can read: memories are private."""
+    """Creates a missing file that only its owner can read: memories are private.
+
+    A file that is there may be one that can only be read, such as one on a read-only disk.
+    """
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:
+        if os.path.isfile(path) and os.access(path, os.R_OK):
+            return
         raise StoreError(f"store {path} cannot be opened: {error}") from error

@@ -18,7 +18,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.exceptions import HTTPException
 
 from memalpha.agent.contents import EditRefusedError
@@ -31,7 +31,8 @@ MAX_BODY = 1 << 20  # bytes
 MODEL = "memalpha"
 DEFAULT_NAMESPACE = "default"
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern="^[^/]*$")]  # part of a path
-Text = Annotated[str, Field(min_length=1, max_length=MAX_BODY)]
+# Lone surrogates in a text are replaced; in a name they are refused (`store.check_namespace`).
+Text = Annotated[str, BeforeValidator(clean), Field(min_length=1, max_length=MAX_BODY)]
 Kind = Literal["core", "semantic", "episodic"]
 _STATUS = (  # HTTP status by the class of the error; the first match counts
     (UnknownNamespaceError, 404),
@@ -72,7 +73,7 @@ class ChatRequest(BaseModel):
 
 class Observation(BaseModel):
     text: Text
-    timestamp: Annotated[str, Field(max_length=100)] | None = None
+    timestamp: Annotated[str, BeforeValidator(clean), Field(max_length=100)] | None = None
 
 
 class Asked(BaseModel):
