@@ -41,7 +41,7 @@ class Scripted:
     def __init__(self, say):
         self.say, self.chats, self.settings = say, [], []
 
-    def generate(self, prompts, max_new_tokens, temperature=0.0, seed=0):
+    def generate(self, prompts, max_new_tokens, temperature=0.0, seed=0, tools=None):
         self.settings.append((max_new_tokens, temperature, seed))
         self.chats += prompts
         said = [self.say("\n".join(m["content"] for m in chat)) for chat in prompts]

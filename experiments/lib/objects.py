@@ -26,6 +26,7 @@ from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
+from memalpha.paths import user_path
 from memalpha.policy import (
     EnvironmentSpec,
     Policy,
@@ -171,7 +172,7 @@ def open_trained(workdir: str | Path) -> tuple[ConfigDict, Policy]:
     the program where there is none, or one of them does not answer."""
     try:
         policy = load_policy(workdir, "rl")
-        config = ConfigDict(json.loads((Path(workdir) / "config.json").read_text()))
+        config = ConfigDict(json.loads((user_path(workdir) / "config.json").read_text()))
         engines = build_engines(config, build_mesh(config))
         env = with_readers(policy.env, config, engines)
         probe(engines)

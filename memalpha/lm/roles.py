@@ -34,7 +34,7 @@ from memalpha.reader import Answerer, Request
 from memalpha.replies import breaks_off, find_with, visible
 from memalpha.scoring import Claim
 from memalpha.tokenizer import encode, train_tokenizer
-from memalpha.tools import Call, parse_prompted_calls
+from memalpha.tools import Call, parse_prompted_calls, tool_schemas
 
 OnFailure = Callable[[str], None]
 READER_TOKENS, VERDICT_TOKENS = 2048, 512  # of a reply; the first as in Mem-alpha
@@ -195,17 +195,23 @@ def lm_writer(
     """A model as a writer, prompted and untrained, in the environment it is given.
 
     The tools are described in the prompt and called in the text, so any chat model will do. As many
-    entries are shown as fit `env.prompt.prompt_tokens`, counted by the tokenizer of `env`. A model that
-    fails leaves `Response.error`: its episode is not scored.
+    entries are shown as fit `env.prompt.prompt_tokens`, counted by the tokenizer of `env`. A server
+    is given the schemas of the tools too. A model that fails leaves `Response.error`: its episode
+    is not scored.
     """
 
     def chat(turn: Turn) -> Chat:
         return fit_messages(env.prompt, turn.view, turn.text, CHAT_MARKS)[0]
 
+    # Calls that a server returns apart from the text come in the dialect qwen3.
+    tools = tool_schemas(env.prompt.enabled) if env.prompt.dialect == "qwen3" else None
+
     def write(turns: Sequence[Turn]) -> list[Response]:
         chats = [chat(turn) for turn in turns]
         own = seed + turns[0].chunk if turns else seed
-        generations = engine.generate(chats, env.prompt.response_tokens, temperature, own)
+        generations = engine.generate(
+            chats, env.prompt.response_tokens, temperature, own, tools=tools
+        )
         responses = []
         for generation in generations:
             if generation.error:
