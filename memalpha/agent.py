@@ -16,7 +16,6 @@ import dataclasses
 import re
 import threading
 import zlib
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,8 +23,8 @@ import jax
 
 from memalpha import reader
 from memalpha.contents import Contents, difference, state_of, view_of
+from memalpha.data.cut import split_text
 from memalpha.data.instance import Instance, Question
-from memalpha.data.text import sentence_ends
 from memalpha.events import ConflictError, Event, Snapshot, UnknownNamespaceError
 from memalpha.policy import load_policy
 from memalpha.prompts import escape, template_fragments
@@ -240,48 +239,6 @@ def calls_made(step: Step) -> tuple[dict, ...]:
         }
         for call, outcome in zip(step.calls, step.outcomes, strict=True)
     )
-
-
-def split_text(text: str, limit: int, count: Callable[[str], int]) -> list[str]:
-    """The text in parts of at most `limit` tokens, joined again the same text.
-
-    Cut between lines where that does, else between sentences, words, characters. The tokens of a
-    part are counted piece by piece, which is never less than a tokenizer gives for the whole.
-    """
-    parts, used = [""], 0
-    for piece in _pieces(text, limit, count):
-        size = count(piece)
-        if parts[-1] and used + size > limit:
-            parts.append("")
-            used = 0
-        parts[-1] += piece
-        used += size
-    return [part for part in parts if part.strip()] if text.strip() else []
-
-
-def _pieces(text: str, limit: int, count: Callable[[str], int], depth: int = 0) -> list[str]:
-    if count(text) <= limit or len(text) < 2:
-        return [text]
-    pieces = (_lines, _sentences, _words, _halves)[depth](text)
-    deeper = min(depth + 1, 3)
-    return [part for piece in pieces for part in _pieces(piece, limit, count, deeper)]
-
-
-def _lines(text: str) -> list[str]:
-    return re.findall(r"[^\n]*\n|[^\n]+", text)
-
-
-def _sentences(text: str) -> list[str]:
-    ends = sentence_ends(text)
-    return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if a < b]
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.findall(r"\S*\s*", text) if word]
-
-
-def _halves(text: str) -> list[str]:
-    return [text[: len(text) // 2], text[len(text) // 2 :]]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from memalpha.data import names
+
 ABSTENTION = "abstention"  # kind of a question that the text does not answer
 
 
@@ -209,12 +211,8 @@ _CHOICE_INSTRUCTION = "Give your final choice as \\boxed{choice}.\n\n"
 @lru_cache
 def family(source: str) -> str:
     """Key of `FAMILIES` for a source name, published variants included; ValueError if none."""
-    name = source.lower().replace("-", "_").rstrip("*").removeprefix("icl_")
-    name = name.replace("detective_qa", "detectiveqa")  # MemoryAgentBench's own spelling
-    # The part of a published name after its family says only how long the variant is.
-    for known in FAMILIES:
-        if name == known or name.startswith(known + "_"):
-            return known
+    if (name := names.family(source)) in FAMILIES:
+        return name
     raise ValueError(f"unknown source {source!r}; known sources: {', '.join(FAMILIES)}")
 
 

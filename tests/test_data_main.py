@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from memalpha.data import store
+from memalpha.data import built_sets
 from memalpha.data.__main__ import main
 
 
@@ -44,7 +44,7 @@ def test_build_then_inspect(raw, tmp_path, capsys):
     assert "3 (51)" in table[1] and "3.0 (10)" in table[1] and "(390.1)" in table[1]
     assert main(["inspect", str(out / "trec_coarse" / "train"), "--instance=1"]) == 0
     shown = capsys.readouterr().out
-    instance = store.Built(out / "trec_coarse" / "train")[1]
+    instance = built_sets.Built(out / "trec_coarse" / "train")[1]
     assert instance.instance_id in shown and instance.chunks[0] in shown
     assert "train_5500.label  sha256 " in shown and "[in the text]" in shown
     assert instance.questions[0].question in shown
@@ -63,16 +63,16 @@ def test_the_same_command_gives_the_same_bytes_in_another_process(raw, tmp_path)
 def test_seed_overwrite_and_shrink(raw, tmp_path, capsys):
     out = tmp_path / "out"
     assert build(raw, out, "--split=train") == 0
-    first = store.Built(out / "trec_coarse" / "train")[0]
+    first = built_sets.Built(out / "trec_coarse" / "train")[0]
     assert build(raw, out, "--split=train", "--seed=1") == 1
     assert "is there already" in capsys.readouterr().err
     assert build(raw, out, "--split=train", "--seed=1", "--overwrite") == 0
-    assert store.Built(out / "trec_coarse" / "train")[0].chunks != first.chunks
+    assert built_sets.Built(out / "trec_coarse" / "train")[0].chunks != first.chunks
     big = ["--split=test", "--chunks=500", "--overwrite"]
     assert build(raw, out, *big) == 1
     assert "fill" in capsys.readouterr().err
     assert build(raw, out, *big, "--shrink") == 0
-    assert 3 < len(store.Built(out / "trec_coarse" / "test")[0].chunks) < 500
+    assert 3 < len(built_sets.Built(out / "trec_coarse" / "test")[0].chunks) < 500
 
 
 def test_all_builds_what_is_there_and_says_what_is_not(raw, tmp_path, capsys):
@@ -119,7 +119,7 @@ def test_parquet_stratify_and_leakage(tmp_path, capsys):
     assert "5 (100)" in capsys.readouterr().out
     subset = ["--subset=squad=3,perltqa=2", "--seed=4"]
     assert main(["stratify", f"--built={out}", f"--out={out / 'subset'}", *subset]) == 0
-    assert len(store.Built(out / "subset")) == 5
+    assert len(built_sets.Built(out / "subset")) == 5
     assert main(["stratify", f"--built={out}", f"--out={out / 'b'}", "--subset=squad"]) == 1
     capsys.readouterr()
     assert main(["leakage", str(out / "squad" / "train"), str(out / "subset")]) == 0
@@ -145,7 +145,7 @@ def test_keywords_come_from_the_file_or_are_missed(tmp_path, capsys):
 
     lm_keywords(["Ann."], lambda prompts: ["Ann"], tmp_path / "k")
     assert main(command) == 0
-    built = store.Built(tmp_path / "out" / "booksum" / "train")
+    built = built_sets.Built(tmp_path / "out" / "booksum" / "train")
     assert built[0].questions[0].answers == ("Ann",)
     assert built[0].metadata["keywords"] == "given"
 

@@ -5,23 +5,31 @@ import re
 
 import pytest
 
+import memalpha.data
 from memalpha.data import (
     SOURCES,
     banking77,
     booksum,
     checks,
-    clinic150,
+    clinc150,
     hotpotqa,
-    load_source,
     longmemeval,
     perltqa,
     pubmed_rct,
 )
 from memalpha.data.notes import add_notes
+from memalpha.data.sizes import Sizes
 
 
 def count_words(string):
     return len(string.split())
+
+
+def load_source(
+    name, folder, split, count, seed, chunks, chunk_tokens, questions, count_tokens, **options
+):
+    sizes = Sizes(count, chunks, chunk_tokens, questions, options)
+    return memalpha.data.load_source(name, folder, split, sizes, seed, count_tokens)
 
 
 def dump(path, data):
@@ -254,7 +262,7 @@ def test_clinc_parts_are_the_splits_and_oos_is_not_used(tmp_path):
     data["test"].append(["Train sentence 0 of a!", "a"])  # reads like a training sentence
     data["oos_test"] = [["nothing known", "oos"]]
     path = dump(tmp_path / "clinc150" / "data_full.json", data)
-    records = clinic150.load_folder(tmp_path)
+    records = clinc150.load_folder(tmp_path)
     assert records.label_names == ("a", "b", "c")
     owners = {s.text: s.split for s in records.sentences}
     assert owners["Train sentence 0 of a!"] == "test" and "train sentence 0 of a" not in owners
@@ -265,10 +273,10 @@ def test_clinc_parts_are_the_splits_and_oos_is_not_used(tmp_path):
     ]:
         dump(path, data | {"val": [*data["val"], pair]})
         with pytest.raises(ValueError, match=rf"data_full.json: {named}"):
-            clinic150.load_folder(tmp_path)
+            clinc150.load_folder(tmp_path)
     dump(path, {"train": [], "test": []})
     with pytest.raises(ValueError, match="field 'val' is missing"):
-        clinic150.load_folder(tmp_path)
+        clinc150.load_folder(tmp_path)
 
 
 # LongMemEval
@@ -499,12 +507,16 @@ def test_perltqa_dates(date, expected):
 def test_perltqa_long_events_go_on_and_long_lives_are_left_out(tmp_path):
     perltqa_folder(tmp_path)
     records = perltqa.load_folder(tmp_path)
-    made = list(perltqa.build(records, 9, 0, 20, 16, 9, count_words, "train"))
+    made = list(
+        memalpha.data.make_instances(
+            "perltqa", records, "train", Sizes(9, 20, 16, 9), 0, count_words
+        )
+    )
     assert all(
         count_words(c) <= 16 and c.startswith("An event about") for i in made for c in i.chunks
     )
     assert all(len(i.chunks) > 3 for i in made)
-    assert not list(perltqa.build(records, 9, 0, 3, 16, 9, count_words, "train"))
+    assert not list(perltqa.build(records, "train", Sizes(9, 3, 16, 9), 0, count_words))
 
 
 @pytest.mark.parametrize(

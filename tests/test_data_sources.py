@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import memalpha.data
-from memalpha.data import labelled, load_source, nlu, squad, text, trec
+from memalpha.data import labelled, nlu, squad, text, trec
 from memalpha.data.instance import Question, statistics, validate
+from memalpha.data.sizes import Sizes
 
 SOURCES = ("squad", "trec_coarse", "trec_fine", "nlu")
 
@@ -20,6 +21,13 @@ LOADERS = {name: memalpha.data.SOURCES[name][0] for name in SOURCES}
 
 def count_words(string):
     return len(string.split())
+
+
+def load_source(
+    name, folder, split, count, seed, chunks, chunk_tokens, questions, count_tokens, **options
+):
+    sizes = Sizes(count, chunks, chunk_tokens, questions, options)
+    return memalpha.data.load_source(name, folder, split, sizes, seed, count_tokens)
 
 
 # Files in the published formats
@@ -214,10 +222,10 @@ def test_squad_keeps_all_right_answers_the_first_one_first(tmp_path):
     article = {"title": "T", "paragraphs": [{"context": context, "qas": qas}]}
     path.write_text(json.dumps({"data": [article]}))
     records = squad.load([], [path])
-    (instance,) = squad.build(records, 1, 0, 1, 40, 9, count_words, "test")
+    (instance,) = squad.build(records, "test", Sizes(1, 1, 40, 9), 0, count_words)
     assert instance.questions == (Question("When?", ("1900", "in 1900")),)
-    assert instance.metadata["unanswerable_share"] == 0.5
-    assert instance.metadata["question_ids"] == ["a"]
+    assert instance.facts["unanswerable_share"] == 0.5
+    assert instance.facts["question_ids"] == ["a"]
 
 
 # TREC and NLU

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memalpha import scoring
-from memalpha.data import build, published, store
+from memalpha.data import build, built_sets, published
 from memalpha.data.instance import Question
 
 
@@ -232,7 +232,7 @@ def test_a_parquet_becomes_a_folder_a_source(tmp_path):
         "ruler_qa1_197K": 2,
         "longmemeval_s*": 1,
     }
-    assert len(store.Built(tmp_path / "out" / "longmemeval_s" / "test")) == 1
+    assert len(built_sets.Built(tmp_path / "out" / "longmemeval_s" / "test")) == 1
     assert list(build.from_parquet(path, "test", tmp_path / "b", "ruler_qa1")) == ["ruler_qa1_197K"]
     with pytest.raises(ValueError, match="no rows of source 'nlu'; it holds squad, ruler_qa1_197K"):
         build.from_parquet(path, "test", tmp_path / "c", "nlu")

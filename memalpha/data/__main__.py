@@ -17,8 +17,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from memalpha.data import SOURCES, build, checks, store, stratified, text
+from memalpha.data import SOURCES, build, built_sets, checks, published, stratified, text
 from memalpha.data.keywords import lm_keywords
+from memalpha.data.names import family
 from memalpha.data.sizes import FULL_TRAINING, PUBLISHED, Sizes, default_sizes
 
 COLUMNS = ("instances", "chunks_per_instance", "tokens_per_chunk", "questions_per_instance")
@@ -106,42 +107,38 @@ def _counter(name: str) -> tuple[Callable[[str], int], str]:
 
 def _build(args: argparse.Namespace) -> int:
     count_tokens, tokens = _counter(args.tokenizer)
-    shared = {
-        "count_tokens": count_tokens,
-        "tokens": tokens,
-        "drop": args.drop_unanswerable,
-        "overwrite": args.overwrite,
-    }
+    options = build.Options(
+        count_tokens, tokens, args.shrink, args.drop_unanswerable, args.overwrite
+    )
     if (args.parquet is None) == (args.raw_dir is None):
         raise ValueError("give either --raw_dir or --parquet")
     if args.parquet is None and not args.source:
         raise ValueError(f"--source: name one of {', '.join(SOURCES)}, or all")
     print(_header())
-    return (_build_originals if args.parquet is None else _build_parquet)(args, shared)
+    return (_build_originals if args.parquet is None else _build_parquet)(args, options)
 
 
-def _build_parquet(args: argparse.Namespace, shared: dict) -> int:
+def _build_parquet(args: argparse.Namespace, options: build.Options) -> int:
     split = args.split or ("test" if "test" in args.parquet.name else "train")
+    names = published.read_entity_names(args.entities) if args.entities else None
     manifests = build.from_parquet(
         args.parquet,
         split,
         args.out,
         "" if args.source == "all" else args.source,
-        count=args.count,
-        chunk_tokens=args.chunk_tokens or 2048,
-        entities=args.entities,
-        **shared,
+        args.count,
+        published.Contexts(args.chunk_tokens or published.Contexts.chunk_tokens, names),
+        options,
     )
     for name, manifest in manifests.items():
         print(_row(name, split, manifest["statistics"]))
     return 0
 
 
-def _build_originals(args: argparse.Namespace, shared: dict) -> int:
+def _build_originals(args: argparse.Namespace, options: build.Options) -> int:
     """What is wrong stops a build of one source and split; of several, the others go on."""
     every = args.source == "all"
     splits = [args.split] if args.split else text.SPLITS
-    shared |= {"seed": args.seed, "shrink": args.shrink}
     built = 0
     for source in SOURCES if every else args.source.split(","):
         sizes = {split: _sizes(args, source, split) for split in splits}
@@ -156,7 +153,7 @@ def _build_originals(args: argparse.Namespace, shared: dict) -> int:
             begun = time.monotonic()
             try:
                 manifest = build.from_originals(
-                    source, split, args.raw_dir, args.out, sizes[split], records=records, **shared
+                    source, split, records, args.out, sizes[split], args.seed, options
                 )
             except ValueError as error:
                 if args.split and not every:
@@ -183,7 +180,7 @@ def _sizes(args: argparse.Namespace, source: str, split: str) -> Sizes:
     if args.full and split == "train" and source in FULL_TRAINING:
         given.setdefault("count", FULL_TRAINING[source])
     options = dict(sizes.options)
-    if source.startswith("ruler"):
+    if source in ("ruler_qa1", "ruler_qa2"):
         options |= {"target_tokens": args.target_tokens or 0, "repeat": args.repeat}
     if args.keywords is not None and source in ("booksum", "infbench_sum"):
         options["keywords"] = partial(lm_keywords, generate=_no_model, cache=args.keywords)
@@ -204,24 +201,19 @@ def _header() -> str:
 
 def _row(source: str, split: str, statistics: dict) -> str:
     """A line of the table; the figure of the paper in brackets, where it has one."""
-    from memalpha.scoring import family  # the names of published variants
-
-    try:
-        name = family(source)
-        name = "longmemeval_s" if name == "longmemeval" else name
-        published = PUBLISHED.get(split, {}).get(name)
-    except ValueError:  # not a source that is scored: the stratified set
-        published = None
+    name = family(source)
+    name = "longmemeval_s" if name == "longmemeval" else name
+    figures = PUBLISHED.get(split, {}).get(name)
     line = f"{source:<14}{split:<11}"
     for index, name in enumerate(COLUMNS):
-        beside = f" ({published[index]:g})" if published else ""
+        beside = f" ({figures[index]:g})" if figures else ""
         line += f"{statistics[name]:>{17 - len(beside)}.{0 if not index else 1}f}{beside}"
     share = statistics["answerable_share"]
     return line + ("judged" if share is None else f"{share:.3f}").rjust(17)
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    built = store.Built(args.folder)
+    built = built_sets.Built(args.folder)
     built.check()
     description = built.manifest["description"]
     print(_header())
@@ -239,9 +231,9 @@ def _inspect(args: argparse.Namespace) -> None:
     print(f"\n--- {len(instance.questions)} questions")
     verdicts = checks.answerable(instance)
     for question, verdict in list(zip(instance.questions, verdicts, strict=True))[:5]:
-        said = {None: "", True: "  [in the text]", False: "  [not in the text]"}[verdict]
+        place = {None: "", True: "  [in the text]", False: "  [not in the text]"}[verdict]
         print("Q:", _short(question.question, args.letters))
-        print("A:", _short(" | ".join(question.answers), args.letters) + said)
+        print("A:", _short(" | ".join(question.answers), args.letters) + place)
 
 
 def _short(words: str, letters: int) -> str:
@@ -264,9 +256,9 @@ def _stratify(args: argparse.Namespace) -> None:
 
 
 def _leakage(args: argparse.Namespace) -> int:
-    found = checks.leakage(store.Built(args.training), store.Built(args.evaluated))
-    print(found)
-    for name, shared in (("Q", found.shared_questions), ("P", found.shared_paragraphs)):
+    result = checks.leakage(built_sets.Built(args.training), built_sets.Built(args.evaluated))
+    print(result)
+    for name, shared in (("Q", result.shared_questions), ("P", result.shared_paragraphs)):
         for line in shared[:5]:
             print(f"  {name}: {_short(line, 160)}")
     return 0

@@ -121,9 +121,9 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
     pin = pins.get(target.name, {})
     expected = remote.sha256 or pin.get("sha256", "")
     if target.exists():
-        found = _check(target, expected)
+        digest = _check(target, expected)
         known = remote.revision if remote.repository else remote.url
-        _pin(target, found, pins, pin.get("origin", known))
+        _pin(target, digest, pins, pin.get("origin", known))
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -141,12 +141,12 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
             f" {target}; run again to go on where this stopped"
         ) from error
     try:
-        found = _check(part, expected)
+        digest = _check(part, expected)
     except ValueError:
         part.unlink()  # of no use, and in the way of the next try
         raise
     os.replace(part, target)
-    _pin(target, found, pins, origin)
+    _pin(target, digest, pins, origin)
     return target
 
 
@@ -154,7 +154,7 @@ def _fetch_from_hub(remote: Remote, commit: str, part: Path) -> str:
     """Fetch at the pinned commit, or at the newest one; returns the commit."""
     try:
         commit = commit or HfApi().dataset_info(remote.repository).sha
-        found = hf_hub_download(
+        file = hf_hub_download(
             remote.repository,
             remote.url,
             repo_type="dataset",
@@ -163,7 +163,7 @@ def _fetch_from_hub(remote: Remote, commit: str, part: Path) -> str:
         )
     except Exception as error:  # those of the client's transport, which versions of it exchange
         raise OSError(f"{type(error).__name__}: {error}") from error
-    os.replace(found, part)
+    os.replace(file, part)
     return commit
 
 
@@ -188,13 +188,13 @@ def _append(url: str, part: Path, timeout: float) -> None:
 
 def _check(path: Path, expected: str) -> str:
     """The SHA-256 of a file, which is the expected one where that is known."""
-    found = sha256(path)
-    if expected and found != expected:
+    actual = sha256(path)
+    if expected and actual != expected:
         raise ValueError(
-            f"{path}: SHA-256 {found} where {expected} is expected; remove the file and fetch it"
+            f"{path}: SHA-256 {actual} where {expected} is expected; remove the file and fetch it"
             " again, or put the published one there"
         )
-    return found
+    return actual
 
 
 def _read_pins(folder: Path) -> dict[str, dict[str, str]]:

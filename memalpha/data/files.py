@@ -103,9 +103,9 @@ def json_records(path: str | Path, prefix: str = "item") -> Iterator[tuple[str, 
                 yield f"{path}: record {number}", record
                 number += 1
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            said = error.args[0] if error.args else ""  # bytes, where the file is no UTF-8
-            said = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(error)
-            problem = " ".join(said.split())[:120]
+            detail = error.args[0] if error.args else ""  # bytes, where the file is no UTF-8
+            detail = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else str(error)
+            problem = " ".join(detail.split())[:120]
             raise ValueError(
                 f"{path}: record {number}: not valid JSON ({problem}); is the file cut off, or no"
                 " UTF-8?"

@@ -32,6 +32,18 @@ class Instance:
     metadata: dict = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What a source's `build` makes: an instance but for its name and origin.
+
+    `facts` go to the metadata of the instance.
+    """
+
+    chunks: tuple[str, ...]
+    questions: tuple[Question, ...]
+    facts: dict = field(default_factory=dict)
+
+
 def validate(instance: Instance) -> Instance:
     """Return the instance unchanged, or raise ValueError naming the instance and the field."""
     for name in ("source", "instance_id"):

@@ -88,15 +88,15 @@ def parse_keywords(reply: str, summary: str) -> list[str]:
 
     Text up to `</think>` and a heading before a colon do not count; bullets and quotes go.
     """
-    found: dict[str, str] = {}
+    keywords: dict[str, str] = {}
     for line in reply.rpartition("</think>")[2].splitlines():
         head, colon, rest = line.partition(":")
         line = rest if colon and len(head.split()) <= 3 else line
         for part in re.split(r"[,;]", line):
             word = " ".join(part.strip(" \t*•-.\"'`").split())
             if word and len(word.split()) <= MAX_WORDS and word.lower() in summary.lower():
-                found.setdefault(word.lower(), word)
-    return list(found.values())
+                keywords.setdefault(word.lower(), word)
+    return list(keywords.values())
 
 
 def lm_keywords(

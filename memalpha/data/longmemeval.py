@@ -8,12 +8,12 @@ by a judge; a question whose id ends in `_abs` has no answer there, and its gold
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from memalpha.data import cut, files, text
-from memalpha.data.instance import Instance, Question
+from memalpha.data.instance import Draft, Question
+from memalpha.data.sizes import Sizes
 
 FILES = {"lme_train": ["longmemeval_oracle*.json"], "longmemeval_s": ["longmemeval_s*.json"]}
 TEST_SHARE = 0.6  # of the 500 questions: the paper trains on about 200 and tests on 300
@@ -110,52 +110,35 @@ def _turn(message: Any, where: str) -> tuple[str, str]:
 
 
 def build(
-    records: Histories,
-    count: int,
-    seed: int,
-    chunks: int,
-    chunk_tokens: int,
-    questions: int,
-    count_tokens: Callable[[str], int],
-    split: str = "train",
-) -> Iterator[Instance]:
-    """Yield at most `count` instances of `questions` questions each, none asked twice.
+    records: Histories, split: str, sizes: Sizes, seed: int, count_tokens: Callable[[str], int]
+) -> Iterator[Draft]:
+    """Yield at most `sizes.count` instances of `sizes.questions` questions, none asked twice.
 
     The sessions that answer them are all there; other sessions of their histories join until the
-    text would fill about `chunks` chunks. Sessions stand by date, are cut between turns (never
-    after a turn of the user where that can be avoided) and share a chunk where they are short.
-    Fewer than `count` instances come if the questions run out; the last may have fewer questions.
+    text would fill about `sizes.chunks` chunks. Sessions stand by date, are cut between turns
+    (never after a turn of the user where that can be avoided) and share a chunk where they are
+    short.
+    Fewer instances come if the questions run out; the last may have fewer questions.
     """
-    text.check_request(split, count, chunks, chunk_tokens, questions)
-    pool = [item for item in records.items if item.split == split]
-    if not pool:
-        raise ValueError(
-            f"{records.source}: no question of the {split!r} split in {sorted(records.files)}"
-        )
-    count_cached = lru_cache(maxsize=2**16)(count_tokens)
+    pool = text.select_split(records.items, split, records.source, "question", records.files)
     order = text.shuffled(pool, lambda item: item.record_id, "draw", seed)
-    for index in range(min(count, -(-len(order) // questions))):
-        asked = order[index * questions : (index + 1) * questions]
-        shown = _choose(asked, chunks * chunk_tokens, count_cached, (seed, index))
-        parts = [part for session in shown for part in _parts(session, chunk_tokens, count_cached)]
-        groups = cut.fill(parts, chunk_tokens, count_cached, text.SEPARATOR)
-        texts = tuple(text.SEPARATOR.join(group) for group in groups)
-        asked_now = tuple(
+    most = sizes.questions
+    for index in range(min(sizes.count, -(-len(order) // most))):
+        asked = order[index * most : (index + 1) * most]
+        tokens = sizes.chunks * sizes.chunk_tokens
+        sessions = _choose(asked, tokens, count_tokens, (seed, index))
+        parts = [part for s in sessions for part in _parts(s, sizes.chunk_tokens, count_tokens)]
+        groups = cut.fill(parts, sizes.chunk_tokens, count_tokens, text.SEPARATOR)
+        facts = {
+            "question_ids": [item.record_id for item in asked],
+            "question_types": [item.kind for item in asked],
+            "session_ids": [session.session_id for session in sessions],
+            "evidence": [sorted(item.evidence) for item in asked],
+        }
+        questions = (
             Question(f"[Asked at {item.date}] {item.question}", (item.answer,)) for item in asked
         )
-        yield text.make_instance(
-            records.source,
-            split,
-            seed,
-            index,
-            texts,
-            asked_now,
-            records.files,
-            question_ids=[item.record_id for item in asked],
-            question_types=[item.kind for item in asked],
-            session_ids=[session.session_id for session in shown],
-            evidence=[sorted(item.evidence) for item in asked],
-        )
+        yield Draft(tuple(map(text.SEPARATOR.join, groups)), tuple(questions), facts)
 
 
 def _choose(
@@ -166,8 +149,8 @@ def _choose(
     others: dict[str, Session] = {}
     for item in asked:
         for session in item.sessions:
-            kept = needed if session.session_id in item.evidence else others
-            kept.setdefault(session.session_id, session)
+            sessions = needed if session.session_id in item.evidence else others
+            sessions.setdefault(session.session_id, session)
     used = sum(_size(session, count_tokens) for session in needed.values())
     chosen = dict(needed)
     waiting = [(text.rank("fill", *seeds, name), name) for name in others if name not in needed]

@@ -72,8 +72,8 @@ def _layout(content: str, path: str) -> tuple[str, str, str, tuple[str, ...]]:
     except csv.Error as error:
         raise ValueError(f"{path}: line 1: {error}; are its line ends lost?") from error
     expected = " or ".join(layout[1].join(layout[3]) for layout in LAYOUTS)
-    found = content.lstrip("\r\n").split("\n", 1)[0].strip()[:200]
-    raise ValueError(f"{path}: the header must hold the columns {expected}, but is {found!r}")
+    header = content.lstrip("\r\n").split("\n", 1)[0].strip()[:200]
+    raise ValueError(f"{path}: the header must hold the columns {expected}, but is {header!r}")
 
 
 def _read_rows(content: str, path: str) -> Iterator[Sentence]:

@@ -6,6 +6,7 @@ context, which is cut here, beside questions, answers and metadata.source.
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,27 @@ import pyarrow.parquet as pq
 
 from memalpha.data import cut, files, text
 from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.names import LABELLED, family
 
 BATCH = 8  # rows read at once: an instance of the benchmark has up to 3 MB
 LEAD_IN = "Please remember this text:"
 ACKNOWLEDGEMENT = "I will remember it."
-# Sources whose answers are integers, as their names begin after "icl_".
-LABELLED = ("ttl_train", "nlu", "trec", "pubmed", "banking77", "clinic150", "clinc150")
 REQUIRED = {
     "memalpha": ("chunks", "questions_and_answers", "data_source"),
     "memoryagentbench": ("context", "questions", "answers", "metadata"),
 }
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """How whole contexts become instances.
+
+    chunk_tokens: the most tokens of a chunk. names: id -> title, for the recommendation sets, whose
+    answers are ids (`read_entity_names`).
+    """
+
+    chunk_tokens: int = 2048
+    names: dict[str, str] | None = None
 
 
 def read(
@@ -71,7 +83,7 @@ def read(
             if not sources(source):
                 continue
             name, chunks, questions, metadata = make(record, source, where)
-            if source.lower().removeprefix("icl_").startswith(LABELLED):
+            if family(source) in LABELLED:
                 _check_labels(questions, where)
             name = name or f"{source}-{split}-{text.rank(*chunks).hex()[:8]}"
             if name in seen:
@@ -152,11 +164,11 @@ def _from_rows(record: dict, source: str, where: str) -> tuple:
 
 def _answers(value: Any, where: str) -> tuple[str, ...]:
     """A text or number, or a list of them."""
-    found = value if isinstance(value, list) else [value]
-    for answer in found:
+    answers = value if isinstance(value, list) else [value]
+    for answer in answers:
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise ValueError(f"{where}: must be a text or a list of texts, not {answer!r}")
-    return tuple(dict.fromkeys(str(answer) for answer in found))
+    return tuple(dict.fromkeys(str(answer) for answer in answers))
 
 
 def _from_context(
@@ -223,11 +235,11 @@ def source_names(path: str | Path) -> list[str]:
         with pq.ParquetFile(path) as file:
             layout = _layout(file.schema_arrow.names, path)
             column = "data_source" if layout == "memalpha" else "metadata"
-            found = (
+            names = (
                 _source(record, layout, f"{path}: record {number}")
                 for number, record in _records(file, [column], path)
             )
-            return list(dict.fromkeys(found))
+            return list(dict.fromkeys(names))
     except (pa.ArrowInvalid, OSError) as error:
         problem = str(error).splitlines()[0][:200]
         raise ValueError(f"{path}: no readable parquet ({problem}); is it cut off?") from error

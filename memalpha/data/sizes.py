@@ -48,7 +48,13 @@ FULL_TRAINING = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Arguments of a build: see `load_source`. `options` go to the source's own `build`."""
+    """What a build is asked for.
+
+    count: instances. chunks: of an instance; the most, where a character or a book is an instance.
+    chunk_tokens: the most tokens of a chunk, with the words around its content. questions: the most
+    of an instance (the paper: 100). options: further arguments of the source's own `build`, e.g.
+    `show` of the labelled sources, `target_tokens` of ruler, `keywords` of the summary sources.
+    """
 
     count: int
     chunks: int

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from memalpha.data import store, text
+from memalpha.data import built_sets, text
 from memalpha.data.instance import Instance
 from memalpha.data.sizes import PUBLISHED
 
@@ -49,11 +49,11 @@ def write(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Draw the subset from folder/<source>/train and write it as one built folder `out`."""
-    built = {source: store.Built(Path(folder) / source / "train") for source in subset}
-    names = {source: [i.instance_id for i in some] for source, some in built.items()}
+    built = {source: built_sets.Built(Path(folder) / source / "train") for source in subset}
+    names = {source: [i.instance_id for i in instances] for source, instances in built.items()}
 
     def rows() -> Iterator[Instance]:
         return (built[source][index] for source, index in choose(names, seed, subset))
 
     description = {"source": "stratified", "split": "train", "seed": seed, "subset": dict(subset)}
-    return store.write(out, rows(), description, count_tokens, overwrite)
+    return built_sets.write(out, rows(), description, count_tokens, overwrite)

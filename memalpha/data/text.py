@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
 
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.sizes import Sizes
 
 T = TypeVar("T")
 
@@ -77,9 +77,9 @@ def require(record: Any, field: str, kind: type | UnionType, where: str) -> Any:
         raise ValueError(f"{where}: field {field!r} is missing (found {sorted(record)})")
     value = record[field]
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        found = type(value).__name__
+        actual = type(value).__name__
         wanted = getattr(kind, "__name__", str(kind))
-        raise ValueError(f"{where}: field {field!r} must be {wanted}, not {found}")
+        raise ValueError(f"{where}: field {field!r} must be {wanted}, not {actual}")
     if kind is str and not value.strip():
         raise ValueError(f"{where}: field {field!r} is empty")
     return value
@@ -107,35 +107,31 @@ def approximate_tokens(text: str) -> int:
     return sum(1 for _ in _TOKEN.finditer(text))
 
 
-def check_request(split: str, count: int, chunks: int, chunk_tokens: int, questions: int) -> None:
+def check_request(split: str, sizes: Sizes) -> None:
     """ValueError unless the split is known and all sizes asked for are positive."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    sizes = {"chunks": chunks, "chunk_tokens": chunk_tokens, "questions": questions}
-    for name, value in sizes.items():
+    for name in ("chunks", "chunk_tokens", "questions"):
+        value = getattr(sizes, name)
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    if count < 0:
-        raise ValueError(f"count must not be negative, not {count}")
+    if sizes.count < 0:
+        raise ValueError(f"count must not be negative, not {sizes.count}")
 
 
-def make_instance(
-    source: str,
-    split: str,
-    seed: int,
-    index: int,
-    chunks: tuple[str, ...],
-    questions: tuple[Question, ...],
-    files: dict[str, str],
-    **facts: Any,
-) -> Instance:
-    """A validated instance, named by where it comes from and a hash of its chunks.
+def select_split(
+    items: Iterable[T], split: str, source: str, kind: str, files: Iterable[str], advice: str = ""
+) -> list[T]:
+    """The items whose `split` is this one; ValueError if there are none.
 
-    files: the SHA-256 of each file by its name. facts: what else its metadata hold.
+    The error names the source, what an item is (`kind`, e.g. "article"), the file names and the
+    advice.
     """
-    name = f"{source}-{split}-{seed}-{index}-{rank(*chunks).hex()[:8]}"
-    metadata = {"split": split, "seed": seed, "files": files} | facts
-    return validate(Instance(source, name, chunks, questions, metadata))
+    selected = [item for item in items if item.split == split]
+    if not selected:
+        advice = advice and f"; {advice}"
+        raise ValueError(f"{source}: no {kind} of the {split!r} split in {sorted(files)}{advice}")
+    return selected
 
 
 def rank(*parts: object) -> bytes:
@@ -182,8 +178,8 @@ def in_turn(queues: Sequence[Sequence[T]]) -> Iterator[T]:
 
 def plain_key(text: str) -> str:
     """The text without case, white space and punctuation: equal for sentences that read alike."""
-    kept = [c for c in text.casefold() if not (c.isspace() or unicodedata.category(c)[0] == "P")]
-    return "".join(kept) or text
+    letters = [c for c in text.casefold() if not (c.isspace() or unicodedata.category(c)[0] == "P")]
+    return "".join(letters) or text
 
 
 def sentence_ends(text: str) -> list[int]:
@@ -206,12 +202,12 @@ def leading_sentences(text: str, fits: Callable[[str], bool]) -> str:
     """The longest run of whole sentences from the start of the text that fits; "" if none does."""
     if fits(text):
         return text
-    kept = ""
+    leading = ""
     for end in sentence_ends(text):
         if not fits(text[:end]):
             break
-        kept = text[:end]
-    return kept
+        leading = text[:end]
+    return leading
 
 
 def dialogue_chunk(lead_in: str, acknowledgement: str, index: int, content: str) -> str:

@@ -20,20 +20,20 @@ def load_folder(data_dir: str | Path) -> Labelled:
     Errors: ValueError naming file, field and record.
     """
     folder = Path(data_dir) / "clinc150"
-    found = files.find(folder, ["*.json"], "put the published data_full.json there")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    paths = files.find(folder, ["*.json"], "put the published data_full.json there")
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
         raise ValueError(f"{folder}: {names}; keep one (they hold the same sentences)")
-    data, digest = text.read_json(found[0])
+    data, digest = text.read_json(paths[0])
     sentences: list[Sentence] = []
     for part, split in PARTS.items():
-        for number, pair in enumerate(text.require(data, part, list, str(found[0]))):
-            where = f"{found[0]}: {part}[{number}]"
+        for number, pair in enumerate(text.require(data, part, list, str(paths[0]))):
+            where = f"{paths[0]}: {part}[{number}]"
             if not isinstance(pair, list) or len(pair) != 2:
                 raise ValueError(f"{where}: must be [text, intent], not {str(pair)[:80]}")
             if not all(isinstance(item, str) and item.strip() for item in pair):
                 raise ValueError(f"{where}: text and intent must be strings that are not blank")
-            name = f"{found[0].name}:{part}:{number}"
+            name = f"{paths[0].name}:{part}:{number}"
             sentences.append(Sentence(name, pair[0].strip(), pair[1].strip(), split))
     # The published parts stand; of sentences that read alike, the one that is asked last decides.
-    return collect(SOURCE, sentences, {found[0].name: digest}, lambda key: "train", classes=150)
+    return collect(SOURCE, sentences, {paths[0].name: digest}, lambda key: "train", classes=150)

@@ -148,38 +148,38 @@ class Built:
             raise ValueError(f"{self.rows}: not the bytes that were written; build it again")
 
 
-def every(folder: str | Path) -> dict[str, dict[str, Path]]:
+def list_sets(folder: str | Path) -> dict[str, dict[str, Path]]:
     """Every built set below a folder: {split: {source: its folder}}; `folder` itself counts too.
 
     Raises ValueError where there is none.
     """
     folder = Path(folder)
-    found: dict[str, dict[str, Path]] = {}
+    sets: dict[str, dict[str, Path]] = {}
     for path in sorted({*folder.glob(MANIFEST), *folder.glob(f"*/*/{MANIFEST}")}):
         if path.parent.name.endswith((ASIDE, OLD)):  # of a build that was killed
             continue
         description = Built(path.parent).manifest["description"]
-        found.setdefault(description["split"], {})[description["source"]] = path.parent
-    if not found:
+        sets.setdefault(description["split"], {})[description["source"]] = path.parent
+    if not sets:
         raise ValueError(
             f"{folder}: no built set in it or in SOURCE/SPLIT below it; make one with"
             " python -m memalpha.data build"
         )
-    return found
+    return sets
 
 
-def find(folder: str | Path, split: str) -> dict[str, Path]:
+def find_split(folder: str | Path, split: str) -> dict[str, Path]:
     """The built sets of one split by source; ValueError where there is none, naming the others."""
-    found = every(folder)
-    if split not in found:
-        held = ", ".join(found)
-        raise ValueError(f"{folder}: no built set of split {split!r}; it has {held}")
-    return found[split]
+    sets = list_sets(folder)
+    if split not in sets:
+        known = ", ".join(sets)
+        raise ValueError(f"{folder}: no built set of split {split!r}; it has {known}")
+    return sets[split]
 
 
-def open_set(folder: str | Path, source: str, split: str) -> Built:
+def open_source(folder: str | Path, source: str, split: str) -> Built:
     """The built set of one source and split; ValueError where there is none, naming the others."""
-    sets = find(folder, split)
+    sets = find_split(folder, split)
     if source not in sets:
         known = ", ".join(sets)
         raise ValueError(f"{folder}: no source {source!r} of split {split!r}; it has {known}")
