@@ -10,7 +10,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -458,7 +458,7 @@ def find_evidence(env: Environment, instance: Instance, view: MemoryView) -> lis
         make_index([entry.text for entry in entries], env.retriever, env.dimensions)
         for entries in (view.semantic, view.episodic)
     ]
-    return gather(
+    requests = gather(
         questions,
         instance.source,
         view,
@@ -466,6 +466,8 @@ def find_evidence(env: Environment, instance: Instance, view: MemoryView) -> lis
         env.top_k,
         count_tokens=lambda text: count_tokens(env, text),
     )
+    dates = [question.asked_at for question in instance.questions]
+    return [replace(r, asked_at=date) for r, date in zip(requests, dates, strict=True)]
 
 
 def _score(env: Environment, episodes: Sequence[Episode]) -> None:

@@ -630,7 +630,7 @@ def test_booksum_reads_whole_chapters_and_asks_for_keywords(tmp_path):
         ({"summary": None}, "line 2: field 'summary' must be list"),
         ({"summary": ["x"]}, r"line 2: summary\[0\]: must be an object"),
         ({"chapter_id": "ch0"}, "line 2: 1:ch0 stands already .*line 1, with another text"),
-        ({"bid": None}, "line 2: fields 'bid' and 'chapter_id' are needed"),
+        ({"bid": None}, "line 2: field 'bid' must be a text or a number, not NoneType"),
     ],
 )
 def test_booksum_that_is_refused(tmp_path, change, named):
@@ -689,8 +689,7 @@ def squad_folder(tmp_path):
             shown.append({"context": context, "qas": qas})
         return {"title": title, "paragraphs": shown}
 
-    dump(tmp_path / "squad" / "dev.json", {"data": [article("D", 30)]})
-    dump(tmp_path / "squad" / "train.json", {"data": [article("T", 30)]})
+    dump(tmp_path / "squad_v2" / "dev.json", {"version": "v2.0", "data": [article("D", 60)]})
     return tmp_path
 
 

@@ -15,6 +15,7 @@ from memalpha.data import (
     banking77,
     booksum,
     clinc150,
+    files,
     hotpotqa,
     infbench,
     labelled,
@@ -50,6 +51,21 @@ SOURCES: dict[str, tuple[Callable, Callable]] = {
     "ruler_qa1": (partial(ruler.load_folder, source="ruler_qa1"), ruler.build),
     "ruler_qa2": (partial(ruler.load_folder, source="ruler_qa2"), ruler.build),
 }
+# The folder of each source below the data folder.
+FOLDERS = {
+    "trec_coarse": "trec",
+    "trec_fine": "trec",
+    "lme_train": "longmemeval",
+    "longmemeval_s": "longmemeval",
+    "clinic150": "clinc150",
+    "infbench_sum": "infinitebench",
+    "infbench_qa": "infinitebench",
+    "ruler_qa1": "squad_v2",
+    "ruler_qa2": "hotpotqa",
+}  # the others: as the source is called
+# Files of another source that lie in the same folder.
+SHARED = [pattern for patterns in longmemeval.FILES.values() for pattern in patterns]
+SHARED += infbench.FILES.values()
 # Fixed strings of the chunks and questions of all of them, for a tokenizer trained on them.
 PHRASES = (*squad.PHRASES, *labelled.PHRASES)
 
@@ -91,6 +107,25 @@ def load_source(
             f" {sizes.count}; ask for fewer"
         )
     return instances
+
+
+def unread_files(source: str, data_dir: str | Path, records: Any) -> list[str]:
+    """Names of the files in the folder of a source that its loader passed over, sorted.
+
+    A file of another name, or of another layout than the one that was read, is no error, but the
+    user may have meant it to be read. Left out: hidden files, READMEs and licences, what `download`
+    keeps beside the data, and files of the other source of the folder.
+    """
+    folder = text.as_path(data_dir) / FOLDERS.get(source, source)
+    shared = {path.name for pattern in SHARED for path in folder.glob(pattern)}
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    ours = {*records.files, files.DOWNLOADS, *shared}
+    return sorted(
+        name
+        for name in names - ours
+        if not name.lower().startswith((".", "readme", "license", "licence"))
+        and not name.endswith(".part")
+    )
 
 
 def make_instances(

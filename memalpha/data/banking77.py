@@ -16,7 +16,7 @@ def load_folder(data_dir: str | Path) -> Labelled:
 
     Errors: ValueError naming file, record and column.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = text.as_path(data_dir) / SOURCE
     train = files.find(folder, ["train*.csv"], "put the published train.csv and test.csv there")
     digests, sentences = {}, []
     for path, split in [(p, "test") for p in sorted(folder.glob("test*.csv"))] + [

@@ -5,8 +5,9 @@ chapter_id, text, summary: [{source, text, analysis}], is_aggregate}.
 """
 
 import datetime
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Books:
     source: str
     books: tuple[Book, ...]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load_folder(data_dir: str | Path) -> Books:
@@ -48,11 +50,12 @@ def load_folder(data_dir: str | Path) -> Books:
     and those that stand twice. Errors: ValueError naming file, line and field, also for two texts
     of one chapter.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = text.as_path(data_dir) / SOURCE
     advice = "put chapters/train.jsonl, val.jsonl and test.jsonl of the cleaned hub version there"
     files.find(folder, [f"{name}*.jsonl" for name in SPLITS], advice)
     books: list[Book] = []
     digests: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
     first: dict[str, tuple[str, str]] = {}  # of every chapter: its place and the hash of its text
     for name, split in SPLITS.items():
         for path in sorted(folder.glob(f"{name}*.jsonl")):
@@ -67,11 +70,14 @@ def load_folder(data_dir: str | Path) -> Books:
                             f"{where}: {book.record_id} stands already at {place}, with another"
                             " text"
                         )
+                    left_out["chapters that stand twice"] += 1
                     continue
                 first[book.record_id] = where, key
                 if book.summaries:
                     books.append(book)
-    return Books(SOURCE, tuple(books), digests)
+                else:
+                    left_out["chapters without a summary"] += 1
+    return Books(SOURCE, tuple(books), digests, dict(left_out))
 
 
 def _read(record: Any, where: str, split: str) -> Book:
@@ -83,9 +89,8 @@ def _read(record: Any, where: str, split: str) -> Book:
             raise ValueError(f"{place}: must be an object, not {type(summary).__name__}")
         if summary.get("text") is not None:
             summaries.append(text.require(summary, "text", str, place).strip())
-    book_id, chapter_id = record.get("bid"), record.get("chapter_id")
-    if book_id is None or chapter_id is None:
-        raise ValueError(f"{where}: fields 'bid' and 'chapter_id' are needed")
+    book_id = text.require(record, "bid", str | int | float, where)
+    chapter_id = text.require(record, "chapter_id", str | int | float, where)
     title = str(record.get("book_title", ""))
     name = f"{book_id}:{chapter_id}" + (":aggregate" if record.get("is_aggregate") else "")
     return Book(name, title, content, tuple(summaries), split)

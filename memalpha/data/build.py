@@ -61,6 +61,7 @@ def from_originals(
     # A function cannot be written down; what it did is in the metadata of every instance.
     described["options"] = {k: v for k, v in sizes.options.items() if not callable(v)}
     description = {"source": source, "split": split, "seed": seed, **described}
+    description["left_out"] = getattr(records, "left_out", {})
     return _write(Path(out) / source / split, make(sizes), description, options)
 
 
@@ -78,9 +79,15 @@ def _write(
 def _shrink(make: Callable[[Sizes], Iterator[Instance]], sizes: Sizes) -> Sizes:
     """The sizes with the most chunks (at most sizes.chunks) that the files fill."""
 
+    def with_chunks(chunks: int) -> Sizes:
+        options = dict(sizes.options)
+        if options.get("target_tokens"):
+            options["target_tokens"] = options["target_tokens"] * chunks // sizes.chunks
+        return replace(sizes, chunks=chunks, options=options)
+
     def works(chunks: int) -> bool:
         try:
-            return next(make(replace(sizes, chunks=chunks)), None) is not None
+            return next(make(with_chunks(chunks)), None) is not None
         except ValueError:
             return False
 
@@ -90,7 +97,7 @@ def _shrink(make: Callable[[Sizes], Iterator[Instance]], sizes: Sizes) -> Sizes:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if works(middle) else (low, middle)
-    return replace(sizes, chunks=max(low, 1))  # if nothing works, the build itself says why
+    return with_chunks(max(low, 1))  # if nothing works, the build itself says why
 
 
 def from_parquet(

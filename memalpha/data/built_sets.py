@@ -2,6 +2,8 @@
 
 A folder holds `instances.jsonl` (one instance a line) and `manifest.json` (what it was built from,
 statistics, and the byte range of every line, so that one instance is read without the others).
+The source files of an instance, its metadata["files"], stand once in the manifest (`file_sets`),
+and in its line as a number: there may be hundreds of them.
 """
 
 import hashlib
@@ -17,6 +19,7 @@ from typing import Any
 from memalpha.data.checks import answerable
 from memalpha.data.files import sha256
 from memalpha.data.instance import BUILDER, Instance, Question, Totals, stamp, validate
+from memalpha.data.text import as_path
 
 ROWS, MANIFEST = "instances.jsonl", "manifest.json"
 ASIDE, OLD = ".unfinished", ".old"  # behind the name of a folder while it is written or replaced
@@ -41,7 +44,7 @@ def write(
         ValueError: no instance at all, an instance id that stands twice, or a folder that is there
             already and `overwrite` is not set.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder}: is there already; remove it, or overwrite it (--overwrite)")
     aside = folder.with_name(folder.name + ASIDE)
@@ -61,7 +64,8 @@ def _write_rows(
     folder: Path, instances: Iterable[Instance], count_tokens: Callable[[str], int]
 ) -> dict[str, Any]:
     """Write the rows and return what the manifest says of them."""
-    digest, offsets, totals, sources = hashlib.sha256(), [0], Totals(count_tokens), {}
+    digest, offsets, totals = hashlib.sha256(), [0], Totals(count_tokens)
+    file_sets: list[dict[str, str]] = []
     verdicts: Counter[bool | None] = Counter()
     names: set[str] = set()
     with (folder / ROWS).open("wb") as file:
@@ -69,21 +73,27 @@ def _write_rows(
             if instance.instance_id in names:
                 raise ValueError(f"instance_id {instance.instance_id!r} stands twice")
             names.add(instance.instance_id)
-            text = json.dumps(to_json(stamp(instance)), ensure_ascii=False, sort_keys=True)
+            line = to_json(stamp(instance))
+            if "files" in line["metadata"]:
+                own = line["metadata"]["files"]
+                if own not in file_sets:
+                    file_sets.append(own)
+                line["metadata"]["files"] = file_sets.index(own)
+            text = json.dumps(line, ensure_ascii=False, sort_keys=True)
             row = f"{text}\n".encode("utf-8", "surrogatepass")
             file.write(row)
             digest.update(row)
             offsets.append(offsets[-1] + len(row))
             totals.add(instance)
             verdicts.update(answerable(instance))
-            sources |= instance.metadata.get("files", {})
         file.flush()
         os.fsync(file.fileno())
     if not names:
         raise ValueError("nothing to write: no instance came out of these files and sizes")
     return {
         "builder": BUILDER,
-        "files": sources,
+        "files": {name: sha for own in file_sets for name, sha in own.items()},
+        "file_sets": file_sets,
         "sha256": digest.hexdigest(),
         "statistics": totals.result() | _answered(verdicts),
         "offsets": offsets,
@@ -111,7 +121,7 @@ class Built:
 
     def __init__(self, folder: str | Path):
         """ValueError if the folder is no finished build, or was changed since."""
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise ValueError(f"{folder}: no {MANIFEST}; not a finished build (build it again)")
         try:
@@ -135,8 +145,12 @@ class Built:
             file.seek(self.offsets[index])
             row = file.read(self.offsets[index + 1] - self.offsets[index])
         try:
-            return from_json(json.loads(row.decode("utf-8", "surrogatepass")))
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            line = json.loads(row.decode("utf-8", "surrogatepass"))
+            number = line["metadata"].get("files")
+            if isinstance(number, int):  # written out in the lines of older builds
+                line["metadata"]["files"] = self.manifest["file_sets"][number]
+            return from_json(line)
+        except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
             raise ValueError(f"{self.rows}: instance {index} is damaged ({error!r})") from error
 
     def __iter__(self) -> Iterator[Instance]:
@@ -153,7 +167,7 @@ def list_sets(folder: str | Path) -> dict[str, dict[str, Path]]:
 
     Raises ValueError where there is none.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     sets: dict[str, dict[str, Path]] = {}
     for path in sorted({*folder.glob(MANIFEST), *folder.glob(f"*/*/{MANIFEST}")}):
         if path.parent.name.endswith((ASIDE, OLD)):  # of a build that was killed
@@ -188,11 +202,18 @@ def open_source(folder: str | Path, source: str, split: str) -> Built:
 
 def to_json(instance: Instance) -> dict[str, Any]:
     """A plain object of an instance, for JSON."""
-    return asdict(instance)
+    row = asdict(instance)
+    for question in row["questions"]:
+        if not question["asked_at"]:
+            del question["asked_at"]
+    return row
 
 
 def from_json(row: dict[str, Any]) -> Instance:
     """The instance of an object that `to_json` made, validated."""
-    questions = tuple(Question(q["question"], tuple(q["answers"])) for q in row["questions"])
+    questions = tuple(
+        Question(q["question"], tuple(q["answers"]), q.get("asked_at", ""))
+        for q in row["questions"]
+    )
     chunks = tuple(row["chunks"])
     return validate(Instance(row["source"], row["instance_id"], chunks, questions, row["metadata"]))

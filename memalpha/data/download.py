@@ -14,10 +14,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from memalpha.data.files import sha256, write_text
+from memalpha.data.files import DOWNLOADS, sha256, write_text
+from memalpha.data.text import as_path
 
-BLOCK = 1 << 20
-LOCK = "downloads.json"
+BDOWNLOADS = 1 << 20
 HUB = "https://huggingface.co/datasets"
 
 
@@ -61,6 +61,9 @@ REMOTES: dict[str, tuple[Remote, ...]] = {
     "squad": _files("https://rajpurkar.github.io/SQuAD-explorer/dataset", "squad", {
         "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
         "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+    }),
+    "squad_v2": _files("https://rajpurkar.github.io/SQuAD-explorer/dataset", "squad_v2", {
+        "dev-v2.0.json": "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
     }),
     "trec": _files("https://cogcomp.seas.upenn.edu/Data/QA/QC", "trec", {
         "train_5500.label": "9e4c8bdcaffb96ed61041bd64b564183d52793a8e91d84fc3a8646885f466ec3",
@@ -116,7 +119,7 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
         ConnectionError: no network, or the server refuses; says what to fetch by hand and where to
             put it.
     """
-    target = Path(data_dir) / remote.path
+    target = as_path(data_dir) / remote.path
     pins = _read_pins(target.parent)
     pin = pins.get(target.name, {})
     expected = remote.sha256 or pin.get("sha256", "")
@@ -179,7 +182,7 @@ def _append(url: str, part: Path, timeout: float) -> None:
         raise
     resumed = response.status == 206
     with response, part.open("ab" if resumed else "wb") as file:
-        while block := response.read(BLOCK):
+        while block := response.read(BDOWNLOADS):
             file.write(block)
         length = response.headers.get("Content-Length")
         if length is not None and file.tell() < int(length) + (done if resumed else 0):
@@ -198,10 +201,10 @@ def _check(path: Path, expected: str) -> str:
 
 
 def _read_pins(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / LOCK
+    path = folder / DOWNLOADS
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _pin(path: Path, digest: str, pins: dict[str, dict[str, str]], origin: str) -> None:
     pins[path.name] = {"origin": origin, "sha256": digest}
-    write_text(path.parent / LOCK, json.dumps(pins, indent=1, sort_keys=True) + "\n")
+    write_text(path.parent / DOWNLOADS, json.dumps(pins, indent=1, sort_keys=True) + "\n")

@@ -1,8 +1,8 @@
 """HotpotQA as instances: the paragraphs of some questions, the two that answer one kept apart."""
 
-import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Items:
-    """What `load` returns: all questions, and the SHA-256 of each file by its name."""
+    """What `load` returns: all questions, the SHA-256 of each file by its name, and the number of
+    questions left out, by reason."""
 
     items: tuple[Item, ...]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load(train: Sequence[str | Path], test: Sequence[str | Path] = ()) -> Items:
@@ -49,14 +51,19 @@ def load(train: Sequence[str | Path], test: Sequence[str | Path] = ()) -> Items:
     """
     digests: dict[str, str] = {}
     unique: dict[str, Item] = {}  # by the words of the question
+    left_out: Counter[str] = Counter()
     for path, published in [(p, "test") for p in test] + [(p, "") for p in train]:
         digests[Path(path).name] = files.digest(path)
-        drawn = heapq.nsmallest(
-            MAX_ITEMS, _read(Path(path), published), key=lambda i: text.rank("hotpot", i.question)
+        items, total = text.lowest(
+            _read(text.as_path(path), published),
+            MAX_ITEMS,
+            lambda item: text.rank("hotpot", item.question),
         )
-        for item in drawn:
-            unique.setdefault(text.plain_key(item.question), item)
-    return Items(tuple(unique.values()), digests)
+        for item in items:
+            if unique.setdefault(text.plain_key(item.question), item) is not item:
+                left_out["questions that stand twice, or in the test too"] += 1
+        left_out[f"questions past {MAX_ITEMS:,} of a file"] += total - len(items)
+    return Items(tuple(unique.values()), digests, dict(+left_out))
 
 
 def load_folder(data_dir: str | Path) -> Items:
@@ -64,7 +71,7 @@ def load_folder(data_dir: str | Path) -> Items:
 
     A file named otherwise (hotpot_hub_layout.json) is read as a dev file.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = text.as_path(data_dir) / SOURCE
     advice = "put hotpot_train_v1.1.json and hotpot_dev_distractor_v1.json there"
     paths = files.find(folder, ["*.json", "*.jsonl"], advice)
     train = [path for path in paths if "train" in path.name]
@@ -101,13 +108,13 @@ def _read(path: Path, published: str) -> Iterator[Item]:
 
 def _pairs(record: dict, field: str, names: tuple[str, str], where: str) -> list[tuple[str, Any]]:
     """[(title, sentences or sentence number)] of the official (pairs) or the hub layout (lists)."""
-    value = record.get(field)
+    value = text.require(record, field, list | dict, where)
     if isinstance(value, dict):
         columns = [text.require(value, name, list, f"{where}: {field}") for name in names]
         if len(columns[0]) != len(columns[1]):
             raise ValueError(f"{where}: {field}: {names[0]} and {names[1]} differ in length")
         value = list(zip(*columns, strict=True))
-    if not isinstance(value, list) or not value:
+    if not value:
         raise ValueError(f"{where}: field {field!r} must be a list or an object, and not empty")
     for pair in value:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from memalpha.data.files import write_text
+from memalpha.data.files import jsonl_records, write_text
+from memalpha.data.text import as_path, clean_surrogates
 
 Generate = Callable[[list[str]], list[str | None]]
 
@@ -113,7 +114,8 @@ def lm_keywords(
         ValueError: a damaged cache, a wrong number of replies, a reply that failed, or one without
             any keyword of the summary. Replies that were good are in the cache by then.
     """
-    known = _read_cache(Path(cache))
+    cache = as_path(cache)
+    known = _read_cache(cache)
     keys = {summary: _key(prompt, summary) for summary in summaries}
     missing = [summary for summary, key in keys.items() if key not in known]
     if missing:
@@ -122,13 +124,14 @@ def lm_keywords(
             raise ValueError(f"keywords: {len(missing)} prompts but {len(replies)} replies")
         failed = []
         for summary, reply in zip(missing, replies, strict=True):
-            words = parse_keywords(reply or "", summary)
+            words = clean_surrogates(parse_keywords(reply or "", summary), "a keyword")
             if words:
-                row = {"key": keys[summary], "summary": summary, "keywords": words}
+                clean = clean_surrogates(summary, "a summary")
+                row = {"key": keys[summary], "summary": clean, "keywords": words}
                 known[keys[summary]] = row
             else:
                 failed.append(summary)
-        _write_cache(Path(cache), known)
+        _write_cache(cache, known)
         if failed:
             raise ValueError(
                 f"keywords: no keyword in the replies to {len(failed)} of {len(missing)} summaries,"
@@ -145,13 +148,13 @@ def _read_cache(path: Path) -> dict[str, dict]:
     known: dict[str, dict] = {}
     if not path.exists():
         return known
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    # Lines end at \n alone: a summary may hold other marks that `splitlines` would split at.
+    for where, row in jsonl_records(path):
         try:
-            row = json.loads(line)
             known[row["key"]] = {name: row[name] for name in ("key", "summary", "keywords")}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: line {number} is no keyword row; remove it to have it asked again"
+                f"{where} is no keyword row; remove it to have it asked again"
             ) from error
     return known
 

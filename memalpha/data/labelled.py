@@ -4,9 +4,9 @@ Class names are replaced by integers, so that what a number means has to be lear
 (Mem-alpha, test-time learning).
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
@@ -40,14 +40,14 @@ class Labelled:
     """All sentences of a source, each once.
 
     label_names[i] is the class with the integer label i; `files` the SHA-256 of each file by name;
-    `dropped` the number of sentences left out because they occur with two different classes.
+    `left_out` the number of sentences left out, by reason.
     """
 
     source: str
     sentences: tuple[Sentence, ...]
     label_names: tuple[str, ...]
     files: dict[str, str]
-    dropped: int
+    left_out: dict[str, int] = field(default_factory=dict)
     example: str = EXAMPLE
     tail: str = TAIL
 
@@ -58,6 +58,7 @@ def collect(
     files: dict[str, str],
     split_of: Callable[[str], str],
     classes: int | Sequence[str] | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> Labelled:
     """Merge sentences that read alike (but for case, spaces, punctuation) and assign the splits.
 
@@ -66,7 +67,8 @@ def collect(
     alphabet over the classes of all splits, or over `classes` if those are named.
 
     `classes`: the published ones, or their number. ValueError naming file and record for a class
-    that is not among them, and for more of them than there are.
+    that is not among them, and for more of them than there are. `left_out`: what the loader left
+    out before, by reason; what is left out here is added.
     """
     groups: dict[str, list[Sentence]] = defaultdict(list)
     fixed = set() if classes is None or isinstance(classes, int) else set(classes)
@@ -80,16 +82,21 @@ def collect(
                 f"{source}: {sentence.record_id}: label {sentence.label!r} is none of the"
                 f" {len(fixed) or most} published ones"
             )
-    unique, dropped = [], 0
+    unique: list[Sentence] = []
+    counts = Counter(left_out or {})
     for key, group in groups.items():
         if len({sentence.label for sentence in group}) > 1:
-            dropped += len(group)
+            counts["sentences with two classes"] += len(group)
             continue
         owned = [sentence for sentence in group if sentence.split]
         split = owned[0].split if owned else split_of(key)
-        chosen = min(owned or group, key=_key)
+        chosen = min((s for s in owned or group if s.split in ("", split)), key=_key)
         unique.append(Sentence(chosen.record_id, chosen.text, chosen.label, split))
-    return Labelled(source, tuple(unique), tuple(sorted(names)), files, dropped)
+        twins = Counter(sentence.split for sentence in group)
+        counts["sentences that stand twice"] += twins.pop(chosen.split) - 1
+        for other, count in twins.items():
+            counts[f"{other or 'train'} sentences that stand in {split} too"] += count
+    return Labelled(source, tuple(unique), tuple(sorted(names)), files, dict(+counts))
 
 
 def build(

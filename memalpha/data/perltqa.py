@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Characters:
 
     characters: tuple[Character, ...]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load_folder(data_dir: str | Path) -> Characters:
@@ -54,7 +55,7 @@ def load_folder(data_dir: str | Path) -> Characters:
     without questions or without events are left out. Errors: ValueError naming file, record and
     field, also for two editions at once.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = text.as_path(data_dir) / SOURCE
     paths = [_find(folder, stem) for stem in ("perltmem_en", "perltqa_en")]
     digests = {path.name: files.digest(path) for path in paths}
     asked: dict[str, tuple] = {}
@@ -77,7 +78,11 @@ def load_folder(data_dir: str | Path) -> Characters:
     usable = tuple(c for c in characters.values() if c.questions and c.events)
     if not usable:
         raise ValueError(f"{paths[1]}: no questions about any character of {paths[0].name}")
-    return Characters(usable, digests)
+    left_out = {
+        "characters without questions or events": len(characters) - len(usable),
+        "characters with questions but no memories": len(asked.keys() - characters.keys()),
+    }
+    return Characters(usable, digests, {why: count for why, count in left_out.items() if count})
 
 
 def _find(folder: Path, stem: str) -> Path:

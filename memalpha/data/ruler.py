@@ -1,14 +1,15 @@
 """RULER-style question answering: the documents that answer, among others, up to a target length.
 
-ruler_qa1 takes the paragraphs and questions of SQuAD, ruler_qa2 those of HotpotQA.
+ruler_qa1 takes the paragraphs and questions of SQuAD v2.0, whose unanswerable questions are left
+out, ruler_qa2 those of HotpotQA.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count as numbers
 from pathlib import Path
 
-from memalpha.data import hotpotqa, squad, text
+from memalpha.data import files, hotpotqa, squad, text
 from memalpha.data.instance import Draft, Question
 from memalpha.data.sizes import Sizes
 
@@ -28,37 +29,45 @@ class Case:
 
 @dataclass(frozen=True)
 class Documents:
-    """What `load_folder` returns: cases and documents by split, and the file hashes."""
+    """What `load_folder` returns: cases and documents by split, the file hashes, and the number of
+    questions and others left out, by reason."""
 
     source: str
     cases: dict[str, tuple[Case, ...]]
     documents: dict[str, tuple[str, ...]]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load_folder(data_dir: str | Path, source: str = "ruler_qa1") -> Documents:
-    """Read squad/ (ruler_qa1) or hotpotqa/ (ruler_qa2) below `data_dir`."""
+    """Read squad_v2/dev*.json (ruler_qa1) or hotpotqa/ (ruler_qa2) below `data_dir`."""
     if source == "ruler_qa1":
-        articles = squad.load_folder(data_dir)
-        return _collect(source, _squad_cases(articles), articles.files)
+        folder = text.as_path(data_dir) / "squad_v2"
+        advice = "put dev-v2.0.json of SQuAD v2.0 there"
+        articles = squad.load([], files.find(folder, ["dev*.json"], advice), version="v2")
+        return _collect(source, _squad_cases(articles), articles)
     items = hotpotqa.load_folder(data_dir)
-    return _collect(source, _hotpot_cases(items), items.files)
+    return _collect(source, _hotpot_cases(items), items)
 
 
 def _collect(
-    source: str, parts: Iterator[tuple[str, list[str], list[Case]]], digests: dict[str, str]
+    source: str,
+    parts: Iterator[tuple[str, list[str], list[Case]]],
+    records: squad.Articles | hotpotqa.Items,
 ) -> Documents:
     cases: dict[str, dict[str, Case]] = {split: {} for split in text.SPLITS}
     documents: dict[str, dict[str, None]] = {split: {} for split in text.SPLITS}
+    twins = 0
     for split, texts, asked in parts:
         documents[split].update(dict.fromkeys(texts))
         for case in asked:  # the same words asked of two paragraphs have two different answers
-            cases[split].setdefault(case.question, case)
+            twins += cases[split].setdefault(case.question, case) is not case
     return Documents(
         source,
         {split: tuple(group.values()) for split, group in cases.items()},
         {split: tuple(group) for split, group in documents.items()},
-        digests,
+        records.files,
+        records.left_out | ({"questions in the same words": twins} if twins else {}),
     )
 
 

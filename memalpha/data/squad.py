@@ -1,7 +1,8 @@
 """SQuAD v1.1 (and the answerable part of v2.0) as instances: paragraphs to read, then questions."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -38,43 +39,55 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Articles:
-    """What `load` returns: all paragraphs, and the SHA-256 of each file by its name."""
+    """What `load` returns: all paragraphs, the SHA-256 of each file by its name, and the number of
+    paragraphs and questions that are never used, by reason."""
 
     paragraphs: tuple[Paragraph, ...]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
-def load(train: Sequence[str | Path], test: Sequence[str | Path] = ()) -> Articles:
+def load(
+    train: Sequence[str | Path], test: Sequence[str | Path] = (), version: str = ""
+) -> Articles:
     """Read SQuAD files: articles of `train` become training or validation, those of `test` test.
 
     An article whose title is in both stays in the test split alone. The split of an article hangs
-    on its title only: not on a seed, nor on the other articles. Errors: ValueError naming file,
-    record and field.
+    on its title only: not on a seed, nor on the other articles. `version`: how the version that a
+    file states has to begin. Errors: ValueError naming file, record and field.
     """
     files: dict[str, str] = {}
     places: dict[str, str] = {}  # of every question id
     merged: dict[tuple[str, str], Paragraph] = {}  # a context may stand twice in an article
     test_titles: set[str] = set()
+    left_out: Counter[str] = Counter()
     for path, published_test in [(p, True) for p in test] + [(p, False) for p in train]:
         data, files[Path(path).name] = text.read_json(path)
+        stated = data.get("version") if isinstance(data, dict) else None
+        if not str(stated).startswith(version):
+            raise ValueError(f"{path}: SQuAD {version} is wanted; this file says {stated!r}")
         for paragraph in _read_paragraphs(data, str(path), places):
             if published_test:
                 test_titles.add(paragraph.title)
                 split = "test"
             elif paragraph.title in test_titles:
+                left_out["paragraphs of a training article that is in the test too"] += 1
                 continue
             else:
                 held_out = text.share("squad article", paragraph.title) < VALIDATION_SHARE
                 split = "validation" if held_out else "train"
+            left_out["questions without an answer"] += sum(
+                not question.answers for question in paragraph.questions
+            )
             key = (paragraph.title, paragraph.context)
             earlier = merged[key].questions if key in merged else ()
             merged[key] = replace(paragraph, split=split, questions=earlier + paragraph.questions)
-    return Articles(tuple(merged.values()), files)
+    return Articles(tuple(merged.values()), files, dict(+left_out))
 
 
 def load_folder(data_dir: str | Path) -> Articles:
     """Read squad/train*.json and squad/dev*.json below `data_dir`."""
-    folder = Path(data_dir) / "squad"
+    folder = text.as_path(data_dir) / SOURCE
     train, test = sorted(folder.glob("train*.json")), sorted(folder.glob("dev*.json"))
     if not train and not test:
         raise ValueError(

@@ -87,7 +87,7 @@ class Memalpha(tfds.core.GeneratorBasedBuilder):
 
 def prepare(builder: Memalpha, raw_dir: str | Path) -> None:
     """Build all splits from the files below `raw_dir`; nothing is downloaded."""
-    config = tfds.download.DownloadConfig(manual_dir=str(raw_dir))
+    config = tfds.download.DownloadConfig(manual_dir=str(text.as_path(raw_dir)))
     builder.download_and_prepare(file_format="array_record", download_config=config)
 
 

@@ -46,7 +46,7 @@ def load_folder(data_dir: str | Path, labels: str = "coarse") -> Labelled:
 
     Both are needed, for training as well: some test questions also stand in the training file.
     """
-    folder = Path(data_dir) / "trec"
+    folder = text.as_path(data_dir) / "trec"
     for name in ("train_5500.label", "TREC_10.label"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name}: no such file; put the published {name} there")
