@@ -299,9 +299,11 @@ def test_a_sentence_with_two_classes_is_left_out(tmp_path):
     path = tmp_path / "train_5500.label"
     path.write_text("NUM:other How many ?\nNUM:count How  many?\nHUM:ind Who\x85 \x1c\u4e2d ?\n")
     fine = trec.load(path, labels="fine")
-    assert [s.text for s in fine.sentences] == ["Who\x85 \x1c\u4e2d ?"] and fine.dropped == 2
+    assert [s.text for s in fine.sentences] == ["Who\x85 \x1c\u4e2d ?"]
+    assert fine.left_out == {"sentences with two classes": 2}
     coarse = trec.load(path, labels="coarse")
-    assert len(coarse.sentences) == 2 and coarse.dropped == 0
+    assert len(coarse.sentences) == 2
+    assert coarse.left_out == {"sentences that stand twice": 1}
 
 
 FULL_HEADER = (
@@ -336,6 +338,8 @@ def test_nlu_layouts(tmp_path):
     records = nlu.load_folder(tmp_path)
     assert [(s.text, s.label) for s in records.sentences] == [("wake me at 5", "alarm_set")]
     assert list(records.files) == ["a.csv"]
+    assert records.left_out == {"rows marked irrelevant, or empty": 2}
+    assert memalpha.data.unread_files("nlu", tmp_path, records) == ["b.csv", "c.csv"]
 
 
 # Bad input
