@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from memalpha.data import build, built_sets, checks, stratified
+from memalpha.data import SOURCES, build, built_sets, checks, stratified
 from memalpha.data.instance import BUILDER, Instance, Question
+from memalpha.data.keywords import lm_keywords
 from memalpha.data.sizes import FULL_TRAINING, PUBLISHED, Sizes, default_sizes
 
 
@@ -32,6 +33,56 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert manifest["files"] == {"a.json": "0" * 64} and manifest["builder"] == BUILDER
     with pytest.raises(IndexError, match="instance 5 of 5"):
         built[5]
+
+
+def test_the_date_of_a_question_is_written_where_there_is_one(tmp_path):
+    dated = replace(instance(0), questions=(Question("When?", ("a",), "2023/05/20 (Sat) 02:21"),))
+    built_sets.write(tmp_path / "a", [dated, instance(1)], {}, count_words)
+    built = built_sets.Built(tmp_path / "a")
+    assert built[0].questions == dated.questions
+    assert [q.asked_at for q in built[1].questions] == ["", ""]
+    one, two = built.rows.read_text().splitlines()
+    assert '"asked_at": "2023/05/20 (Sat) 02:21"' in one and "asked_at" not in two
+
+
+def test_source_files_stand_once_in_the_manifest_and_not_in_every_row(tmp_path):
+    many = {f"fold{i}.csv": f"{i:064}" for i in range(640)}
+    few = {"a.json": "0" * 64}
+    instances = [instance(i, files=many if i % 2 else few) for i in range(6)]
+    instances.append(Instance("squad", "bare", ("x",), (Question("?", ("x",)),)))
+    manifest = built_sets.write(tmp_path / "a", instances, {}, count_words)
+    built = built_sets.Built(tmp_path / "a")
+    assert [i.metadata.get("files") for i in built] == [few, many] * 3 + [None]
+    assert manifest["file_sets"] == [few, many] and manifest["files"] == few | many
+    assert built.rows.stat().st_size < 5_000
+
+
+def test_rows_of_older_builds_that_name_their_files_are_read(tmp_path):
+    built_sets.write(tmp_path / "a", [instance()], {}, count_words)
+    rows, manifest = (tmp_path / "a" / name for name in ("instances.jsonl", "manifest.json"))
+    row = rows.read_text().replace('"files": 0', '"files": {"old.json": "1"}')
+    rows.write_text(row)
+    old = json.loads(manifest.read_text()) | {"offsets": [0, len(row.encode())]}
+    del old["file_sets"]
+    manifest.write_text(json.dumps(old))
+    assert built_sets.Built(tmp_path / "a")[0].metadata["files"] == {"old.json": "1"}
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    built_sets.write("~/squad/train", [instance()], {"source": "squad", "split": "train"}, len)
+    assert len(built_sets.Built("~/squad/train")) == 1
+    assert built_sets.find_split("~", "train") == {"squad": tmp_path / "home" / "squad" / "train"}
+    stratified.write("~", "~/subset", 0, count_words, {"squad": 1})
+    assert len(built_sets.open_source("~/subset", "stratified", "train")) == 1
+    (tmp_path / "home" / "trec").mkdir()
+    for name in ("train_5500.label", "TREC_10.label"):
+        (tmp_path / "home" / "trec" / name).write_text("HUM:ind Who ?\n")
+    assert SOURCES["trec_fine"][0]("~").sentences
+    lm_keywords(["Ann."], lambda prompts: ["Ann"], "~/k")
+    assert (tmp_path / "home" / "k").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_statistics_count_what_is_answerable(tmp_path):
@@ -235,6 +286,7 @@ def test_the_subset_is_written_as_one_build(tmp_path):
     assert (
         sorted(i.source for i in built_sets.Built(tmp_path / "one")) == ["nlu"] * 2 + ["squad"] * 3
     )
+    assert built_sets.Built(tmp_path / "one").manifest["description"]["tokens"] == "words"
     one, two = ((tmp_path / out / "instances.jsonl").read_bytes() for out in ("one", "two"))
     assert one == two
 
@@ -265,3 +317,20 @@ def test_shrink_takes_the_most_chunks_that_the_files_fill():
     assert build._shrink(make, Sizes(1, 20, 50, 3)).chunks == 20
     assert build._shrink(lambda sizes: iter(()), Sizes(1, 20, 50, 3)).chunks == 1
     assert len(seen) < 12
+
+
+def test_a_target_shrinks_with_the_chunks():
+    def make(sizes):
+        if sizes.options["target_tokens"] > 370:
+            raise ValueError("too few")
+        yield sizes
+
+    sizes = build._shrink(make, Sizes(1, 100, 50, 3, {"target_tokens": 1000}))
+    assert (sizes.chunks, sizes.options) == (37, {"target_tokens": 370})
+
+
+def test_long_instances_are_as_long_as_those_of_the_paper():
+    for source in ("longmemeval_s", "ruler_qa1", "ruler_qa2"):
+        _, chunks, tokens, _ = PUBLISHED["test"][source]
+        target = default_sizes(source, "test").options["target_tokens"]
+        assert target == pytest.approx(chunks * tokens, rel=1e-4)

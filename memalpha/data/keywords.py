@@ -32,6 +32,8 @@ explanations, numbers or headings; one line, separated by commas.
 """
 MAX_WORDS = 8  # of a keyword; a longer "keyword" is a sentence
 OFFLINE_RARE = 12  # rare terms of the offline extractor
+# A comma separates, but not that of "10,000 francs".
+_SEPARATOR = re.compile(r";|,(?!\d{3}(?!\d))|(?<!\d),|(?<=\d{4}),")
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _NAME = r"[A-ZÀ-Þ][\w-]*(?:['’](?!s\b)\w+)?"
 _CAPITALISED = re.compile(rf"\b{_NAME}(?:(?: of the| of| de| von| the)? {_NAME})*")
@@ -93,7 +95,7 @@ def parse_keywords(reply: str, summary: str) -> list[str]:
     for line in reply.rpartition("</think>")[2].splitlines():
         head, colon, rest = line.partition(":")
         line = rest if colon and len(head.split()) <= 3 else line
-        for part in re.split(r"[,;]", line):
+        for part in _SEPARATOR.split(line):
             word = " ".join(part.strip(" \t*•-.\"'`").split())
             if word and len(word.split()) <= MAX_WORDS and word.lower() in summary.lower():
                 keywords.setdefault(word.lower(), word)
