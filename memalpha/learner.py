@@ -173,9 +173,13 @@ def make_optimizer(
 
 
 def _muon_matrices(params: Params):
-    """What Muon is for: the kernels of the layers, and neither embedding nor heads."""
+    """What Muon is for: the kernels of the layers, and neither biases, embedding nor heads."""
     return jax.tree.map_with_path(
-        lambda path, x: optax.contrib.MuonDimensionNumbers() if "_proj/" in name_of(path) else None,
+        lambda path, x: (
+            optax.contrib.MuonDimensionNumbers()
+            if "_proj/" in name_of(path) and x.ndim > 1
+            else None
+        ),
         params,
     )
 

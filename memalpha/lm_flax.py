@@ -1,4 +1,4 @@
-"""Our own Flax model as a language model of `lm`: any dense Qwen3, or a model from scratch.
+"""Our own Flax model as a language model of `lm`: any family of `hub`, or a model from scratch.
 
 Chats are sorted by length and decoded in batches through `sampler.generate`, each in a bucket of
 the prompt that is a power of two, so that few shapes are compiled and little is padding. Parameters
@@ -73,7 +73,7 @@ class FlaxModel:
         context_tokens: int = 0,
         tokens_at_once: int = 65_536,
     ) -> "FlaxModel":
-        """The Qwen3 of a folder or hub id ("name@revision"); context_tokens 0: as it states.
+        """The model of a folder or hub id ("name@revision"); context_tokens 0: as it states.
 
         Raises:
             ValueError: it cannot be loaded, the mesh does not divide it, or it has a shorter

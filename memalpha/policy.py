@@ -1,6 +1,6 @@
 """A trained writer from disk: model, parameters, and the environment it was trained in.
 
-`load_policy` reads what `run_experiment.py` leaves in a workdir, or a pretrained Qwen3.
+`load_policy` reads what `run_experiment.py` leaves in a workdir, or a pretrained model.
 """
 
 import json
@@ -121,7 +121,7 @@ def pretrained(name: str, model: ModelConfig, params: Params, tokenizer) -> Poli
 
 
 def load_policy(path_or_hub_id: str | Path) -> Policy:
-    """A writer from the workdir of a run, or from a Qwen3 folder or hub id ("name@revision").
+    """A writer from the workdir of a run, or from a model folder or hub id ("name@revision").
 
     Raises ValueError where there is neither; says what to do.
     """

@@ -40,6 +40,7 @@ RULES: Rules = (
     (r"(q|k|v|gate|up)_proj/lora_b$", P(None, "tensor")),
     (r"(o|down)_proj/lora_a$", P("tensor", None)),
     (r"(o|down)_proj/lora_b$", P(None, "fsdp")),
+    (r"(q|k|v)_proj/bias$", P("tensor")),
     (r"norm/scale$", WHOLE),
     (r"value_head/kernel$", WHOLE),
     (r"ns_coeffs$", WHOLE),  # of Muon's state
