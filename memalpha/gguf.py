@@ -98,6 +98,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
                 f"{header.path}: {key} is {_get(header, key)}, but heads are {head_dim} wide: such"
                 " models cannot be loaded"
             )
+    layers = _number(header, "block_count")
+    if layers > len(header.tensors):  # before anything is listed layer by layer
+        raise ValueError(
+            f"{header.path}: block_count is {layers}, but there are {len(header.tensors)} tensors"
+        )
     if "token_embd.weight" not in header.tensors:
         raise ValueError(f"{header.path} has no tensor token_embd.weight: it holds no whole model")
     config = {
@@ -106,7 +111,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         "vocab_size": header.tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
         "intermediate_size": _number(header, "feed_forward_length"),
-        "num_hidden_layers": _number(header, "block_count"),
+        "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": _number(header, "attention.head_count_kv", heads),
         "head_dim": head_dim,
@@ -121,8 +126,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         return config | _gemma_fields(header, config)
     config |= {"hidden_act": "silu", "use_sliding_window": False, "sliding_window": None}
     if kind.model_type == "smollm3":  # every fourth layer has no rotary embedding
-        layers = range(1, config["num_hidden_layers"] + 1)
-        config |= {"no_rope_layer_interval": 4, "no_rope_layers": [int(n % 4 > 0) for n in layers]}
+        rotated = [int(number % 4 > 0) for number in range(1, layers + 1)]
+        config |= {"no_rope_layer_interval": 4, "no_rope_layers": rotated}
     return config
 
 

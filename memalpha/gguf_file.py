@@ -125,7 +125,8 @@ class _Cursor:
             kind, count = self.number("I"), self.number("Q")
             if kind in CODES:
                 return list(self.numbers(CODES[kind], count))
-            return [self.value(kind) for _ in range(count)]
+            if kind == GGUFValueType.STRING:
+                return [self.text() for _ in range(count)]
         if kind not in CODES:
             raise ValueError(f"{self.path} is damaged: a field is of the unknown type {kind}")
         return self.number(CODES[kind])

@@ -49,8 +49,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         ValueError: see `gguf_file.read_header`; no vocabulary, a kind or a splitting rule that is
-            not supported, parts that do not fit one another or the model, or a chat template that
-            fails on a plain exchange.
+            not supported, parts that do not fit one another or the model.
     """
     header = read_header(path)
     tokens = _tokens(header)
@@ -79,15 +78,34 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return _wrap(header, inner, tokens, types)
 
 
-def stop_ids(path: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a reply: end of sequence, of turn and of message as the metadata name them,
-    and what the chat template puts after a turn of the assistant. Sorted.
-
-    tokenizer: that of the file.
-    """
+def stop_ids(path: str | Path) -> list[int]:
+    """Tokens that end a reply as the metadata name them: end of sequence, of turn, of message."""
     header = read_header(path)
-    ids = {_token_id(header, name, len(tokenizer)) for name in ("eos", "eot", "eom")} - {None}
-    return sorted(ids | set(_turn_end(header.path, tokenizer)))
+    count = len(_tokens(header))
+    ids = {_token_id(header, name, count) for name in ("eos", "eot", "eom")}
+    return sorted(ids - {None})
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special token that the chat template puts after a reply, if it does: it ends the replies
+    of a chat model, whose end of sequence may be another (Gemma).
+
+    Raises:
+        ValueError: the template fails on a question and a reply.
+    """
+    if not tokenizer.chat_template:
+        return []
+    reply = "0123456789"
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the chat template fails on a question and a reply: {error}; give the model another"
+        ) from error
+    after = text.rpartition(reply)[2].strip()
+    ids = tokenizer.encode(after, add_special_tokens=False)[:1]
+    return [i for i in ids if i in tokenizer.all_special_ids]
 
 
 def _tokens(header: Header) -> list[str]:
@@ -215,21 +233,3 @@ def _token_id(header: Header, name: str, count: int) -> int | None:
     if value is not None and not 0 <= value < count:
         raise ValueError(f"{header.path}: {key} is {value}, but there are {count} tokens")
     return value
-
-
-def _turn_end(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special token that the chat template puts after a reply, if it does."""
-    if not tokenizer.chat_template:
-        return []
-    reply = "0123456789"
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
-    try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: its chat template fails on a question and a reply: {error}. Convert the model"
-            " anew with a template that works"
-        ) from error
-    after = text.rpartition(reply)[2].strip()
-    ids = tokenizer.encode(after, add_special_tokens=False)[:1]
-    return [i for i in ids if i in tokenizer.all_special_ids]

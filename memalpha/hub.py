@@ -1,5 +1,6 @@
-"""Folders of models in the hub's layout: where they are, and what their config.json says.
+"""Models in the hub's layout: where they are, and what their config.json says.
 
+A GGUF file stands for a folder everywhere: its metadata are read as the fields of config.json.
 `FAMILIES` is all that the code knows of one family and not of another.
 """
 
@@ -21,7 +22,10 @@ from transformers import (
     SmolLM3Config,
 )
 
+from memalpha import gguf
+from memalpha.gguf_file import read_header
 from memalpha.model import ModelConfig, RopeScaling
+from memalpha.models import find_file
 
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a hub repository
 # Fields of config.json and of ModelConfig.
@@ -113,33 +117,47 @@ FAMILIES = {
 
 
 def find_folder(path_or_hub_id: str) -> Path:
-    """The folder of a model: the path itself, or a snapshot of a hub repository, downloaded once.
+    """The folder of a model, or its GGUF file: the path itself, or what is downloaded once: a
+    snapshot of a hub repository, or a model of `models`, such as "smollm2".
 
     A hub id may name a revision: "Qwen/Qwen3-4B@main".
 
     Raises:
-        ValueError: neither a folder, nor to be had from the hub or its cache.
+        ValueError: neither a folder nor a GGUF file, nor to be had from the hub or its cache.
     """
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
         return folder
+    if (file := find_file(path_or_hub_id)) is not None:
+        return read_header(file).path
     name, _, revision = path_or_hub_id.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=NEEDED))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model {path_or_hub_id!r}: no such folder, and the hub did not give it ({error})."
-            " Give a folder, or download the model where there is a network"
+            " Give a folder or a GGUF file, or download the model where there is a network"
         ) from error
 
 
 def read_config(folder: str | Path, **choices: Any) -> ModelConfig:
-    """The shape of a model from its config.json; `choices` are the fields that are ours to choose:
-    dtype, param_dtype, remat, scan_layers, attention, value_head.
+    """The shape of a model from its config.json or GGUF file; `choices` are the fields that are
+    ours to choose: dtype, param_dtype, remat, scan_layers, attention, value_head.
 
     Raises:
         ValueError: no config.json, another architecture, or a feature that the decoder lacks.
     """
+    return parse_config(*read_fields(folder), **choices)
+
+
+def read_fields(folder: str | Path) -> tuple[dict[str, Any], Path]:
+    """The fields of config.json, and the file that they are from: it, or the GGUF file.
+
+    Raises:
+        ValueError: no config.json, or a GGUF file that cannot be read.
+    """
+    if gguf.is_gguf(folder):
+        return gguf.read_config(folder), Path(folder)
     path = Path(folder) / "config.json"
     try:
         given = json.loads(path.read_text())
@@ -147,7 +165,7 @@ def read_config(folder: str | Path, **choices: Any) -> ModelConfig:
             raise ValueError(f"a JSON object is expected, not {type(given).__name__}")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no model folder: config.json: {error}") from error
-    return parse_config(given, path, **choices)
+    return given, path
 
 
 def parse_config(given: Mapping[str, Any], path: str | Path, **choices: Any) -> ModelConfig:

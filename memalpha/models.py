@@ -19,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from memalpha.data.download import BLOCK, Remote, fetch
 from memalpha.data.files import sha256
+from memalpha.gguf import is_gguf
 
 VARIABLE = "MEMALPHA_MODELS"
 
@@ -60,6 +61,20 @@ def models_folder() -> Path:
         return Path(os.environ[VARIABLE]).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "memalpha" / "models"
+
+
+def find_file(path_or_name: str | Path) -> Path | None:
+    """The GGUF file that a path or one of the names above stands for, downloaded if need be; None:
+    it stands for none (a folder, or an id of the hub).
+
+    Raises:
+        ValueError: see `bring`.
+    """
+    path = Path(path_or_name).expanduser()
+    if is_gguf(path):
+        return path
+    named = str(path_or_name) in MODELS and not path.is_dir()
+    return bring(str(path_or_name)) if named else None
 
 
 def bring(name: str, folder: str | Path | None = None) -> Path:

@@ -9,6 +9,7 @@ mesh they are nothing at all. Several processes run the same program on the same
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -224,6 +225,20 @@ def gathered(params: Tree, mesh: Mesh) -> Tree:
         return NamedSharding(mesh, P(*(None if name == "fsdp" else name for name in where.spec)))
 
     return jax.tree.map(without_fsdp, shardings(params, mesh))
+
+
+def device_memory(device: jax.Device) -> float:
+    """Bytes that a device has in all. On CPU the devices share the memory of the machine; infinite
+    where the system does not tell."""
+    stats = device.memory_stats() or {}
+    return float(stats.get("bytes_limit", machine_memory() / jax.local_device_count()))
+
+
+def machine_memory() -> float:
+    """Bytes; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _put(x, mesh: Mesh, spec: PartitionSpec) -> jax.Array:

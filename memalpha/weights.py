@@ -1,4 +1,4 @@
-"""Weights of pretrained models: Hugging Face safetensors to our parameters, and back.
+"""Weights of pretrained models: Hugging Face safetensors or GGUF to our parameters, and back.
 
 Every tensor is read on its own, and of it only the slices that the devices of this process hold, so
 that neither the host nor one device ever has the whole model. Names and shapes are compared from
@@ -8,7 +8,9 @@ the headers of the files before the first tensor is read.
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,8 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
+from memalpha import gguf
 from memalpha.hub import FAMILIES, write_config
 from memalpha.model import ModelConfig, Params, init_params
+from memalpha.sharding import device_memory
 
 Sharding = jax.sharding.Sharding
 Keys = tuple[str, ...]  # where a parameter stands in our tree
@@ -46,15 +50,19 @@ class Tensor(Protocol):
 def load_params(
     folder: str | Path, config: ModelConfig, sharding: Callable[[str], Sharding] | None = None
 ) -> Params:
-    """Parameters in `config.param_dtype` from the safetensors of a folder, one file or many.
+    """Parameters in `config.param_dtype` from a GGUF file, or the safetensors of a folder, one
+    file or many.
 
     sharding: from the path of a parameter ("layers_0/mlp/up_proj/kernel") to where it goes;
       None: all on the first device. A value head is not in such files: it starts at zero.
 
     Raises:
         ValueError: a file is missing or damaged, or the tensors are not those of the config: lists
-            the missing ones, those left over, and those of another shape or kind.
+            the missing ones, those left over, and those of another shape or kind. Or a device
+            has less memory than they need.
     """
+    if gguf.is_gguf(folder):
+        return read_params(gguf.read_tensors(folder), folder, config, sharding)
     with ExitStack() as opened:
         return read_params(_open(Path(folder), opened), folder, config, sharding)
 
@@ -69,13 +77,14 @@ def read_params(
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = _shapes(config)
     _check(source, tensors, shapes, config)
+    places = {path: sharding("/".join(path)) if sharding else here for path in shapes}
+    _check_room(source, shapes, places)
     params = {}
     for path, shape in shapes.items():
         tensor = tensors.get(hub_name(path, config))
         if tensor is None:
             tensor = np.zeros(shape.shape[::-1])  # the value head
-        place = here if sharding is None else sharding("/".join(path))
-        params[path] = _put(tensor, _is_transposed(path), shape, place)
+        params[path] = _put(tensor, _is_transposed(path), shape, places[path])
     return unflatten_dict(params)
 
 
@@ -150,6 +159,22 @@ def _check(source: str | Path, found: Mapping[str, Tensor], shapes, config: Mode
             f"{source}: the tensors are not those of config.json\n  missing: {_some(missing)}\n"
             f"  left over: {_some(extra)}\n  wrong shape or kind: {_some(wrong)}"
         )
+
+
+def _check_room(source: str | Path, shapes, places: Mapping[Keys, Sharding]) -> None:
+    """Whether each device can hold its part of the parameters."""
+    needed: Counter[jax.Device] = Counter()
+    for path, shape in shapes.items():
+        part = math.prod(places[path].shard_shape(shape.shape)) * shape.dtype.itemsize
+        needed.update({device: part for device in places[path].addressable_devices})
+    for device, size in needed.items():
+        if size > (capacity := device_memory(device)):
+            dtype = next(iter(shapes.values())).dtype
+            raise ValueError(
+                f"{source}: its parameters in {dtype} need {size / 1e9:.2f} GB of {device}, which"
+                f" has {capacity / 1e9:.2f} GB: take a smaller model or dtype, or cut it over more"
+                " devices"
+            )
 
 
 def _some(names, limit: int = 20) -> str:

@@ -19,10 +19,11 @@ from gguf_files import (
 from memalpha.gguf import Tensor, is_gguf, read_config, read_tensors
 from memalpha.gguf_file import SUPPORTED, read_header
 
-TWO = {"token_embd.weight": np.zeros((11, 32)), "output.weight": np.zeros((11, 32))}
+FEW = {f"x{i}.weight": np.zeros(1) for i in range(62)}
+FEW |= {"token_embd.weight": np.zeros((11, 32)), "output.weight": np.zeros((11, 32))}
 
 
-def config(path, architecture, fields=(), tensors=TWO):
+def config(path, architecture, fields=(), tensors=FEW):
     return read_config(write(path, architecture, SIZES | dict(fields), tensors))
 
 
@@ -83,7 +84,7 @@ def llama3_factors(factor, half=8, theta=5e5):
 def test_the_scaling_of_llama_3_comes_from_its_tensor(tmp_path):
     fields = {"rope.freq_base": 5e5, "attention.key_length": 16}
     factors = {"rope_freqs.weight": llama3_factors(32.0)}
-    got = config(tmp_path / "m.gguf", "llama", fields, TWO | factors)
+    got = config(tmp_path / "m.gguf", "llama", fields, FEW | factors)
     assert got["rope_scaling"] == {
         "rope_type": "llama3",
         "factor": 32.0,
@@ -93,7 +94,7 @@ def test_the_scaling_of_llama_3_comes_from_its_tensor(tmp_path):
     }
     factors["rope_freqs.weight"][3] *= 1.5
     with pytest.raises(ValueError, match="rope_freqs.weight is not the scaling of Llama 3"):
-        config(tmp_path / "n.gguf", "llama", fields, TWO | factors)
+        config(tmp_path / "n.gguf", "llama", fields, FEW | factors)
     fields = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
     other = config(tmp_path / "o.gguf", "qwen2", fields)
     assert other["rope_scaling"] == {"rope_type": "yarn", "factor": 4.0}
@@ -211,13 +212,14 @@ def test_files_that_are_damaged_end_in_an_error_that_names_them(tmp_path):
 @pytest.mark.parametrize(
     "fields, tensors, message",
     [
-        ({"split.count": 3, "split.no": 1}, {}, r"part 2 of 3: join .* llama-gguf-split --merge"),
+        ({"split.count": 3, "split.no": 1}, {}, r"part 2 of 3: join .*llama-gguf-split --merge"),
         ({"general.type": "adapter"}, {}, "is no model: its general.type is 'adapter'"),
         ({"expert_count": 8}, {}, "mixture of experts; only dense"),
         ({"attention.value_length": 4}, {}, "attention.value_length is 4, but heads are 8 wide"),
         ({"rope.dimension_count": 4}, {}, "rope.dimension_count is 4, but heads are 8 wide"),
         ({"attention.head_count_kv": [2, 1]}, {}, r"head_count_kv is \[2, 1\]; one number"),
         ({"block_count": 0}, {}, "llama.block_count is 0; one number"),
+        ({"block_count": 2**31}, {}, "block_count is 2147483648, but there are 20 tensors"),
         ({"block_count": 3}, {}, r"3 layers of llama: missing blk\.2\.attn_k.* and 1 more; left"),
         ({"block_count": 1}, {}, r"missing none; left over blk\.1\.attn_k"),
         ({}, {"blk.0.attn_q.bias": np.zeros(32)}, r"missing none; left over blk.0.attn_q.bias"),
@@ -239,7 +241,7 @@ def test_foreign_files_are_refused_by_name(tmp_path):
     path.write_bytes(b"GGUF\x00\x00\x00\x03" + bytes(100))  # big-endian
     with pytest.raises(ValueError, match="GGUF version 50331648; only little-endian"):
         read_config(path)
-    write(path, "mamba", SIZES, TWO)
+    write(path, "mamba", SIZES, FEW)
     with pytest.raises(ValueError, match="architecture 'mamba'; only llama, smollm3, qwen2"):
         read_config(path)
     writer = gguf.GGUFWriter(path, "llama")
