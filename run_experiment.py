@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
 
     if FLAGS.distributed:
         join_processes(FLAGS.distributed)
-    from experiments.lib import main_job
+    from experiments import main_job
     from experiments.lib.needs import advice
 
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")

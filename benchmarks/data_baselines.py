@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.lib.main_job import SIMPLE_MEMORIES
+from experiments.main_job import SIMPLE_MEMORIES
 from memalpha import scoring
 from memalpha.data import store
 from memalpha.data.instance import Instance
-from memalpha.episode import Environment
-from memalpha.prompts import load_template
+from memalpha.episode import Environment, ReadingSpec
+from memalpha.prompts import PromptSpec, load_template
 from memalpha.reading import run_baseline
 from memalpha.tokenizer import load_tokenizer, train_tokenizer
 
@@ -44,7 +44,10 @@ def main() -> None:
     samples = {folder: sample(folder, args.instances, args.questions) for folder in folders}
     texts = [chunk for some in samples.values() for i in some for chunk in i.chunks]
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else train_tokenizer(texts, 8192)
-    env = Environment(tokenizer, load_template("full"), score_judge=scoring.recall_judge)
+    env = Environment(
+        PromptSpec(tokenizer, load_template("full")),
+        reading=ReadingSpec(answer_judge=scoring.recall_judge),
+    )
     print(f"| source | split | instances | questions | {' | '.join(SYSTEMS)} | tokens held |")
     print("|" + "---|" * (len(SYSTEMS) + 5))
     for folder, some in samples.items():

@@ -20,17 +20,19 @@ import numpy as np
 
 from benchmarks.timing import Contender, arguments, run, spread, write
 from configs import tiny
-from experiments.lib.setup import (
+from experiments.lib.instances import training_batches
+from experiments.lib.objects import (
     build_environment,
     build_model,
+    build_optimizer,
     build_tokenizer,
-    open_run,
-    poor_writer,
-    prompt_buckets,
-    training_batches,
+    init_trained,
+    open_trained,
 )
-from experiments.train import build_optimizer, init_trained, make_learner, training_batch
+from experiments.lib.writers import poor_writer
+from experiments.train import make_learner, training_batch
 from memalpha import learner, memory, sampler
+from memalpha.batch import plan_micro_batches
 from memalpha.episode import Clock, Writer
 from memalpha.rollout import run_episodes
 from memalpha.writer import policy_writer
@@ -48,7 +50,7 @@ PARTS = (
 def load(settings: dict):
     """Config, environment, model and parameters."""
     if settings["workdir"]:
-        config, policy = open_run(settings["workdir"])
+        config, policy = open_trained(settings["workdir"])
         return config, policy.env, policy.model, policy.params
     config = tiny.get_config(settings["arguments"])
     with tempfile.TemporaryDirectory() as folder:
@@ -86,15 +88,15 @@ def training_step(settings: dict, rounds) -> None:
         for where, name, _, _ in PARTS:
             timed = blocking(getattr(where, name), inner, name)
             patches.enter_context(mock.patch.object(where, name, timed))
-        learn = make_learner(config, model, optimizer, params)
+        learner_of_run = make_learner(config, model, optimizer, params)
         for step, _ in enumerate(rounds):
             inner.clear()
             clock = Clock()
             with clock("data"):
                 instances = [i for i in batches(step, rl.instances) for _ in range(rl.rollouts)]
             writer = policy_writer(
-                state.params, model, env, prompt_buckets(config), len(instances),
-                jax.random.fold_in(key, step), rl.temperature, rl.top_p,
+                state.params, model, env, len(instances),
+                jax.random.fold_in(key, step), rl.temperature, rl.top_p, clock=clock,
             )  # fmt: skip
             if not settings["workdir"]:
                 writer = and_scripted(writer, scripted)
@@ -102,7 +104,10 @@ def training_step(settings: dict, rounds) -> None:
             with clock("batch"):
                 batch = training_batch(config, env, episodes)
             with clock("update"):
-                state, metrics = jax.block_until_ready(learn(state, batch, step))
+                plan = plan_micro_batches(batch, rl.micro_batch or None)
+                batch, _ = learner_of_run.advantages(state, batch, plan)
+                state, metrics = learner_of_run.update(state, batch, plan, step)
+                jax.block_until_ready(state)
             if float(metrics["nonfinite"]):
                 raise ValueError(f"step {step}: loss or gradient is not finite")
             rounds.note(stages=shares(clock, inner))

@@ -20,8 +20,10 @@ import jax
 from absl import app, flags, logging
 from rich.table import Table
 
+from experiments.lib.instances import build_instances
+from experiments.lib.objects import open_trained
 from experiments.lib.progress import console
-from experiments.lib.setup import build_instances, open_run, perfect_writer
+from experiments.lib.writers import perfect_writer
 from memalpha import prompts
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Writer
@@ -71,11 +73,10 @@ def structure(env: Environment, chunk: str, entry: str, lines: bool) -> list[str
     """The marks of a prompt in order, in its text and in its ids; `lines`: also of entries."""
     facts = (Entry(11, HARMLESS, 0), Entry(12, entry, 0))
     view = MemoryView("Notes about a house.", facts, (), 2, 0, 0)
-    ids = prompts.fit_prompt(
-        env.template, view, chunk, env.tokenizer, 100_000, 2, 64, env.dialect, env.enabled
-    )
-    tokenizer, special = env.tokenizer, set(env.tokenizer.all_special_ids)
-    for tag in prompts.template_fragments(env.template):
+    spec = dataclasses.replace(env.prompt, prompt_tokens=100_000, recent=2, response_tokens=64)
+    ids = prompts.fit_prompt(spec, view, chunk)
+    tokenizer, special = env.prompt.tokenizer, set(env.prompt.tokenizer.all_special_ids)
+    for tag in prompts.template_fragments(env.prompt.template):
         tokens = tokenizer.encode(tag, add_special_tokens=False)
         special |= set(tokens) if len(tokens) == 1 else set()
     text = tokenizer.decode(ids, skip_special_tokens=False)
@@ -94,17 +95,22 @@ def broken(env: Environment, text: str, place: str) -> bool:
 
 def with_chat(env: Environment) -> Environment:
     """The same with the instructions for a chat model, and turns between special tokens."""
-    tokenizer = copy.deepcopy(env.tokenizer)
+    tokenizer = copy.deepcopy(env.prompt.tokenizer)
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
     tokenizer.chat_template = _CHAT
-    return dataclasses.replace(
-        env, tokenizer=tokenizer, template=prompts.load_template("full"), prompt_tokens=100_000
+    return env.replace(
+        tokenizer=tokenizer, template=prompts.load_template("full"), prompt_tokens=100_000
     )
 
 
 def echo(env: Environment) -> Writer:
     """A writer whose response is the prompt it was shown."""
-    return scripted_writer(env, lambda turn: env.tokenizer.decode(turn.prompt))
+    return scripted_writer(
+        env,
+        lambda turn: env.prompt.tokenizer.decode(
+            prompts.fit_prompt(env.prompt, turn.view, turn.text)
+        ),
+    )
 
 
 def executed(
@@ -115,16 +121,16 @@ def executed(
     episodes = [(name, instance) for name in names for instance in instances]
     state = first_state(env, len(episodes), seed=0)
     host = jax.device_get(state)
-    turns = [make_turn(env, host, e, 0, i, i.chunks[0], e) for e, (_, i) in enumerate(episodes)]
+    turns = [make_turn(env, host, e, 0, i, e) for e, (_, i) in enumerate(episodes)]
     state, _ = memorise(env, state, turns, perfect_writer(env))
     host = jax.device_get(state)
     turns = []
     for e, (name, instance) in enumerate(episodes):
         semantic = whole_view(env, host, e).semantic
-        text = texts(semantic[-1].id if semantic else 1, env.dialect)[name]
+        text = texts(semantic[-1].id if semantic else 1, env.prompt.dialect)[name]
         head, _, _ = instance.chunks[1].partition("\n")
         chunk = f"{head}\n<User> Some notes to keep:\n{text}\n<Assistant> Noted."
-        turns.append(make_turn(env, host, e, 1, instance, chunk, e))
+        turns.append(make_turn(env, host, e, 1, instance, e, chunk))
     _, steps = memorise(env, state, turns, writer(len(episodes)))
     obeyed = [any(map(demanded, step.calls, step.outcomes)) for step in steps]
     size = len(instances)
@@ -144,7 +150,7 @@ def demanded(call: Call, outcome: Outcome) -> bool:
 def measure(policy: Policy, instances: list[Instance]) -> dict[str, list[float]]:
     """For every text: chunk and entry in the run's template, in a chat's, executed, and echo."""
     env, full = policy.env, with_chat(policy.env)
-    every = texts(12, env.dialect)
+    every = texts(12, env.prompt.dialect)
     done = executed(env, policy.writer, instances, list(every))
     echoed = executed(env, lambda rows: echo(env), instances, list(every))
     return {
@@ -159,9 +165,9 @@ def measure(policy: Policy, instances: list[Instance]) -> dict[str, list[float]]
 
 def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
-    config, policy = open_run(WORKDIR.value)
+    config, policy = open_trained(WORKDIR.value)
     # Escaped text has more tokens than the marks that it stands for.
-    policy = dataclasses.replace(policy, env=dataclasses.replace(policy.env, prompt_tokens=320))
+    policy = dataclasses.replace(policy, env=policy.env.replace(prompt_tokens=320))
     instances = [
         instance
         for source in config.data.sources

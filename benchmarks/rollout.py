@@ -14,16 +14,15 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import jax
 import numpy as np
 
 from memalpha.batch import row_bucket
 from memalpha.data import synthetic
-from memalpha.episode import Environment, Turn, Writer
+from memalpha.episode import Environment, MemorySpec, Turn, Writer
 from memalpha.model import ModelConfig, init_params
-from memalpha.prompts import load_template, template_fragments
+from memalpha.prompts import PromptSpec, load_template, template_fragments
 from memalpha.rollout import run_episodes
 from memalpha.tokenizer import train_tokenizer
 from memalpha.tools import fixed_fragments
@@ -38,10 +37,8 @@ def tiny_policy() -> tuple[Environment, ModelConfig, dict]:
     phrases += [*fixed_fragments("qwen3"), *synthetic.PHRASES]
     corpus = [chunk for instance in instances for chunk in instance.chunks]
     tokenizer = train_tokenizer(corpus, 2048, phrases)
-    env = Environment(
-        tokenizer, load_template("compact"), recent=2, prompt_tokens=PROMPT, entry_tokens=48,
-        core_tokens=64, max_calls=16,
-    )  # fmt: skip
+    prompt = PromptSpec(tokenizer, load_template("compact"), recent=2, prompt_tokens=PROMPT)
+    env = Environment(prompt, MemorySpec(entry_tokens=48, core_tokens=64, max_calls=16))
     model = ModelConfig(len(tokenizer), 128, 3, 4, 2, 32, 384, rope_theta=1e4)
     return env, model, init_params(model, jax.random.key(0))
 
@@ -100,8 +97,8 @@ def refilling(args, env: Environment, model: ModelConfig, params) -> None:
         synthetic.generate("facts", "train", i, chunks=int(n))
         for i, n in enumerate(np.random.default_rng(0).permutation(lengths))
     ]
-    env = replace(env, response_tokens=args.response)
-    writer = policy_writer(params, model, env, (PROMPT,), args.rows, jax.random.key(0))
+    env = env.replace(response_tokens=args.response)
+    writer = policy_writer(params, model, env, args.rows, jax.random.key(0))
     names = ("lockstep, full batches", "lockstep", "refill")
     computed = {name: [] for name in names}
     full = full_batches(writer, args.rows, computed[names[0]])
@@ -120,20 +117,20 @@ def refilling(args, env: Environment, model: ModelConfig, params) -> None:
 
 
 def prefix(args, env: Environment, model: ModelConfig, params) -> None:
-    env = replace(
-        env, template=load_template("full"), prompt_tokens=8192, response_tokens=args.response
+    env = env.replace(
+        template=load_template("full"), prompt_tokens=8192, response_tokens=args.response
     )
     instances = [synthetic.generate("facts", "train", i, chunks=2) for i in range(args.rows)]
-    shared = len(common_prefix(env))
+    shared = len(common_prefix(env.prompt))
     width = 64 * (shared // 64 + 5)
-    env = replace(env, prompt_tokens=width)
+    env = env.replace(prompt_tokens=width)
     names = {"every row computes it": 0, "computed once a writer": 1}
     computed = {name: [] for name in names}
 
     def way(name: str, least: int):
         def run():
             key = jax.random.key(0)  # a new writer, as in every step of training
-            writer = policy_writer(params, model, env, (width,), args.rows, key, min_prefix=least)
+            writer = policy_writer(params, model, env, args.rows, key, min_prefix=least)
             return tokens_of(
                 run_episodes(env, instances, in_buckets(writer, args.rows, computed[name]))
             )

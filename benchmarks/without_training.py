@@ -14,15 +14,11 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments.lib.main_job import SIMPLE_MEMORIES
+from experiments.lib.instances import build_every
 from experiments.lib.measure import evaluate, evaluate_baseline
-from experiments.lib.setup import (
-    build_environment,
-    build_every,
-    build_tokenizer,
-    perfect_writer,
-    poor_writer,
-)
+from experiments.lib.objects import build_environment, build_tokenizer
+from experiments.lib.writers import perfect_writer, poor_writer
+from experiments.main_job import SIMPLE_MEMORIES
 from memalpha.episode import Episode
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
@@ -46,7 +42,7 @@ def print_sizes(episodes: list[Episode], sources: list[str], limits: tuple[int, 
     print("|" + "---|" * (len(names) + 3))
     for source in sources:
         steps = [step for e in episodes if e.instance.source == source for step in e.steps]
-        prompt = np.array([len(step.prompt) for step in steps])
+        prompt = np.array([len(step.response.prompt) for step in steps])
         response = np.array([len(step.response.tokens) for step in steps])
         cells = [f"{np.percentile(x, p):.0f}" for x in (prompt, response) for p in PERCENTILES]
         over, empty = np.mean(response > limits[1]), np.mean(response <= 1)

@@ -10,7 +10,7 @@ import sys
 from absl import app, flags, logging
 
 from experiments.lib.progress import console
-from memalpha.policy import load_run
+from memalpha.policy import load_policy
 from memalpha.weights import export
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a checkpoint.", required=True)
@@ -21,8 +21,10 @@ DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; no
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
     try:
-        policy = load_run(WORKDIR.value)
-        done = export(policy.params, policy.model, OUT.value, policy.env.tokenizer, DTYPE.value)
+        policy = load_policy(WORKDIR.value)
+        done = export(
+            policy.params, policy.model, OUT.value, policy.env.prompt.tokenizer, DTYPE.value
+        )
     except ValueError as error:
         sys.exit(str(error))
     console.print(f"written {done}")

@@ -17,11 +17,12 @@ from absl import app, flags, logging
 
 from experiments.evaluate import keep_compiled
 from experiments.lib.failures import check_answers
+from experiments.lib.instances import build_every, build_instances
 from experiments.lib.measure import table_rows
+from experiments.lib.objects import open_trained
 from experiments.lib.pictures import draw_lengths
 from experiments.lib.progress import console, progress
 from experiments.lib.render import Table, markdown
-from experiments.lib.setup import build_every, build_instances, open_run
 from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
@@ -62,7 +63,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     keep_compiled(args.workdir)
     folder = Path(args.workdir)
-    config, policy = open_run(folder)
+    config, policy = open_trained(folder)
     config.data.max_questions, env = args.questions, policy.env
     of = {
         "writer": policy.name,

@@ -32,17 +32,21 @@ from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
-from memalpha.reading import answer, find_evidence
+from memalpha.reading import finish, recall_all
 
 Reading = tuple[str, int]  # retriever, top k
 
 
 def read_again(env: Environment, episodes: Sequence[Episode]) -> list[Episode]:
     """The same memories, asked through another environment: other answers, scores, r1."""
-    again = [replace(episode) for episode in episodes]
-    requests = [find_evidence(env, episode.instance, episode.view) for episode in again]
-    answer(env, again, requests, [episode.memory_tokens for episode in again])
-    return again
+    instances = [episode.instance for episode in episodes]
+    recalls = [
+        replace(episode.recall, requests=recall.requests)
+        for episode, recall in zip(
+            episodes, recall_all(env, instances, [e.view for e in episodes]), strict=True
+        )
+    ]
+    return finish(env, instances, recalls, [episode.steps for episode in episodes])
 
 
 def sweep(
@@ -77,7 +81,7 @@ def sweep(
             done += sum(len(instance.chunks) for instance in some)
             for (retriever, k), missing in lacks.items():
                 what, began = f"{retriever}, top {k}", time.perf_counter()
-                again = read_again(replace(run.env, retriever=retriever, top_k=k), episodes)
+                again = read_again(run.env.replace(retriever=retriever, top_k=k), episodes)
                 check_answers(run.config, again, f"{what} on {source}")
                 seconds = time.perf_counter() - began
                 asked = sum(len(instance.questions) for instance in some)
@@ -129,7 +133,7 @@ def main(argv: list[str]) -> None:
             # Each once: a folder has one writer.
             asked = dict.fromkeys(itertools.product(args.retrievers, map(int, args.top_k)))
             for retriever, k in asked:
-                reads = replace(run, env=replace(run.env, retriever=retriever, top_k=k))
+                reads = replace(run, env=run.env.replace(retriever=retriever, top_k=k))
                 of = describe(reads, args.split, systems, {name: about[name] for name in some})
                 held = stack.enter_context(Results(folder / f"{retriever}-{k}", of))
                 readings[retriever, k] = held

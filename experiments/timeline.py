@@ -19,14 +19,15 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from experiments.lib import page
+from experiments.lib.instances import build_every
+from experiments.lib.objects import open_stage, open_trained
 from experiments.lib.progress import console
-from experiments.lib.setup import build_every, open_run, open_stage
 from memalpha.agent.contents import difference, texts_of
 from memalpha.checkpoint import CheckpointError
 from memalpha.data.files import write_text
 from memalpha.episode import Environment, Episode, Step
 from memalpha.memory import MemoryView
-from memalpha.policy import Policy, load_run
+from memalpha.policy import Policy, load_policy
 from memalpha.rollout import run_episodes
 
 EMPTY = MemoryView("", (), (), 0, 0, 0)
@@ -100,8 +101,8 @@ def _step(env: Environment, step: Step, before: MemoryView) -> dict:
     old = texts_of(before)
     changes = difference(before, step.view)
     return {
-        "prompt": env.tokenizer.decode(step.prompt),
-        "response": env.tokenizer.decode(step.response.tokens),
+        "prompt": env.prompt.tokenizer.decode(step.prompt),
+        "response": env.prompt.tokenizer.decode(step.response.tokens),
         "finished": step.response.finished,
         "calls": [
             {
@@ -170,7 +171,7 @@ def choose_policies(
     Reader and judges are those of `trained` for all of them.
     """
     env = trained.env
-    if chosen := {f"step {n}": replace(load_run(folder, step=n), env=env) for n in steps}:
+    if chosen := {f"step {n}": replace(load_policy(folder, step=n), env=env) for n in steps}:
         return chosen
     if other is None:
         before = open_stage(config, folder, "warm_start", env)
@@ -179,16 +180,17 @@ def choose_policies(
         raise app.UsageError("--compare is the folder of --workdir; --checkpoints compares within")
     names = [path.absolute().name for path in (folder, Path(other))]
     names = names if names[0] != names[1] else [str(folder), other]
-    beside = load_run(other)
-    roles = {role: getattr(env, role) for role in ("answerer", "judge", "score_judge", "failures")}
-    beside = replace(beside, env=replace(beside.env, **roles))
+    beside = load_policy(other)
+    roles = ("answerer", "content_judge", "answer_judge", "failures")
+    same = {role: getattr(env.reading, role) for role in roles}
+    beside = replace(beside, env=beside.env.replace(**same))
     return dict(zip(names, (trained, beside), strict=True))
 
 
 def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     folder = Path(WORKDIR.value)
-    config, trained = open_run(folder)
+    config, trained = open_trained(folder)
     try:
         steps = map(int, CHECKPOINTS.value or ())
         policies = choose_policies(config, folder, trained, COMPARE.value, steps)

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memalpha.rewards import check_weights, combine
+
 EPSILON = 1e-6  # added to the standard deviation of a group; Mem-alpha's released code
 MAX_LOG_RATIO = 20.0  # e^20 is far past any clip, and its square is still finite in float32
 GROUPINGS = ("rows", "episodes", "chunk")
@@ -123,7 +125,7 @@ def combined_advantages(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Advantages of several weighted rewards.
 
-        sum first (Mem-alpha):       A = normalise(sum_k w_k r_k)
+        sum first (Mem-alpha):       A = normalise(sum_k w_k r_k), see `rewards.combine`
         normalise_each (GDPO):       A = sum_k w_k normalise(r_k)
 
     Summed first, a reward that varies little against the others hardly counts, whatever its weight.
@@ -143,21 +145,17 @@ def combined_advantages(
     """
     chex.assert_rank(list(rewards.values()), 1)
     chex.assert_type(list(rewards.values()), float)
-    if set(rewards) != set(weights):
-        raise ValueError(
-            f"rewards {sorted(rewards)} and weights {sorted(weights)}: give one weight a reward"
-        )
-    scaled = {k: jnp.asarray(r, jnp.float32) for k, r in sorted(rewards.items())}
+    check_weights(rewards, weights)
+    named = {k: jnp.asarray(r, jnp.float32) for k, r in sorted(rewards.items())}
     if normalise_each:
-        parts = {k: group_advantages(r, groups, valid, **options) for k, r in scaled.items()}
+        parts = {k: group_advantages(r, groups, valid, **options) for k, r in named.items()}
         advantages = sum(weights[k] * a for k, (a, _) in parts.items())
         counts = dict(next(iter(parts.values()))[1])
         own = {k: c["zero_variance"] for k, (_, c) in parts.items()}
         counts["zero_variance"] = sum(own.values()) / len(own)
         counts |= {f"zero_variance_{k}": c for k, c in own.items()}
     else:
-        total = sum(weights[k] * r for k, r in scaled.items())
-        advantages, counts = group_advantages(total, groups, valid, **options)
+        advantages, counts = group_advantages(combine(named, weights), groups, valid, **options)
     return advantages, counts
 
 

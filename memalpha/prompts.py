@@ -10,12 +10,12 @@ import dataclasses
 import json
 import re
 import string
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from memalpha.memory import MEMORY_NAMES, MemoryView
-from memalpha.tools import CONTENT_KEY, format_call, tool_schemas
+from memalpha.tools import CONTENT_KEY, Call, format_call, parse_calls, tool_schemas
 
 ALL_ENABLED = (True, True, True)
 READER_KINDS = ("reader", "reader_classification", "reader_summary")
@@ -78,6 +78,24 @@ class Template:
 
 class PromptTooLong(ValueError):  # noqa: N818 (the name says it all)
     """A prompt that passes its budget even with no entry shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSpec:
+    """What a writer is shown, and how its response is read. Sizes are in tokens.
+
+    enabled: whether there is a core, a semantic and an episodic memory. recent: entries of each
+    list that are shown. parse: (response text, dialect) -> calls.
+    """
+
+    tokenizer: Any
+    template: Template
+    dialect: str = "qwen3"
+    enabled: tuple[bool, bool, bool] = ALL_ENABLED
+    recent: int = 5
+    prompt_tokens: int = 6144
+    response_tokens: int = 2048
+    parse: Callable[[str, str], list[Call]] = parse_calls
 
 
 def load_template(name_or_folder: str) -> Template:
@@ -150,43 +168,40 @@ def escape(text: str, also: Sequence[str] = ()) -> str:
 
 
 def render_memorise(
-    template: Template,
+    spec: PromptSpec,
     view: MemoryView,
     chunk: str,
-    recent: int,
-    response_tokens: int,
-    dialect: str,
-    enabled: Sequence[bool] = ALL_ENABLED,
     special: Sequence[str] = (),
     list_tools: bool = True,
 ) -> list[dict[str, str]]:
     """The messages (system, user) of one memorising step.
 
-    Shows the core whole and the `recent` latest entries of each list, and promises 0.8 of
-    `response_tokens` to the response. `special`: strings of the tokenizer to escape in data.
-    `list_tools` False leaves `$tools` empty, for a chat template that lists the tools itself.
+    Shows the core whole and the `spec.recent` latest entries of each list, and promises 0.8 of
+    `spec.response_tokens` to the response. `special`: strings to escape in data. `list_tools` False
+    leaves `$tools` empty, for a chat template that lists the tools itself.
     """
+    template = spec.template
     also = [*template_fragments(template), *special]
     parts = dict.fromkeys(MEMORY_NAMES, "")
-    if enabled[0]:
+    if spec.enabled[0]:
         block = _block(template, "core", escape(view.core, also))
         parts["core"] = _fill(template.core, block=block)
-    for name, on in zip(MEMORY_NAMES[1:], enabled[1:], strict=True):
+    for name, on in zip(MEMORY_NAMES[1:], spec.enabled[1:], strict=True):
         if on:
             entries = getattr(view, name)
-            entries = entries[max(0, len(entries) - recent) :]
+            entries = entries[max(0, len(entries) - spec.recent) :]
             lines = [f"[{entry.id}] {_entry(entry.text, also)}" for entry in entries]
             block = _block(template, name, "\n".join(lines))
             total = getattr(view, f"{name}_total")
             text = getattr(template, name)
             parts[name] = _fill(text, block=block, shown=len(entries), total=total)
     user = _fill(
-        _without_disabled(template.memorise, enabled),
+        _without_disabled(template.memorise, spec.enabled),
         **parts,
         chunk=escape(chunk, also),
-        budget=int(RESPONSE_SHARE * response_tokens),
+        budget=int(RESPONSE_SHARE * spec.response_tokens),
     )
-    tools = _tools_text(template, dialect, enabled) if list_tools else ""
+    tools = _tools_text(template, spec.dialect, spec.enabled) if list_tools else ""
     return _messages(user, _fill(template.system, tools=tools))
 
 
@@ -249,49 +264,58 @@ def encode_messages(
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def fit_prompt(
-    template: Template,
+def fit_prompt(spec: PromptSpec, view: MemoryView, chunk: str) -> list[int]:
+    """Token ids of a memorising prompt of at most `spec.prompt_tokens`; see `fit_messages`."""
+    return fit_messages(spec, view, chunk, native_tools=lists_tools(spec))[1]
+
+
+def lists_tools(spec: PromptSpec) -> bool:
+    """Whether the chat template of the tokenizer lists the tools, so that the prompt need not."""
+    placed = "tools" in string.Template(spec.template.system).get_identifiers()
+    return placed and spec.dialect == "qwen3" and "tools" in str(spec.tokenizer.chat_template or "")
+
+
+def fit_messages(
+    spec: PromptSpec,
     view: MemoryView,
     chunk: str,
-    tokenizer: Any,
-    budget: int,
-    recent: int,
-    response_tokens: int,
-    dialect: str,
-    enabled: Sequence[bool] = ALL_ENABLED,
-) -> list[int]:
-    """Token ids of a memorising prompt of at most `budget` tokens.
+    special: Sequence[str] = (),
+    native_tools: bool = False,
+) -> tuple[list[dict[str, str]], list[int]]:
+    """The messages of a memorising step and their token ids, at most `spec.prompt_tokens` of them.
 
-    `recent` entries of each list are shown; while the prompt is too long that number is halved
+    `spec.recent` entries of each list are shown; while the prompt is too long that number is halved
     (…, 1, 0), and then what is shown of the core, with a mark where it is cut: what a policy wrote
-    must not stop its training. Raises PromptTooLong when template and chunk alone do not fit.
+    must not stop its training. special: further strings to escape in data. native_tools: the chat
+    template lists the tools.
+
+    Raises:
+        PromptTooLong: template and chunk alone do not fit.
+        ValueError: `spec.recent` is negative.
     """
-    if recent < 0:
-        raise ValueError(f"recent is {recent}: give the number of entries to show, 0 or more")
-    native = dialect == "qwen3" and "tools" in string.Template(template.system).get_identifiers()
-    native = native and "tools" in str(tokenizer.chat_template or "")
-    tools = tool_schemas(enabled) if native else None
-    special = tokenizer.all_special_tokens
-    shown = len(view.core) if enabled[0] else 0  # characters
+    if spec.recent < 0:
+        raise ValueError(f"recent is {spec.recent}: give the number of entries to show, 0 or more")
+    tools = tool_schemas(spec.enabled) if native_tools else None
+    special = (*spec.tokenizer.all_special_tokens, *special)
+    recent, characters = spec.recent, len(view.core) if spec.enabled[0] else 0
     while True:
-        messages = render_memorise(
-            template, view, chunk, recent, response_tokens, dialect, enabled, special, not native
-        )
-        ids = encode_messages(messages, tokenizer, tools)
-        if len(ids) <= budget:
-            return ids
-        if recent == 0 and not shown:
+        showing = dataclasses.replace(spec, recent=recent)
+        messages = render_memorise(showing, view, chunk, special, not native_tools)
+        ids = encode_messages(messages, spec.tokenizer, tools)
+        if len(ids) <= spec.prompt_tokens:
+            return messages, ids
+        if recent == 0 and not characters:
             break
         if recent == 0:
-            shown //= 2
-            core = view.core[:shown] + CUT_MARK if shown else ""
+            characters //= 2
+            core = view.core[:characters] + CUT_MARK if characters else ""
             view = dataclasses.replace(view, core=core)
         recent //= 2
-    chunk_tokens = len(tokenizer.encode(escape(chunk, special), add_special_tokens=False))
+    chunk_tokens = len(spec.tokenizer.encode(escape(chunk, special), add_special_tokens=False))
     raise PromptTooLong(
         f"the prompt has {len(ids)} tokens with nothing of the memory shown, its budget is"
-        f" {budget}: the chunk has {chunk_tokens}, the rest is the template {template.name!r};"
-        " raise the prompt budget or use shorter chunks"
+        f" {spec.prompt_tokens}: the chunk has {chunk_tokens}, the rest is the template"
+        f" {spec.template.name!r}; raise the prompt budget or use shorter chunks"
     )
 
 

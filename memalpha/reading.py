@@ -1,37 +1,79 @@
-"""Questions to scores: evidence from a memory, the reader, the metric, r1 and r3."""
+"""Questions to scores: evidence from a memory, the reader, the metric, r1 and r3.
 
-from collections.abc import Sequence
+How a failure travels: where reader, judge or writer fails, the score is NaN (here). An episode
+whose scores are all NaN has r1 = NaN and is not `Episode.valid`; `rollout.to_batch` gives its rows
+`valid` = False, `batch.token_mask` then masks their tokens out of loss, counts and advantages, and
+`experiments.lib.failures` stops a run where too many questions failed.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from memalpha import rewards, scoring
 from memalpha.data.instance import Instance, validate
-from memalpha.episode import Clock, Environment, Episode, Recaller, count_tokens
-from memalpha.memory import MemoryView
+from memalpha.episode import Clock, Environment, Episode, Recall, Recaller, Step, count_tokens
+from memalpha.memory import Entry, MemoryView
 from memalpha.reader import Answer, Request, gather, read
 from memalpha.retrieval import make_index
 
-
-def read_out(env: Environment, episodes: list[Episode], clock: Clock) -> None:
-    """Answers the questions of all episodes from their final memories, and scores them."""
-    with clock("retrieve"):
-        requests = [find_evidence(env, episode.instance, episode.view) for episode in episodes]
-    with clock("read"):
-        answer(env, episodes, requests, [episode.view.tokens for episode in episodes])
+INDEXES = 256  # that are remembered while the memories of a batch are read
 
 
-def answer(
+def read_out(
     env: Environment,
-    episodes: Sequence[Episode],
-    requests: Sequence[Sequence[Request]],
-    memory_tokens: Sequence[int],
-) -> None:
-    """Asks the reader for all episodes at once and fills in answers, scores, r1, r3 and sizes."""
-    answers = iter(read([request for some in requests for request in some], env.answerer))
-    for episode, asked, held in zip(episodes, requests, memory_tokens, strict=True):
-        episode.answers = [next(answers) for _ in asked]
-        episode.memory_tokens = held
-    _score(env, episodes)
+    instances: Sequence[Instance],
+    steps: Sequence[list[Step]],
+    views: Sequence[MemoryView],
+    clock: Clock,
+) -> list[Episode]:
+    """Answers the questions of all instances from their final memories, and scores them."""
+    with clock("retrieve"):
+        recalls = recall_all(env, instances, views)
+    with clock("read"):
+        return finish(env, instances, recalls, steps)
+
+
+def recall_all(
+    env: Environment, instances: Sequence[Instance], views: Sequence[MemoryView]
+) -> list[Recall]:
+    """The evidence for every question of every instance; equal lists of entries, as groups of
+    rollouts often have, are indexed once."""
+
+    @lru_cache(maxsize=INDEXES)
+    def index(texts: tuple[str, ...]):
+        return make_index(list(texts), env.reading.retriever, env.reading.dimensions)
+
+    return [
+        Recall(find_evidence(env, instance, view, index), view.tokens, view)
+        for instance, view in zip(instances, views, strict=True)
+    ]
+
+
+def find_evidence(
+    env: Environment, instance: Instance, view: MemoryView, index=None
+) -> list[Request]:
+    """One request to the reader for each question of an instance.
+
+    `index`: texts (a tuple) -> what `retrieval.make_index` gives; None: made here.
+    """
+
+    def index_of(entries: Sequence[Entry]):
+        texts = tuple(entry.text for entry in entries)
+        if index is not None:
+            return index(texts)
+        return make_index(list(texts), env.reading.retriever, env.reading.dimensions)
+
+    return gather(
+        [question.question for question in instance.questions],
+        instance.source,
+        view,
+        index_of(view.semantic),
+        index_of(view.episodic),
+        env.reading.top_k,
+        count_tokens=lambda text: count_tokens(env, text),
+    )
 
 
 def run_baseline(
@@ -44,70 +86,87 @@ def run_baseline(
     """
     if not instances:
         raise ValueError("run_baseline: no instances; give at least one")
-    recalled = recall(env, [validate(instance) for instance in instances])
-    episodes = [
-        Episode(instance, view=found.view, recall=found, failure=found.failure)
-        for instance, found in zip(instances, recalled, strict=True)
-    ]
-    kept = [episode for episode in episodes if episode.held]
-    held = [episode.recall.memory_tokens for episode in kept]
-    if kept:
-        answer(env, kept, [episode.recall.requests for episode in kept], held)
-    for episode in episodes:
-        if not episode.held:
-            questions = len(episode.instance.questions)
-            episode.answers = [Answer(None, (), (), 0)] * questions
-            episode.scores, episode.verdicts = [float("nan")] * questions, [""] * questions
-            episode.chunk_tokens = sum(count_tokens(env, c) for c in episode.instance.chunks)
-    return episodes
+    recalls = recall(env, [validate(instance) for instance in instances])
+    return finish(env, instances, recalls, [[] for _ in instances])
 
 
-def find_evidence(env: Environment, instance: Instance, view: MemoryView) -> list[Request]:
-    """One request to the reader for each question of an instance."""
-    questions = [question.question for question in instance.questions]
-    indexes = [
-        make_index([entry.text for entry in entries], env.retriever, env.dimensions)
-        for entries in (view.semantic, view.episodic)
+def finish(
+    env: Environment,
+    instances: Sequence[Instance],
+    recalls: Sequence[Recall],
+    steps: Sequence[list[Step]],
+) -> list[Episode]:
+    """The episodes: reader and answer judge are asked once, for all of them.
+
+    What a writer failed on is missing and not forgotten: all scores of its episode are NaN.
+    """
+    requests = [request for recall in recalls if not recall.failure for request in recall.requests]
+    replies = iter(read(requests, env.reading.answerer) if requests else [])
+    answers = [_answers(*pair, replies) for pair in zip(instances, recalls, strict=True)]
+    claims: dict[tuple[int, int], scoring.Claim] = {}
+    for e, (instance, its_steps) in enumerate(zip(instances, steps, strict=True)):
+        if not any(step.response.error for step in its_steps):
+            for q, answer in enumerate(answers[e]):
+                if answer.text is not None:
+                    claims[e, q] = _claim(instance, q, answer.text)
+    words: dict[int, str] = {}
+    scores = scoring.scores(list(claims.values()), env.reading.answer_judge, words)
+    judged = {
+        place: (score, words.get(number, ""))
+        for number, (place, score) in enumerate(zip(claims, scores, strict=True))
+    }
+    unjudged = (float("nan"), "")
+    return [
+        _episode(
+            env,
+            instances[e],
+            recalls[e],
+            steps[e],
+            answers[e],
+            [judged.get((e, q), unjudged) for q in range(len(answers[e]))],
+        )
+        for e in range(len(instances))
     ]
-    return gather(
-        questions,
-        instance.source,
-        view,
-        *indexes,
-        env.top_k,
-        count_tokens=lambda text: count_tokens(env, text),
+
+
+def _answers(instance: Instance, recall: Recall, replies: Iterator[Answer]) -> list[Answer]:
+    if recall.failure:
+        return [Answer(None, (), (), 0)] * len(instance.questions)
+    return [next(replies) for _ in recall.requests]
+
+
+def _episode(
+    env: Environment,
+    instance: Instance,
+    recall: Recall,
+    steps: list[Step],
+    answers: list[Answer],
+    judged: list[tuple[float, str]],
+) -> Episode:
+    scores = np.asarray([score for score, _ in judged])
+    missing = np.isnan(scores).any() or any(np.isnan(step.r4) for step in steps)
+    chunk_tokens = sum(count_tokens(env, chunk) for chunk in instance.chunks)
+    r3 = float("nan")
+    if not recall.failure:
+        r3 = float(rewards.compression(recall.memory_tokens, chunk_tokens))
+    failures = env.reading.failures
+    return Episode(
+        instance=instance,
+        recall=recall,
+        steps=steps,
+        answers=answers,
+        scores=[score for score, _ in judged],
+        verdicts=[verdict for _, verdict in judged],
+        r1=float(rewards.correctness(np.nan_to_num(scores), ~np.isnan(scores))),
+        r3=r3,
+        chunk_tokens=chunk_tokens,
+        failure=recall.failure or (failures[-1] if missing and failures else ""),
     )
 
 
-def _score(env: Environment, episodes: Sequence[Episode]) -> None:
-    """Scores the answers of all episodes, with one call of the judge, and fills in r1 and r3."""
-    claims: dict[tuple[int, int], scoring.Claim] = {}
-    for e, episode in enumerate(episodes):
-        episode.scores = [float("nan")] * len(episode.answers)
-        episode.verdicts = [""] * len(episode.answers)
-        if any(step.response.error for step in episode.steps):
-            continue  # what the writer could not read is not forgotten: nothing is to be said
-        for q, answer in enumerate(episode.answers):
-            if answer.text is not None:
-                claims[e, q] = _claim(episode.instance, q, answer.text)
-    said: dict[int, str] = {}
-    found = scoring.scores(list(claims.values()), env.score_judge, said)
-    for number, ((e, q), score) in enumerate(zip(claims, found, strict=True)):
-        episodes[e].scores[q], episodes[e].verdicts[q] = score, said.get(number, "")
-    for episode in episodes:
-        scores = np.asarray(episode.scores)
-        unjudged = any(np.isnan(step.r4) for step in episode.steps)
-        if (unjudged or np.isnan(scores).any()) and env.failures:
-            episode.failure = env.failures[-1]
-        episode.r1 = float(rewards.correctness(np.nan_to_num(scores), ~np.isnan(scores)))
-        episode.chunk_tokens = sum(count_tokens(env, chunk) for chunk in episode.instance.chunks)
-        episode.r3 = float(rewards.compression(episode.memory_tokens, episode.chunk_tokens))
-
-
 def _claim(instance: Instance, number: int, reply: str) -> scoring.Claim:
-    asked = instance.questions[number]
+    question = instance.questions[number]
     types, ids = (instance.metadata.get(f"question_{name}", ()) for name in ("types", "ids"))
-    kind = str(types[number]) if number < len(types) else ""
-    if number < len(ids) and str(ids[number]).endswith("_abs"):  # as LongMemEval marks them
-        kind = scoring.ABSTENTION
-    return scoring.Claim(instance.source, asked.question, reply, asked.answers, kind)
+    kind, name = (str(field[number]) if number < len(field) else "" for field in (types, ids))
+    kind = scoring.question_kind(kind, name)
+    return scoring.Claim(instance.source, question.question, reply, question.answers, kind)

@@ -8,6 +8,7 @@ Training, evaluation and use share this code; they differ in the writer alone.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +21,18 @@ from memalpha.episode import (
     Clock,
     Environment,
     Episode,
+    Recall,
     Response,
     Step,
     Turn,
     Writer,
-    cached_decoder,
-    cached_encoder,
     response_text,
 )
 from memalpha.judge import Verdict
 from memalpha.memory import MemoryView, Outcome
 from memalpha.prompts import CUT_MARK, fit_prompt
 from memalpha.reading import read_out
-from memalpha.tokenizer import encode
+from memalpha.tokenizer import cached_decoder, cached_encoder, encode
 
 
 def run_episodes(
@@ -54,10 +54,10 @@ def run_episodes(
         on_chunk: called with (chunks done, chunks in all), of all episodes, between chunks.
         rows: episodes at once, best what the writer takes at once; 0: all. It changes no result:
             a writer's sample depends on episode and chunk, not on its company.
-        ask: False leaves the questions out, and the episodes without r1 and r3.
+        ask: False skips the questions; r1 and r3 stay NaN.
 
     Raises:
-        PromptTooLong: a prompt that does not fit even with no entry shown.
+        PromptTooLong: template and chunk alone do not fit the prompt of a writer.
     """
     if not instances:
         raise ValueError("run_episodes: no instances; give at least one")
@@ -66,44 +66,61 @@ def run_episodes(
     for instance in instances:
         validate(instance)
     clock = Clock() if clock is None else clock
-    episodes = [Episode(instance) for instance in instances]
+    steps, views = _memorise_all(env, instances, writer, seed, keep_views, clock, on_chunk, rows)
+    if ask:
+        return read_out(env, instances, steps, views, clock)
+    return [
+        Episode(instance, Recall([], view.tokens, view), its_steps)
+        for instance, its_steps, view in zip(instances, steps, views, strict=True)
+    ]
+
+
+def _memorise_all(
+    env: Environment,
+    instances: Sequence[Instance],
+    writer: Writer,
+    seed: int,
+    keep_views: bool,
+    clock: Clock,
+    on_chunk: Callable[[int, int], None] | None,
+    rows: int,
+) -> tuple[list[list[Step]], list[MemoryView]]:
+    """The steps of every instance, and its final memory."""
+    steps: list[list[Step]] = [[] for _ in instances]
+    views: list[MemoryView | None] = [None for _ in instances]
     lengths = np.array([len(instance.chunks) for instance in instances])
     # The longest first: then the rows run dry at about the same time.
     order = np.argsort(-lengths, kind="stable")
     rows = min(rows or len(order), len(order))
     seats, waiting = np.sort(order[:rows]), deque(order[rows:])  # the episode of each row
-    first_ids = draw_first_ids(env, len(episodes), seed)
+    first_ids = draw_first_ids(env, len(instances), seed)
     state = _empty(env, first_ids[seats])
     while (seats >= 0).any():
         with clock("apply"):
-            shown = jax.device_get(memory.newest(state, env.recent))
+            host = jax.device_get(memory.newest(state, env.prompt.recent))
         with clock("render"):
             turns = [
-                _next_turn(env, shown, row, e, episodes[e])
+                make_turn(env, host, e, len(steps[e]), instances[e], row)
                 for row, e in enumerate(seats.tolist())
                 if e >= 0
             ]
-        state, steps = memorise(env, state, turns, writer, clock)
-        over = [turn.chunk + 1 == lengths[turn.episode] for turn in turns]
+        state, new_steps = memorise(env, state, turns, writer, clock)
+        ends = [turn.chunk + 1 == lengths[turn.episode] for turn in turns]
         with clock("apply"):
             # All of it only when an episode ends: it grows with the stream.
-            whole = jax.device_get(state) if keep_views or any(over) else None
-        for turn, step, ends in zip(turns, steps, over, strict=True):
-            episode = episodes[turn.episode]
-            episode.steps.append(step)
-            if keep_views:
-                step.view = whole_view(env, whole, turn.row)
-            if ends:
-                episode.view = whole_view(env, whole, turn.row)
+            whole = jax.device_get(state) if keep_views or any(ends) else None
+        for turn, step, is_last in zip(turns, new_steps, ends, strict=True):
+            view = whole_view(env, whole, turn.row) if keep_views or is_last else None
+            steps[turn.episode].append(replace(step, view=view) if keep_views else step)
+            if is_last:
+                views[turn.episode] = view
                 seats[turn.row] = -1
         if on_chunk:
-            on_chunk(sum(len(episode.steps) for episode in episodes), int(lengths.sum()))
+            on_chunk(sum(map(len, steps)), int(lengths.sum()))
         with clock("apply"):
-            del whole  # it can stand in the way of donating the state
+            del whole  # a host copy may alias the buffer of the state and block its donation
             state, seats = _reseat(state, seats, waiting, first_ids, rows)
-    if ask:
-        read_out(env, episodes, clock)
-    return episodes
+    return steps, views
 
 
 def _reseat(
@@ -148,73 +165,68 @@ def memorise(
         responses = writer(turns)
     with clock("parse"):
         texts = [response_text(env, response) for response in responses]
-        calls = [env.parse(text, env.dialect) for text in texts]
+        calls = [env.prompt.parse(text, env.prompt.dialect) for text in texts]
         # Rows without an episode (or a silent one) do nothing.
         of_row: list[list[tools.Call]] = [[] for _ in range(state.core.shape[0])]
         chunks = np.zeros(len(of_row), np.int32)
         for turn, made in zip(turns, calls, strict=True):
             of_row[turn.row], chunks[turn.row] = made, turn.chunk
     with clock("apply"):
-        state, ops, outcomes = apply_calls(env, state, of_row, chunks)
+        state, outcomes = apply_calls(env, state, of_row, chunks)
     with clock("judge"):
         every = [call for made in calls for call in made]
-        verdicts = env.judge(every)
+        verdicts = env.reading.content_judge(every)
         if len(verdicts) != len(every):
             raise ValueError(f"judge: {len(every)} calls but {len(verdicts)} verdicts")
         ordered = iter(verdicts)
         judged = [[next(ordered) for _ in made] for made in calls]
     with clock("parse"):
         steps = [
-            _step(*row, ops, outcomes)
-            for row in zip(turns, responses, texts, calls, judged, strict=True)
+            _step(turn, *parts, outcomes[turn.row])
+            for turn, *parts in zip(turns, responses, texts, calls, judged, strict=True)
         ]
     return state, steps
 
 
 def first_state(env: Environment, rows: int, seed: int) -> memory.MemoryState:
-    """Empty memories; the first id of each is drawn from `env.first_ids`."""
+    """Empty memories; the first id of each is drawn from `env.memory.first_ids`."""
     return _empty(env, draw_first_ids(env, rows, seed))
 
 
 def draw_first_ids(env: Environment, episodes: int, seed: int) -> np.ndarray:
     """[episodes] int32, the id that the first entry of each will have."""
-    low, high = env.first_ids
+    low, high = env.memory.first_ids
     drawn = np.random.default_rng([seed, 7]).integers(low, high + 1, size=episodes)
     return drawn.astype(np.int32)
 
 
 def _empty(env: Environment, first_ids: np.ndarray) -> memory.MemoryState:
-    capacity = memory.capacity_bucket(env.max_calls)
-    return memory.init(len(first_ids), capacity, env.entry_tokens, env.core_tokens, first_ids)
+    capacity = memory.capacity_bucket(env.memory.max_calls)
+    return memory.init(
+        len(first_ids), capacity, env.memory.entry_tokens, env.memory.core_tokens, first_ids
+    )
 
 
 def make_turn(
-    env: Environment, host, episode: int, chunk: int, instance: Instance, text: str, row: int = 0
+    env: Environment,
+    host,
+    episode: int,
+    chunk: int,
+    instance: Instance,
+    row: int = 0,
+    text: str | None = None,
 ) -> Turn:
-    """Shows the chunk `text` with the memory of row `row` of `host` (the state as numpy)."""
-    view = memory.view(host, row, cached_decoder(env.tokenizer), last=env.recent)
-    prompt = fit_prompt(
-        env.template,
-        view,
-        text,
-        env.tokenizer,
-        env.prompt_tokens,
-        env.recent,
-        env.response_tokens,
-        env.dialect,
-        env.enabled,
+    """What an episode shows at a chunk, with the memory of row `row` of `host` (the state, or what
+    `memory.newest` gives of it, as numpy). `text`: another text than that chunk of the instance."""
+    view = memory.view(host, row, cached_decoder(env.prompt.tokenizer), last=env.prompt.recent)
+    return Turn(
+        episode, chunk, instance.chunks[chunk] if text is None else text, instance, view, row
     )
-    return Turn(episode, chunk, text, instance, view, prompt, row)
-
-
-def _next_turn(env: Environment, host, row: int, number: int, episode: Episode) -> Turn:
-    chunk, instance = len(episode.steps), episode.instance
-    return make_turn(env, host, number, chunk, instance, instance.chunks[chunk], row)
 
 
 def whole_view(env: Environment, host, row: int) -> MemoryView:
     """All of the memory of one row, as text; `host` is the whole state as numpy."""
-    return memory.view(host, row, cached_decoder(env.tokenizer))
+    return memory.view(host, row, cached_decoder(env.prompt.tokenizer))
 
 
 def apply_calls(
@@ -222,20 +234,24 @@ def apply_calls(
     state: memory.MemoryState,
     calls: Sequence[Sequence[tools.Call]],
     chunks: int | np.ndarray,
-) -> tuple[memory.MemoryState, memory.Ops, np.ndarray]:
+) -> tuple[memory.MemoryState, np.ndarray]:
     """Runs the calls of every row on its memory, which grows where it has to.
 
     `calls`: one list a row of `state`, which is donated. `chunks`: the chunk number of all rows, or
-    of each [R]. Returns state, ops, outcomes [R, O].
+    of each [R]. Returns state and outcomes [R, O].
     """
-    width = max(env.entry_tokens, env.core_tokens)
-    ops = tools.calls_to_ops(calls, cached_encoder(env.tokenizer), width, env.max_calls)
+    width = max(env.memory.entry_tokens, env.memory.core_tokens)
+    ops = tools.calls_to_ops(
+        calls, cached_encoder(env.prompt.tokenizer), width, env.memory.max_calls
+    )
     inserts = (ops.kind == memory.OpKind.INSERT).sum(axis=1)
     state = memory.grow(state, memory.needed_capacity(state, inserts[:, None]))
     chunks = np.broadcast_to(np.asarray(chunks, np.int32), len(calls))
-    cut_mark = jnp.asarray(encode(env.tokenizer, CUT_MARK), jnp.int32)
-    state, outcomes, _ = memory.apply_batch(state, ops, chunks, cut_mark, jnp.asarray(env.enabled))
-    return state, ops, np.asarray(outcomes)
+    cut_mark = jnp.asarray(encode(env.prompt.tokenizer, CUT_MARK), jnp.int32)
+    state, outcomes, _ = memory.apply_batch(
+        state, ops, chunks, cut_mark, jnp.asarray(env.prompt.enabled)
+    )
+    return state, np.asarray(outcomes)
 
 
 def _step(
@@ -244,37 +260,46 @@ def _step(
     text: str,
     calls: list[tools.Call],
     verdicts: list[Verdict],
-    ops: memory.Ops,
     outcomes: np.ndarray,
 ) -> Step:
-    # Calls past max_calls were not executed: they count as failed.
-    left_out = len(calls) - ops.kind.shape[1]
-    mine = np.append(outcomes[turn.row], [Outcome.MALFORMED] * left_out).astype(int)
-    kinds = np.append(ops.kind[turn.row], [memory.OpKind.MALFORMED] * left_out).astype(int)
-    fit = np.zeros(len(mine), bool)
-    fit[: len(calls)] = [verdict.valid for verdict in verdicts]
-    r4 = float(rewards.content_share(kinds, mine, fit))
+    """A step from its calls, their verdicts, and the outcomes [O] of those that were executed;
+    calls past `max_calls` were not, and count as malformed."""
+    kinds = np.array([tools.call_kind(call) for call in calls], int)
+    executed = min(len(calls), len(outcomes))
+    results = np.full(len(calls), Outcome.MALFORMED, int)
+    results[:executed] = outcomes[:executed]
+    fit = np.array([verdict.valid for verdict in verdicts], bool)
+    r4 = float(rewards.content_share(kinds, results, fit))
     return Step(
         chunk=turn.chunk,
-        prompt=turn.prompt,
         response=response,
         text=text,
         calls=calls,
-        outcomes=[Outcome(o) for o in mine[: len(calls)]],
-        fit=fit[: len(calls)].tolist(),
-        r2=float(rewards.format_share(mine)),
+        outcomes=[Outcome(outcome) for outcome in results],
+        fit=fit.tolist(),
+        r2=float(rewards.format_share(results)),
         r4=float("nan") if any(verdict.failed for verdict in verdicts) else r4,
     )
 
 
-def scripted_writer(env: Environment, respond: Callable[[Turn], str]) -> Writer:
-    """A writer from a function that gives the text of a response; it sees what the policy sees."""
-    end = env.tokenizer.eos_token_id
+def scripted_writer(
+    env: Environment, respond: Callable[[Turn], str], with_prompts: bool = False
+) -> Writer:
+    """A writer from a function that gives the text of a response; it sees what the policy sees.
 
-    def write(turns: Sequence[Turn]) -> list[Response]:
-        return [Response([*encode(env.tokenizer, respond(turn)), end]) for turn in turns]
+    `with_prompts`: the responses carry the prompt that a policy would have read, for traces that
+    it is to imitate.
+    """
+    end = env.prompt.tokenizer.eos_token_id
 
-    return write
+    def write_one(turn: Turn) -> Response:
+        tokens = np.array([*encode(env.prompt.tokenizer, respond(turn)), end], np.int32)
+        if not with_prompts:
+            return Response(tokens)
+        prompt = fit_prompt(env.prompt, turn.view, turn.text)
+        return Response(tokens, prompt=np.array(prompt, np.int32))
+
+    return lambda turns: [write_one(turn) for turn in turns]
 
 
 def to_batch(
@@ -282,36 +307,35 @@ def to_batch(
 ) -> Batch:
     """Rows of all steps, episode by episode, filled to `rows` (numpy).
 
-    Consecutive runs of `rollouts` episodes belong to one instance. The rewards are apart. Rows of
-    an episode without any judged question are not valid, nor are those of a step whose calls the
-    judge failed on.
+    Consecutive runs of `rollouts` episodes belong to one instance. Rewards stay apart. Rows of an
+    episode without any judged question are not valid, nor are those of a step whose calls the judge
+    failed on.
     """
-    made = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
+    steps = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
     batch = from_tokens(
-        [step.prompt for _, step in made],
-        [step.response.tokens for _, step in made],
+        [step.response.prompt for _, step in steps],
+        [step.response.tokens for _, step in steps],
         prompt_tokens,
         response_tokens,
     )
-    logps = np.full(
-        batch.tokens.completion.shape, np.nan, np.float32
-    )  # no log-prob: neutral, counted
-    for row, (_, step) in enumerate(made):
+    shape = batch.tokens.completion.shape
+    logps = np.full(shape, np.nan, np.float32)  # no log-prob: neutral, counted
+    for row, (_, step) in enumerate(steps):
         if step.response.logps is not None:
             logps[row, : len(step.response.logps)] = step.response.logps
-    of_row = np.array([e for e, _ in made], np.int32)
-    valid = np.array([episodes[e].valid and not np.isnan(step.r4) for e, step in made], bool)
+    episode_of_row = np.array([e for e, _ in steps], np.int32)
+    valid = np.array([episodes[e].valid and not np.isnan(step.r4) for e, step in steps], bool)
     columns = {
-        "r1": [episodes[e].r1 for e in of_row],
-        "r2": [step.r2 for _, step in made],
-        "r3": [episodes[e].r3 for e in of_row],
-        "r4": [step.r4 for _, step in made],
+        "r1": [episodes[e].r1 for e in episode_of_row],
+        "r2": [step.r2 for _, step in steps],
+        "r3": [episodes[e].r3 for e in episode_of_row],
+        "r4": [step.r4 for _, step in steps],
     }
     batch = batch.with_targets(sample_logps=logps).with_rows(
         rewards={k: np.where(valid, v, 0).astype(np.float32) for k, v in columns.items()},
-        instance=of_row // rollouts,
-        episode=of_row,
-        chunk=np.array([step.chunk for _, step in made], np.int32),
+        instance=episode_of_row // rollouts,
+        episode=episode_of_row,
+        chunk=np.array([step.chunk for _, step in steps], np.int32),
         valid=valid,
     )
     return fill(batch, rows)

@@ -6,7 +6,8 @@ tool call) are given as `phrases` and become one token each, so that a small mod
 context on content.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -99,3 +100,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Text of token ids; special tokens are left out."""
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@lru_cache(maxsize=8)
+def cached_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """`encode` of one tokenizer that remembers texts: the same contents are encoded often."""
+    return lru_cache(maxsize=65_536)(lambda text: encode(tokenizer, text))
+
+
+@lru_cache(maxsize=8)
+def cached_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
+    """`decode` of one tokenizer that remembers token ids: an entry is shown at many steps."""
+    cached = lru_cache(maxsize=65_536)(lambda ids: decode(tokenizer, ids))
+    return lambda ids: cached(tuple(ids))

@@ -162,6 +162,11 @@ def tool_schemas(enabled: Sequence[bool], search: bool = False) -> list[dict]:
     return schemas
 
 
+def call_kind(call: Call) -> OpKind:
+    """What a call asks of the memory."""
+    return OpKind.MALFORMED if call.error else _KINDS.get(call.name, OpKind.MALFORMED)
+
+
 def calls_to_ops(
     calls_per_row: Sequence[Sequence[Call]],
     encode: Callable[[str], list[int]],

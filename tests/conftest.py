@@ -14,9 +14,9 @@ import pytest  # noqa: E402
 from chat_server import ChatServer  # noqa: E402
 
 from memalpha.data import synthetic  # noqa: E402
-from memalpha.episode import Environment  # noqa: E402
+from memalpha.episode import Environment, MemorySpec  # noqa: E402
 from memalpha.model import ModelConfig  # noqa: E402
-from memalpha.prompts import load_template, template_fragments  # noqa: E402
+from memalpha.prompts import PromptSpec, load_template, template_fragments  # noqa: E402
 from memalpha.tokenizer import train_tokenizer  # noqa: E402
 from memalpha.tools import fixed_fragments  # noqa: E402
 
@@ -31,16 +31,10 @@ def micro() -> SimpleNamespace:
     instances = synthetic.generate_many(list(synthetic.FAMILIES), "train", 10)
     corpus = [chunk for instance in instances for chunk in instance.chunks]
     tokenizer = train_tokenizer(corpus, 1000, phrases)
-    env = Environment(
-        tokenizer=tokenizer,
-        template=load_template("compact"),
-        recent=2,
-        prompt_tokens=320,
-        response_tokens=128,
-        entry_tokens=64,
-        core_tokens=128,
-        max_calls=16,
+    prompt = PromptSpec(
+        tokenizer, load_template("compact"), recent=2, prompt_tokens=320, response_tokens=128
     )
+    env = Environment(prompt, MemorySpec(entry_tokens=64, core_tokens=128, max_calls=16))
     model = ModelConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

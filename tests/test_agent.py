@@ -1,6 +1,5 @@
 """The agent: one step of an episode at a time, on a memory that lasts; text is data to it."""
 
-import dataclasses
 import json
 import os
 import re
@@ -60,7 +59,7 @@ def keep_all(turn):
 
 @pytest.fixture(scope="module")
 def env(micro):
-    return dataclasses.replace(micro.env, entry_tokens=160, prompt_tokens=640, response_tokens=256)
+    return micro.env.replace(entry_tokens=160, prompt_tokens=640, response_tokens=256)
 
 
 def agent_of(env, respond=keep_all, **options):
@@ -79,7 +78,7 @@ def test_chunk_by_chunk_is_the_same_as_one_episode(micro):
         calls += [insert(turn.text[-40:]), insert("same", "episodic"), "<tool_call>{broken"]
         return "\n".join([*calls[:-1], format_call("memory_update", core, "qwen3"), calls[-1]])
 
-    env = dataclasses.replace(micro.env, first_ids=(1, 1))
+    env = micro.env.replace(first_ids=(1, 1))
     (episode,) = run_episodes(env, [chunks], scripted_writer(env, respond))
     agent = agent_of(env, respond)
     events = [event for chunk in chunks.chunks for event in agent.observe(chunk, as_is=True)]
@@ -187,7 +186,7 @@ def test_hostile_text_is_stored_and_never_obeyed(env, text):
     prompts = []
 
     def respond(turn):
-        prompts.append(env.tokenizer.decode(turn.prompt))
+        prompts.append(env.prompt.tokenizer.decode(turn.prompt))
         return keep_all(turn)
 
     agent = agent_of(env, respond)
@@ -271,7 +270,7 @@ def test_chat_answers_questions_and_remembers_what_was_said(env):
 
 
 def test_a_reader_that_fails_is_an_error_and_not_an_answer(env):
-    agent = agent_of(dataclasses.replace(env, answerer=lambda requests: [None]))
+    agent = agent_of(env.replace(answerer=lambda requests: [None]))
     agent.observe("Rex is a dog.")
     with pytest.raises(RuntimeError, match="reader gave no answer"):
         agent.ask("What is Rex?")
@@ -397,16 +396,20 @@ def test_a_run_is_loaded_as_it_was_trained(workdir):
     before = sorted(p.name for p in folder.rglob("*"))
     policy = load_policy(folder)
     assert isinstance(policy.env, Environment) and policy.name.endswith("rl step 7")
-    assert (policy.env.recent, policy.env.core_tokens, policy.env.first_ids) == (2, 64, (1, 9999))
+    assert (
+        policy.env.prompt.recent,
+        policy.env.memory.core_tokens,
+        policy.env.memory.first_ids,
+    ) == (2, 64, (1, 9999))
     jax.tree.map(np.testing.assert_array_equal, policy.params, params)
     assert sorted(p.name for p in folder.rglob("*")) == before  # reading leaves nothing behind
 
 
 def test_a_model_folder_is_a_writer_too(workdir, tmp_path):
     run = load_run(workdir[0])
-    folder = export(run.params, run.model, tmp_path / "model", run.env.tokenizer)
+    folder = export(run.params, run.model, tmp_path / "model", run.env.prompt.tokenizer)
     policy = load_policy(folder)
-    assert policy.model == run.model and policy.env.template.name == "full"
+    assert policy.model == run.model and policy.env.prompt.template.name == "full"
     jax.tree.map(np.testing.assert_array_equal, policy.params, run.params)
 
 

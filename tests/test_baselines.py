@@ -172,7 +172,7 @@ def test_store_everything_holds_a_line_an_entry(micro):
     assert [entry.text for entry in entries] == lines
     assert [entry.written_at for entry in entries] == [0, 0, 0, 1, 1, 2, 2]
     assert request.evidence.semantic[0].text == "The pet of Anna Berger is a parrot."
-    (request,), _ = recalled(store_everything, replace(micro.env, top_k=2), by_hand())
+    (request,), _ = recalled(store_everything, micro.env.replace(top_k=2), by_hand())
     assert len(request.evidence.semantic) == 2
 
 

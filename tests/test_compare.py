@@ -84,7 +84,7 @@ def test_runs_are_named():
 
 def test_runs_are_read_alike(micro):
     one = Run(None, None, micro.env)
-    other = replace(one, env=replace(micro.env, top_k=3))
+    other = replace(one, env=micro.env.replace(top_k=3))
     check_reading({"a": one, "b": one})
     with pytest.raises(ValueError, match="a and b are read in different ways .*top_k: 20 and 3"):
         check_reading({"a": one, "b": other})
@@ -107,7 +107,7 @@ def test_a_memory_read_again_in_the_same_way_says_the_same(micro, episodes):
     before = [e.r1 for e in episodes]
     again = read_again(micro.env, episodes)
     assert [e.answers for e in again] == [e.answers for e in episodes]
-    fewer = read_again(replace(micro.env, top_k=1), episodes)
+    fewer = read_again(micro.env.replace(top_k=1), episodes)
     assert [e.r1 for e in again] == before == [e.r1 for e in episodes]  # which stay as they are
     assert [e.memory_tokens for e in fewer] == [e.memory_tokens for e in episodes]
     assert sum(a.tokens for e in fewer for a in e.answers) < sum(

@@ -79,7 +79,7 @@ def test_the_code_of_extending_runs_and_each_part_is_short(tmp_path, monkeypatch
     page = (ROOT / "docs" / "extending.md").read_text("utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("memalpha.data.SOURCES", SOURCES)
-    for table in (SOURCES, scoring.FAMILIES):
+    for table in (SOURCES, scoring.METRICS):
         monkeypatch.setitem(table, "diary", None)  # taken out again afterwards
     names = {}
     for part in page.split("\n## ")[1:]:

@@ -159,7 +159,7 @@ def test_failed_answers_are_masked_up_to_a_share(run, tmp_path):
 
     instances = load_sources(run.config, SOURCES[:1], "test", 4)
     questions = sum(len(i.questions) for i in instances["synthetic_facts"])
-    env = replace(run.env, answerer=some_fail)
+    env = run.env.replace(answerer=some_fail)
     system = open_systems(["no_memory"], replace(run, env=env), None, 4)
     config = tiny.get_config("max_failed_share=0.5")
     measure(replace(run, config=config, env=env), tmp_path / "some", system, 4, SOURCES[:1], 4)
@@ -178,7 +178,7 @@ def test_failed_answers_are_masked_up_to_a_share(run, tmp_path):
 
 def test_a_reader_of_another_kind_is_another_config(run, tmp_path):
     measure(run, tmp_path, open_systems(["no_memory"], run, None, 2), 1)
-    env = replace(run.env, top_k=3)
+    env = run.env.replace(top_k=3)
     with pytest.raises(ResultsError, match="reading.top_k: was 20, is 3"):
         measure(replace(run, env=env), tmp_path, open_systems(["no_memory"], run, None, 2), 1)
 
@@ -210,7 +210,7 @@ def test_sources_and_workdirs_that_are_not_there(run, workdir, tmp_path):
 
 def test_changes_reach_the_environment_and_old_configs_are_read(workdir, tmp_path, chat_server):
     changed = open_workdir(workdir, "reward.top_k=3,data.max_questions=2")
-    assert changed.env.top_k == 3
+    assert changed.env.reading.top_k == 3
     (instance,) = load_sources(changed.config, SOURCES[:1], "test", 1)["synthetic_facts"]
     assert len(instance.questions) == 2
     settings = json.loads((workdir / "config.json").read_text())

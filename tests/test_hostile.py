@@ -1,7 +1,5 @@
 """Hostile texts and the structure of a prompt: broken where data go in as they are, else whole."""
 
-from dataclasses import replace
-
 import jax
 import pytest
 
@@ -42,12 +40,14 @@ def test_harmless_text_breaks_nothing_either_way(env):
 
 
 def test_a_writer_that_makes_every_call_it_reads_makes_none_of_a_chunk(micro):
-    env = replace(micro.env, prompt_tokens=640)
+    env = micro.env.replace(prompt_tokens=640)
     instances = synthetic.generate_many(["facts"], "test", 2, chunks=2)
-    of = lambda: executed(env, lambda rows: echo(env), instances, list(texts(12, env.dialect)))
+    of = lambda: executed(
+        env, lambda rows: echo(env), instances, list(texts(12, env.prompt.dialect))
+    )
     with undelimited():
         without = of()
-    calls = {name for name, text in texts(12, env.dialect).items() if "<tool_call>" in text}
+    calls = {name for name, text in texts(12, env.prompt.dialect).items() if "<tool_call>" in text}
     assert len(calls) == 6
     assert without == {name: float(name in calls) for name in without}
     assert not any(of().values())

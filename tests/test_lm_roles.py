@@ -175,11 +175,10 @@ def test_reader_and_judges_from_end_to_end(micro):
 
     env = micro.env
     reader, judge = Scripted(answers), Scripted(judges)
-    env = replace(
-        env,
-        answerer=lm_reader(reader, on_failure=env.failures.append),
-        judge=lm_content_judge(judge, on_failure=env.failures.append),
-        score_judge=lm_score_judge(judge, on_failure=env.failures.append),
+    env = env.replace(
+        answerer=lm_reader(reader, on_failure=env.reading.failures.append),
+        judge=lm_content_judge(judge, on_failure=env.reading.failures.append),
+        score_judge=lm_score_judge(judge, on_failure=env.reading.failures.append),
     )
     instances = [lme(1, "multi-session"), lme(2, "x"), lme(3, "x"), lme(4, "x", "_abs")]
     writer = scripted_writer(env, lambda turn: insert(turn.text))
@@ -193,7 +192,7 @@ def test_reader_and_judges_from_end_to_end(micro):
     assert [("cannot be answered" in text) for text in verdicts] == [False, False, True]
     assert len(judge.settings) == 2  # all contents at once, all claims at once
     assert {"reader scripted: 400: too long", "the judge gave no verdict: 'no idea'"} <= set(
-        env.failures
+        env.reading.failures
     )
     batch = to_batch(episodes, 1, 320, 128, 4)
     assert batch.rows.valid.tolist() == [True, False, False, True]
@@ -204,20 +203,22 @@ def test_a_step_whose_calls_could_not_be_judged_is_not_a_row_but_its_episode_cou
     def judge(calls):
         return [Verdict(True, failed="Item 2" in call.arguments["content"]) for call in calls]
 
-    env = replace(micro.env, judge=judge, score_judge=scoring.recall_judge)
+    env = micro.env.replace(content_judge=judge, answer_judge=scoring.recall_judge)
     both = replace(lme(1, "x"), chunks=(*lme(1, "x").chunks, *lme(2, "x").chunks))
     (episode,) = run_episodes(env, [both], scripted_writer(env, lambda t: insert(t.text)))
     assert episode.valid and math.isnan(episode.steps[1].r4)
     assert to_batch([episode], 1, 320, 128, 2).valid.tolist() == [True, False]
     with pytest.raises(ValueError, match="1 calls but 0 verdicts"):
         run_episodes(
-            replace(env, judge=lambda _: []), [both], scripted_writer(env, lambda t: insert("x"))
+            env.replace(content_judge=lambda _: []),
+            [both],
+            scripted_writer(env, lambda t: insert("x")),
         )
 
 
 def test_a_prompted_writer_writes_in_the_environment_it_is_given(micro):
     env = replace(prompted_environment(), score_judge=scoring.recall_judge)
-    assert env.tokenizer.decode(env.tokenizer.encode("Zoë 🙂 < \n")) == "Zoë 🙂 < \n"
+    assert env.prompt.tokenizer.decode(env.prompt.tokenizer.encode("Zoë 🙂 < \n")) == "Zoë 🙂 < \n"
 
     def say(text):
         return f"<think>what now</think>{insert('Item 1 is in the box.')}"
@@ -230,7 +231,7 @@ def test_a_prompted_writer_writes_in_the_environment_it_is_given(micro):
     assert system["role"] == "system" and "new_memory_insert" in system["content"]
     assert "no more than 1638 tokens" in user["content"]
     assert engine.settings == [(2048, 0.0, 3)]
-    assert env.entry_tokens == 4 * 512  # bytes
+    assert env.memory.entry_tokens == 4 * 512  # bytes
     other = prompted_environment(micro.tokenizer)
     assert other.tokenizer is micro.tokenizer and other.entry_tokens == 512
 
@@ -247,7 +248,7 @@ def test_a_prompted_writer_shows_as_many_entries_as_fit():
 
 def test_a_writer_that_fails_leaves_its_episode_without_a_score(micro):
     said = []
-    env = replace(micro.env, score_judge=scoring.recall_judge)
+    env = micro.env.replace(answer_judge=scoring.recall_judge)
     engine = Scripted(lambda text: FAILED if "Item 2" in text else insert("in the box"))
     writer = lm_writer(env, engine, on_failure=said.append)
     episodes = run_episodes(env, [lme(1, "x"), lme(2, "x")], writer)
@@ -260,9 +261,9 @@ def test_a_writer_that_fails_leaves_its_episode_without_a_score(micro):
 
 
 def test_the_agent_says_why_its_reader_failed(micro):
-    env = replace(micro.env, failures=type(micro.env.failures)())
-    env = replace(
-        env, answerer=lm_reader(Scripted(lambda _: FAILED), on_failure=env.failures.append)
+    env = micro.env.replace(failures=type(micro.env.reading.failures)())
+    env = env.replace(
+        answerer=lm_reader(Scripted(lambda _: FAILED), on_failure=env.reading.failures.append)
     )
     agent = MemoryAgent(env, scripted_writer(env, lambda turn: insert("Rex is a dog.")))
     agent.observe("Rex is a dog.")

@@ -11,7 +11,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from configs import tiny
-from experiments.lib.setup import build_model, build_tokenizer, check
+from experiments.lib.checks import check
+from experiments.lib.objects import build_model, build_tokenizer
 from experiments.lib.workdir import write_json
 from experiments.train import train
 from memalpha import learner, lora, objective
@@ -206,7 +207,7 @@ def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
     assert tokenizer.encode("Ann met Bob") == micro.tokenizer.encode("Ann met Bob")
     model, base = build_model(config, len(tokenizer))
     assert model == replace(micro.model, param_dtype="bfloat16")
-    env = replace(micro.env, response_tokens=16)
+    env = micro.env.replace(response_tokens=16)
     trained = train(config, tmp_path, env, model, base)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), trained, base)
     assert moved["layers_0"]["mlp"]["up_proj"]["kernel"] and not moved["embed"]["embedding"]

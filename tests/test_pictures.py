@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.lib.main_job import which_example, widest_first
 from experiments.lib.measure import by_source, summarise, table_rows
 from experiments.lib.pictures import WINDOW, describe_episode, draw_curves, results_table, smooth
+from experiments.main_job import which_example, widest_first
 from memalpha.baselines import no_memory
 from memalpha.data import synthetic
 from memalpha.reading import run_baseline

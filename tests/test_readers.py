@@ -7,11 +7,12 @@ import pytest
 from chat_server import fails
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, real_text, tiny
-from experiments.lib import main_job
+from experiments import main_job
+from experiments.lib.checks import check
 from experiments.lib.failures import ReaderFailureError, check_answers
 from experiments.lib.measure import summarise, validate
+from experiments.lib.objects import build_environment
 from experiments.lib.readers import build_engines, check_readers, probe, with_readers
-from experiments.lib.setup import build_environment, check
 from experiments.lib.workdir import WorkdirError, open_workdir
 from memalpha.data import synthetic
 from memalpha.judge import judge
@@ -69,7 +70,11 @@ def test_every_config_has_the_fields_and_is_offline(made, micro):
     check_readers(settings)
     assert build_engines(settings) == {}
     env = with_readers(micro.env, settings, {})
-    assert (env.answerer, env.judge, env.score_judge) == (extractive_answers, judge, recall_judge)
+    assert (env.reading.answerer, env.reading.content_judge, env.reading.answer_judge) == (
+        extractive_answers,
+        judge,
+        recall_judge,
+    )
 
 
 def test_roles_of_the_same_model_share_an_engine_and_count_together(chat_server, micro):
@@ -82,7 +87,7 @@ def test_roles_of_the_same_model_share_an_engine_and_count_together(chat_server,
     other = build_engines(config(*server(URL), *server(URL, "judge", model="n")))
     assert other["reader"] is not other["judge"]
     env = build_environment(same, micro.tokenizer, engines)
-    assert env.answerer is not extractive_answers and env.judge is not judge
+    assert env.reading.answerer is not extractive_answers and env.reading.content_judge is not judge
     one = build_environment(config(*server(chat_server.url)), micro.tokenizer)
     assert one.answerer is not extractive_answers and one.judge is judge
 

@@ -1,7 +1,6 @@
 """Episodes: what comes of what a writer says, and the rows that training gets of it."""
 
 import json
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from memalpha.data.instance import Instance, Question
 from memalpha.episode import Clock, count_tokens
 from memalpha.memory import Outcome
 from memalpha.model import init_params
-from memalpha.prompts import PromptTooLong
+from memalpha.prompts import PromptTooLong, fit_prompt
 from memalpha.reader import extractive_answers
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tokenizer import decode, encode
@@ -46,14 +45,14 @@ def says(env, *texts):
 
 def perfect_writer(env):
     return scripted_writer(
-        env, lambda t: format_response(perfect(t.instance, t.chunk, t.view), env.dialect)
+        env, lambda t: format_response(perfect(t.instance, t.chunk, t.view), env.prompt.dialect)
     )
 
 
 def poor_writer(env, seed=0):
     rng = np.random.default_rng(seed)
     return scripted_writer(
-        env, lambda t: poor_response(t.instance, t.chunk, t.view, env.dialect, rng, Flaws())
+        env, lambda t: poor_response(t.instance, t.chunk, t.view, env.prompt.dialect, rng, Flaws())
     )
 
 
@@ -73,11 +72,11 @@ PETS = ("The pet of Anna Berger is a parrot.", "The pet of Paul Lind is a ferret
 def policy(micro):
     """Writers of one random micro policy; `limit` keeps its responses short."""
     params = init_params(micro.model, jax.random.key(0))
-    env = replace(micro.env, response_tokens=8)
+    env = micro.env.replace(response_tokens=8)
 
     def writer(key=1, rows=ROWS, **options):
         key = jax.random.key(key)
-        return policy_writer(params, micro.model, env, (320,), rows, key, **options)
+        return policy_writer(params, micro.model, env, rows, key, **options)
 
     return env, writer
 
@@ -105,7 +104,7 @@ def test_rewards_of_one_episode_by_hand(micro):
     assert [entry.id for entry in episode.view.semantic] == [1, 3]
     assert episode.scores == [1.0, 1.0, 0.0]
     assert episode.r1 == np.float32(2 / 3)
-    held = sum(len(encode(env.tokenizer, pet)) for pet in PETS)
+    held = sum(len(encode(env.prompt.tokenizer, pet)) for pet in PETS)
     assert episode.memory_tokens == held == episode.chunk_tokens
     assert episode.r3 == 0.0
 
@@ -155,7 +154,7 @@ def test_episodes_of_unequal_length_share_a_batch_unharmed(micro):
         (alone,) = run_episodes(micro.env, [instance], perfect_writer(micro.env), keep_views=True)
         assert alone.view == episode.view
         assert alone.view == alone.steps[-1].view  # nothing changes after the last chunk
-        assert [s.prompt for s in alone.steps] == [s.prompt for s in episode.steps]
+        assert [s.view for s in alone.steps] == [s.view for s in episode.steps]
         assert (alone.r1, alone.r3) == (episode.r1, episode.r3)
 
 
@@ -194,7 +193,7 @@ def test_waiting_episodes_take_the_rows_of_finished_ones(micro):
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 40])
 def test_an_episode_does_not_depend_on_the_rows_there_are(micro, rows):
-    env = replace(micro.env, first_ids=(5, 2000))
+    env = micro.env.replace(first_ids=(5, 2000))
     instances = unequal(1, 9, 2, 3, 12, 1, 2, 4, 8)
 
     def run(**options):
@@ -227,14 +226,14 @@ def test_refilled_rows_write_what_they_would_in_lockstep(policy, temperature):
     lockstep = run(0, ROWS)
     for other in (run(2, 2), run(ROWS, ROWS)):
         for one, two in zip(sum(lockstep, []), sum(other, []), strict=True):
-            assert one.tokens == two.tokens
+            np.testing.assert_array_equal(one.tokens, two.tokens)
             np.testing.assert_allclose(one.logps, two.logps, atol=1e-5)
 
 
 def test_without_questions_an_episode_is_written_all_the_same(micro):
     instances = synthetic.generate_many(["facts", "story"], "train", 2)
     writer = perfect_writer(micro.env)
-    unread = replace(micro.env, answerer=None)  # would fail if it were asked
+    unread = micro.env.replace(answerer=None)  # would fail if it were asked
     asked = run_episodes(micro.env, instances, writer)
     silent = run_episodes(unread, instances, writer, ask=False)
     assert [e.view for e in silent] == [e.view for e in asked]
@@ -245,20 +244,20 @@ def test_the_writer_is_shown_the_memory_and_the_chunk(micro):
     shown = []
 
     def respond(turn):
-        shown.append(decode(micro.tokenizer, turn.prompt))
+        shown.append(decode(micro.tokenizer, fit_prompt(micro.env.prompt, turn.view, turn.text)))
         return insert(turn.instance.chunks[turn.chunk])
 
     chunks = [f"The pet of Anna Berger {n} is a parrot." for n in range(4)]
     run_episodes(micro.env, [tiny(*chunks)], scripted_writer(micro.env, respond))
     for n, prompt in enumerate(shown):
         assert f"<new_chunk>{chunks[n]}</new_chunk>" in prompt
-        recent = [f"[{i + 1}] {chunks[i]}" for i in range(n)][-micro.env.recent :]
+        recent = [f"[{i + 1}] {chunks[i]}" for i in range(n)][-micro.env.prompt.recent :]
         assert all(entry in prompt for entry in recent)
         assert prompt.count("] The pet") == len(recent)
 
 
 def test_memory_grows_past_its_first_capacity_and_loses_nothing(micro):
-    env = replace(micro.env, max_calls=4, top_k=50)
+    env = micro.env.replace(max_calls=4, top_k=50)
     many = [insert(f"The hobby of person {n} is chess.") for n in range(24)]
     texts = ["\n".join(many[i : i + 4]) for i in range(0, 24, 4)]
     (episode,) = run_episodes(env, [tiny(*[PETS[0]] * 6)], says(env, *texts))
@@ -268,7 +267,7 @@ def test_memory_grows_past_its_first_capacity_and_loses_nothing(micro):
 
 
 def test_calls_past_the_limit_are_not_executed_and_count_as_failed(micro):
-    env = replace(micro.env, max_calls=3)
+    env = micro.env.replace(max_calls=3)
     text = "\n".join(insert(f"The hobby of person {n} is chess.") for n in range(5))
     (episode,) = run_episodes(env, [tiny(PETS[0])], says(env, text))
     (step,) = episode.steps
@@ -303,7 +302,7 @@ def test_a_malformed_response_fails_and_changes_nothing(micro, text):
 
 
 def test_disabled_memories_take_nothing(micro):
-    env = replace(micro.env, enabled=(True, False, False))
+    env = micro.env.replace(enabled=(True, False, False))
     text = "\n".join([insert(PETS[0]), update(PETS[1])])
     (episode,) = run_episodes(env, [tiny(PETS[0])], says(env, text))
     assert episode.steps[0].outcomes == [Outcome.WRONG_TYPE, Outcome.OK]
@@ -311,7 +310,7 @@ def test_disabled_memories_take_nothing(micro):
 
 
 def test_a_core_that_is_too_long_is_cut_visibly(micro):
-    env = replace(micro.env, core_tokens=16)
+    env = micro.env.replace(core_tokens=16)
     (episode,) = run_episodes(env, [tiny(PETS[0])], says(env, update("word " * 40)))
     assert episode.view.core.endswith("[cut]") and episode.memory_tokens == 16
 
@@ -335,7 +334,7 @@ def test_a_prompt_that_cannot_fit_says_so(micro):
 
 
 def test_first_ids_are_drawn_from_their_range_by_seed(micro):
-    env = replace(micro.env, first_ids=(5, 2000))
+    env = micro.env.replace(first_ids=(5, 2000))
 
     def ids(seed):
         episodes = run_episodes(env, [tiny(PETS[0])] * 4, says(env, insert("Some words.")), seed)
@@ -360,7 +359,7 @@ BOTH = (("What is the pet of Anna Berger?", "parrot"), ("Who is Tara Voss?", "pi
 
 
 def test_a_failed_answer_is_left_out_of_r1(micro):
-    env = replace(micro.env, answerer=failing_for(BOTH[1][0]))
+    env = micro.env.replace(answerer=failing_for(BOTH[1][0]))
     (episode,) = run_episodes(env, [tiny(PETS[0], questions=BOTH)], says(env, insert(PETS[0])))
     assert episode.scores[0] == 1.0 and np.isnan(episode.scores[1])
     assert episode.r1 == 1.0 and episode.valid
@@ -368,7 +367,7 @@ def test_a_failed_answer_is_left_out_of_r1(micro):
 
 
 def test_an_episode_without_any_answer_is_masked(micro):
-    env = replace(micro.env, answerer=failing_for(BOTH[0][0]))
+    env = micro.env.replace(answerer=failing_for(BOTH[0][0]))
     instances = [tiny(PETS[0]), tiny(PETS[0], questions=BOTH)]
     episodes = run_episodes(env, instances, says(env, insert(PETS[0])))
     assert [episode.valid for episode in episodes] == [False, True]
@@ -393,10 +392,10 @@ def test_rows_of_a_batch(micro):
     assert batch.rows.chunk.tolist() == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2, -1, -1]
     assert not batch.tokens.completion_mask[10:].any() and not batch.tokens.prompt_mask[10:].any()
     for row, (e, step) in enumerate(steps):
-        assert batch.tokens.prompt[row][batch.tokens.prompt_mask[row]].tolist() == step.prompt
+        tokens, response = batch.tokens, step.response
+        assert tokens.prompt[row][tokens.prompt_mask[row]].tolist() == response.prompt.tolist()
         assert (
-            batch.tokens.completion[row][batch.tokens.completion_mask[row]].tolist()
-            == step.response.tokens
+            tokens.completion[row][tokens.completion_mask[row]].tolist() == response.tokens.tolist()
         )
         assert step.response.tokens[-1] == micro.tokenizer.eos_token_id  # it is trained
         wanted = {"r1": episodes[e].r1, "r2": step.r2, "r3": episodes[e].r3, "r4": step.r4}
@@ -420,7 +419,7 @@ def test_policy_rows_keep_what_was_sampled(micro, policy):
         np.testing.assert_array_equal(batch.targets.sample_logps[row, :size], response.logps)
         assert (response.logps < 0).all() and np.isnan(batch.targets.sample_logps[row, size:]).all()
         assert response.finished == (response.tokens[-1] == micro.tokenizer.eos_token_id)
-    sampled = [episode.steps[0].response.tokens for episode in episodes]
+    sampled = [episode.steps[0].response.tokens.tolist() for episode in episodes]
     assert sampled[0] != sampled[1]  # rollouts of one instance differ
 
 
@@ -429,7 +428,7 @@ def test_an_episode_does_not_depend_on_batch_company(policy):
     instances = [synthetic.generate("facts", "train", i, chunks=2) for i in range(6)]
 
     def tokens(episodes):
-        return [[step.response.tokens for step in episode.steps] for episode in episodes]
+        return [[step.response.tokens.tolist() for step in episode.steps] for episode in episodes]
 
     in_six = tokens(run_episodes(env, instances, writer()))  # two batches, the last half full
     in_three = tokens(run_episodes(env, instances[:3], writer()))
@@ -445,6 +444,6 @@ def test_greedy_and_limits(policy):
     env, writer = policy
     instances = [synthetic.generate("facts", "train", 0, chunks=1)] * 2
     greedy = run_episodes(env, instances, writer(temperature=0.0))
-    assert greedy[0].steps[0].response.tokens == greedy[1].steps[0].response.tokens
-    short = run_episodes(env, instances, writer(max_tokens=3))
-    assert all(len(episode.steps[0].response.tokens) <= 3 for episode in short)
+    first, second = (episode.steps[0].response.tokens for episode in greedy)
+    np.testing.assert_array_equal(first, second)
+    assert len(first) <= env.prompt.response_tokens

@@ -12,9 +12,9 @@ from chat_server import GREETING, fails
 from configs import tiny
 from experiments.evaluate import describe, evaluate
 from experiments.lib.failures import ReaderFailureError
+from experiments.lib.objects import open_trained
 from experiments.lib.pool import read_pool
 from experiments.lib.results import INSTANCES, QUESTIONS, Results, read_lines, read_results
-from experiments.lib.setup import open_run
 from experiments.lib.sources import describe_source, load_sources
 from experiments.lib.systems import open_systems, open_workdir
 from experiments.tables import paper_tables
@@ -186,11 +186,11 @@ def test_a_dead_server_is_said_before_any_work(workdir, chat_server):
 
 def test_commands_that_open_a_run_as_it_is_ask_first_too(workdir, chat_server, monkeypatch, micro):
     policy = Policy("p", micro.model, {}, micro.env)
-    monkeypatch.setattr("experiments.lib.setup.load_run", lambda workdir: policy)
-    assert open_run(workdir)[1].env.answerer.name.startswith("reads, ")
+    monkeypatch.setattr("experiments.lib.objects.load_run", lambda workdir: policy)
+    assert open_trained(workdir)[1].env.reading.answerer.name.startswith("reads, ")
     chat_server.behave = lambda body, number: fails(401, "who are you?")
     with pytest.raises(SystemExit, match="401: who are you"):
-        open_run(workdir)
+        open_trained(workdir)
 
 
 def test_a_judge_that_says_neither_yes_nor_no_stops_with_its_words(workdir, built, model, tmp_path):

@@ -1,6 +1,5 @@
 """The HTTP server: who may come in, what it answers, and that it is a memory behind a chat."""
 
-import dataclasses
 import json
 
 import pytest
@@ -22,7 +21,7 @@ def keep_all(turn):
 
 @pytest.fixture
 def agent(micro):
-    env = dataclasses.replace(micro.env, entry_tokens=160, prompt_tokens=640)
+    env = micro.env.replace(entry_tokens=160, prompt_tokens=640)
     return MemoryAgent(env, scripted_writer(env, keep_all))
 
 
@@ -147,7 +146,7 @@ def test_hostile_text_comes_back_as_it_was(client):
 
 
 def test_a_reader_that_fails_is_no_answer(micro):
-    env = dataclasses.replace(micro.env, answerer=lambda requests: [None])
+    env = micro.env.replace(answerer=lambda requests: [None])
     agent = MemoryAgent(env, scripted_writer(env, lambda turn: ""))
     agent.store.create("ana")
     client = TestClient(make_app(agent, TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})

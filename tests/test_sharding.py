@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from configs import tiny
-from experiments.lib.setup import check
+from experiments.lib.checks import check
 from memalpha import learner, lora, sharding
 from memalpha.model import Cache, ModelConfig, init_params
 from memalpha.optimizer import OptimizerConfig, make_optimizer

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import tiny
-from experiments.lib.setup import build_instances, training_batches
+from experiments.lib.instances import build_instances, training_batches
 from experiments.lib.sources import describe_source, known_sources, load_sources
 from experiments.lib.systems import applies
 from memalpha.data import store

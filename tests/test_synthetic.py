@@ -1,7 +1,6 @@
 """Synthetic instances: reproducible, disjoint splits, answerable from the notes and only so."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ def lines_of(instance):
 
 def perfect_episodes(env, instances):
     def respond(turn):
-        return format_response(perfect(turn.instance, turn.chunk, turn.view), env.dialect)
+        return format_response(perfect(turn.instance, turn.chunk, turn.view), env.prompt.dialect)
 
     return run_episodes(env, instances, scripted_writer(env, respond))
 
@@ -152,7 +151,7 @@ def test_updates_ask_the_latest_value_once():
 @pytest.mark.parametrize("retriever", ["bm25", "scann"])
 def test_a_perfect_memory_answers_the_questions(micro, retriever):
     instances = synthetic.generate_many(FAMILIES, "test", 4, chunks=2)
-    episodes = perfect_episodes(replace(micro.env, retriever=retriever), instances)
+    episodes = perfect_episodes(micro.env.replace(retriever=retriever), instances)
     assert np.mean([episode.r1 for episode in episodes]) >= 0.9
     for episode in episodes:
         assert all(step.r2 == (1.0 if step.calls else 0.0) for step in episode.steps)

@@ -53,7 +53,7 @@ def work(turn):
 
 @pytest.fixture(scope="module")
 def env(micro):
-    return replace(micro.env, entry_tokens=160, prompt_tokens=800, first_ids=(1, 1))
+    return micro.env.replace(entry_tokens=160, prompt_tokens=800, first_ids=(1, 1))
 
 
 def run(env, respond, one=instance, **options):
@@ -134,7 +134,7 @@ def test_the_data_are_all_that_happened(env, runs, written):
 
 
 def test_a_failed_reader_is_shown_and_is_no_number(env, tmp_path):
-    deaf = replace(env, answerer=lambda requests: [None] * len(requests))
+    deaf = env.replace(answerer=lambda requests: [None] * len(requests))
     path = write_timeline(tmp_path / "t.html", "t", {"a": deaf}, {"a": run(deaf, keep)})
     (episode,) = json.loads(Reader(path.read_text()).scripts[0])["episodes"]
     assert episode["runs"][0]["r1"] is None
@@ -261,7 +261,7 @@ def test_on_a_phone_the_buttons_alone_stay_in_sight(tab, written):
 
 
 def policy(name, env, **changes):
-    return Policy(name, None, None, replace(env, **changes))
+    return Policy(name, None, None, env.replace(**changes))
 
 
 def test_what_can_stand_side_by_side(monkeypatch, tmp_path, env):
@@ -285,7 +285,7 @@ def test_what_can_stand_side_by_side(monkeypatch, tmp_path, env):
     other = choose(str(tmp_path / "other"))
     assert other.keys() == {"run", "other"}
     # It reads its own prompts, and is read by the same reader.
-    assert (other["other"].env.top_k, other["other"].env.answerer) == (3, "its own")
+    assert (other["other"].env.reading.top_k, other["other"].env.reading.answerer) == (3, "its own")
     assert choose(str(there)).keys() == {str(here), str(there)}  # two runs of one name
     with pytest.raises(app.UsageError, match="--checkpoints"):
         choose(f"{here}/../run")
@@ -295,7 +295,7 @@ def test_without_a_warm_start_the_run_began_with_its_model(monkeypatch, tmp_path
     monkeypatch.setattr(setup, "build_model", lambda config, size: ("model", f"params of {size}"))
     config = tiny.get_config("warm_start.steps=0")
     chosen = timeline.choose_policies(config, tmp_path, policy("trained", env))
-    assert chosen["before training"].params == f"params of {len(env.tokenizer)}"
+    assert chosen["before training"].params == f"params of {len(env.prompt.tokenizer)}"
 
 
 def test_every_run_is_decoded_by_its_own_tokenizer(tmp_path, env, runs):
@@ -304,7 +304,7 @@ def test_every_run_is_decoded_by_its_own_tokenizer(tmp_path, env, runs):
             self.decode = lambda tokens: own.decode(tokens).upper()
 
     (name, other) = runs
-    envs = {name: env, other: replace(env, tokenizer=Loud(env.tokenizer))}
+    envs = {name: env, other: env.replace(tokenizer=Loud(env.prompt.tokenizer))}
     page_text = write_timeline(tmp_path / "t.html", "t", envs, runs).read_text()
     (episode,) = json.loads(Reader(page_text).scripts[0])["episodes"]
     first, second = episode["runs"]
@@ -316,7 +316,9 @@ def test_a_checkpoint_that_is_not_kept_ends_the_command_with_those_that_are(monk
     def load(*args, **kwargs):
         raise CheckpointError("no checkpoint of step 7; there are: 175, 200")
 
-    monkeypatch.setattr(timeline, "open_run", lambda folder: ("config", SimpleNamespace(env=None)))
+    monkeypatch.setattr(
+        timeline, "open_trained", lambda folder: ("config", SimpleNamespace(env=None))
+    )
     monkeypatch.setattr(timeline, "load_run", load)
     given = {"WORKDIR": str(tmp_path), "CHECKPOINTS": ["7", "200"], "COMPARE": None}
     for name, value in given.items():

@@ -1,16 +1,17 @@
 """Parts of the loop that the end-to-end run on the default config does not reach."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import tiny
-from experiments.lib.setup import check, training_batches
+from experiments.lib.checks import check
+from experiments.lib.instances import training_batches
+from experiments.lib.objects import build_optimizer
 from experiments.lib.warm_start import ahead, quote_batch, trace_batch
-from experiments.train import build_optimizer, make_learner
+from experiments.train import make_learner
+from memalpha.batch import plan_micro_batches
 from memalpha.credit import add_credit
 from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state
@@ -40,7 +41,7 @@ def quoted(micro, env) -> list[list[Call]]:
     assert batch.tokens.completion.shape[0] == 6
     rows = (batch.tokens.completion[row][batch.tokens.completion_mask[row]] for row in range(6))
     return [
-        parse_calls(micro.tokenizer.decode(ids, skip_special_tokens=True), env.dialect)
+        parse_calls(micro.tokenizer.decode(ids, skip_special_tokens=True), env.prompt.dialect)
         for ids in rows
     ]
 
@@ -59,7 +60,7 @@ def test_quotes_are_calls_that_store_pieces_of_the_chunk(micro, monkeypatch):
 @pytest.mark.parametrize("flat", [False, True])
 def test_quotes_in_the_core_join_pieces_in_reading_order(micro, monkeypatch, flat):
     monkeypatch.setattr("experiments.lib.warm_start.QUOTE_CORE", 0.0 if flat else 1.0)
-    env = replace(micro.env, enabled=(True, False, False)) if flat else micro.env
+    env = micro.env.replace(enabled=(True, False, False)) if flat else micro.env
     for calls in quoted(micro, env):
         (call,) = calls
         assert call.arguments["memory_type"] == "core"
@@ -104,8 +105,10 @@ def test_every_learner_takes_a_step(micro, arguments):
     batch = batch.with_targets(sample_logps=None)
     if config.rl.call_credit:
         batch = add_credit(batch, episodes, micro.env)
-    learn = make_learner(config, model, optimizer, params)
-    state, metrics = learn(state, batch, 0)
+    learner = make_learner(config, model, optimizer, params)
+    plan = plan_micro_batches(batch, config.rl.micro_batch or None)
+    batch, _ = learner.advantages(state, batch, plan)
+    state, metrics = learner.update(state, batch, plan, 0)
     assert metrics["nonfinite"] == 0
     assert int(state.step) == config.rl.epochs * config.rl.minibatches
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, params)

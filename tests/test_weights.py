@@ -17,7 +17,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import tiny
-from experiments.lib.setup import build_model, check
+from experiments.lib.checks import check
+from experiments.lib.objects import build_model
 from memalpha import lora, weights
 from memalpha.hub import find_folder, read_config
 from memalpha.model import Transformer, init_params, logits
@@ -336,7 +337,7 @@ import sys, numpy as np, jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from safetensors.numpy import load_file
 from configs import tiny
-from experiments.setup import build_model, check
+from experiments.lib.setup import build_model, check
 from memalpha import weights
 from memalpha.hub import read_config
 

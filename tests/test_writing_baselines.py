@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -64,7 +63,7 @@ def env(micro):
     corpus += [json.dumps(memgpt.function_schemas()), *lines(0, 9), "Anna Berger has a parrot."]
     tokenizer = train_tokenizer(corpus * 3, 4000)
     sizes = {"prompt_tokens": 2000, "response_tokens": 512, "core_tokens": 64}
-    return replace(micro.env, tokenizer=tokenizer, **sizes)
+    return micro.env.replace(tokenizer=tokenizer, **sizes)
 
 
 def lines(first, last, per=4):
@@ -152,8 +151,8 @@ def test_no_prompt_passes_the_window_and_all_of_the_stream_is_shown(env, name):
     model = Scripted(busy)
     chunks = ("A short chunk.", LONG, "The last chunk.")
     recall = run(env, name, model, *chunks, **SIZES[name])
-    assert sum(count_tokens(env, chunk) for chunk in chunks) > 2 * env.prompt_tokens
-    assert max(chat_tokens(env, chat) for chat in model.chats) <= env.prompt_tokens
+    assert sum(count_tokens(env, chunk) for chunk in chunks) > 2 * env.prompt.prompt_tokens
+    assert max(chat_tokens(env, chat) for chat in model.chats) <= env.prompt.prompt_tokens
     shown = "\n".join(model.texts)
     assert all(f"Line {n} says" in shown for n in range(300))
     assert shown.index("A short chunk.") < shown.index("Line 7 ") < shown.index("The last chunk.")
@@ -177,7 +176,7 @@ def test_silence_leaves_an_empty_memory_that_is_read_and_scored(env, name):
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_window_that_the_instructions_fill_is_an_error(env, name):
     with pytest.raises(PromptTooLong, match="a prompt of 150 tokens leaves 0 for the text"):
-        run(replace(env, prompt_tokens=150), name, says(), "One.")
+        run(env.replace(prompt_tokens=150), name, says(), "One.")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_a_window_that_the_instructions_fill_is_an_error(env, name):
 def test_a_memory_that_would_fill_the_window_is_an_error_before_it_does(env, name, size):
     model = says()
     with pytest.raises(PromptTooLong, match="raise the prompt budget or make the memory smaller"):
-        run(env, name, model, "One.", **{size: env.prompt_tokens - 100})
+        run(env, name, model, "One.", **{size: env.prompt.prompt_tokens - 100})
     assert not model.chats
 
 
@@ -239,7 +238,7 @@ def test_where_all_fail_nothing_is_asked_of_the_reader(env):
     def refuse(requests):
         raise AssertionError("the reader was asked")
 
-    env = replace(env, answerer=refuse)
+    env = env.replace(answerer=refuse)
     model = Scripted(lambda text: Generation("half an ans", error="cut"))
     row = summarise(run_baseline(env, [stream("One.")], make_baseline("memagent", model)))
     assert row["failed"] == 1 and np.isnan(row["r1"]) and np.isnan(row["memory_tokens"])
@@ -289,7 +288,7 @@ def test_memagent_rewrites_one_text_within_its_budget(env):
 def test_a_budget_past_the_response_is_not_promised(env):
     model = says()
     run(env, "memagent", model, "c1", memory_tokens=1000)
-    assert f"in at most {int(0.8 * env.response_tokens)} tokens" in model.texts[0]
+    assert f"in at most {int(0.8 * env.prompt.response_tokens)} tokens" in model.texts[0]
 
 
 def test_mem1_carries_what_stands_in_think_tags_and_drops_the_rest(env):
@@ -331,7 +330,7 @@ def is_summary(text):
 
 
 def test_memgpt_edits_its_working_context(env):
-    env = replace(env, core_tokens=40)
+    env = env.replace(core_tokens=40)
     model = says(
         call("core_append", content="Anna has a parrot.", heartbeat=True)
         + call("core_append", content="Paul flies."),
@@ -352,7 +351,7 @@ def test_memgpt_edits_its_working_context(env):
 
 
 def test_memgpt_summarises_once_where_its_queue_overflows_and_finds_what_left(env):
-    env = replace(env, prompt_tokens=1700, core_tokens=32)
+    env = env.replace(prompt_tokens=1700, core_tokens=32)
 
     def reply(text):
         if is_summary(text):
@@ -385,7 +384,7 @@ def test_memgpt_summarises_once_where_its_queue_overflows_and_finds_what_left(en
 
 
 def test_memgpt_keeps_its_old_summary_where_the_new_one_is_empty(env):
-    env = replace(env, prompt_tokens=1700, core_tokens=32)
+    env = env.replace(prompt_tokens=1700, core_tokens=32)
     said = iter(["SUMMARY"])
     model = Scripted(lambda text: next(said, "") if is_summary(text) else "Done.")
     recall = run(env, "memgpt", model, *lines(0, 30), summary_tokens=32)
@@ -395,7 +394,7 @@ def test_memgpt_keeps_its_old_summary_where_the_new_one_is_empty(env):
 
 
 def test_memgpt_is_warned_before_messages_leave(env):
-    env = replace(env, prompt_tokens=1700, core_tokens=32)
+    env = env.replace(prompt_tokens=1700, core_tokens=32)
     model = says()
     run(env, "memgpt", model, *lines(0, 8), summary_tokens=32)
     sizes = [
@@ -449,8 +448,8 @@ def test_memgpt_counts_calls_that_fail(env):
     recall = run(env, "memgpt", model, "c1")
     assert recall.rejected == 5 and [e.text for e in recall.view.semantic] == ["kept"]
     assert "failed: the functions are core_append, " in model.texts[1]
-    assert f"tokens, {env.entry_tokens} are allowed" in model.texts[1]
-    limited = replace(env, max_calls=2)
+    assert f"tokens, {env.memory.entry_tokens} are allowed" in model.texts[1]
+    limited = env.replace(max_calls=2)
     model = says("".join(call("archive_insert", content=f"x{n}") for n in range(5)))
     recall = run(limited, "memgpt", model, "c1")
     assert recall.rejected == 3 and len(recall.view.semantic) == 2
@@ -525,7 +524,7 @@ def test_mem0_compares_with_the_most_similar_alone(env):
     # Where ten do not fit the window, fewer are shown, the most similar of them.
     wide = ["word " * 40 + f"{n}." for n in range(14)]
     model = says(facts(*wide), *[decide("ADD")] * 14)
-    tight = replace(env, prompt_tokens=550)
+    tight = env.replace(prompt_tokens=550)
     run(tight, "mem0", model, "c1", summary_tokens=0)
     shown = inside("semantic_memory", model.texts[-1]).split("\n")
     assert 1 <= len(shown) < 10 and chat_tokens(tight, model.chats[-1]) <= 550

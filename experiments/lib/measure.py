@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.lib.failures import check_answers
-from experiments.lib.setup import build_every, for_sampling, prompt_buckets
+from experiments.lib.instances import build_every
+from experiments.lib.writers import rollout_rows, trained_writer
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Episode, Recaller, Step, Writer
 from memalpha.memory import Outcome
 from memalpha.model import ModelConfig, Params
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
-from memalpha.writer import policy_writer
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -27,15 +26,15 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
     steps = [step for episode in episodes for step in episode.steps]
     judged = [episode.r1 for episode in episodes if episode.valid]
     scores = np.concatenate([episode.scores for episode in episodes])
-    held = [episode for episode in episodes if episode.held]
+    complete = [episode for episode in episodes if episode.has_memory]
     result = {
         "r1": _mean(judged),
-        "r3": _mean([episode.r3 for episode in held]),
+        "r3": _mean([episode.r3 for episode in complete]),
         "failed": float(len(episodes) - len(judged)),
         "unanswered": float(np.isnan(scores).mean()) if scores.size else float("nan"),
-        "memory_tokens": _mean([episode.memory_tokens for episode in held]),
+        "memory_tokens": _mean([episode.memory_tokens for episode in complete]),
         "chunk_tokens": _mean([episode.chunk_tokens for episode in episodes]),
-        "reader_tokens": _mean([answer.tokens for e in held for answer in e.answers]),
+        "reader_tokens": _mean([answer.tokens for e in complete for answer in e.answers]),
     }
     return result | (_of_steps(steps) if steps else {})
 
@@ -53,7 +52,7 @@ def _of_steps(steps: Sequence[Step]) -> dict[str, float]:
         "calls": len(outcomes) / len(steps),
         "ok_calls": outcomes.count(Outcome.OK) / len(steps),
         "response_tokens": float(np.mean([len(step.response.tokens) for step in steps])),
-        "prompt_tokens": float(np.mean([len(step.prompt) for step in steps])),
+        "prompt_tokens": float(np.mean([len(step.response.prompt) for step in steps])),
         "unfinished": float(np.mean([not step.response.finished for step in steps])),
     }
 
@@ -63,26 +62,6 @@ def by_source(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     for episode in episodes:
         groups.setdefault(episode.instance.source, []).append(episode)
     return groups
-
-
-def trained_writer(
-    config: ConfigDict,
-    env: Environment,
-    model: ModelConfig,
-    params: Params,
-    rows: int,
-    temperature: float | None = None,
-) -> Writer:
-    """The policy as a writer, at `config.eval.temperature` unless another is given; 0: greedy."""
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    temperature = config.eval.temperature if temperature is None else temperature
-    params = for_sampling(config, params)
-    return policy_writer(params, model, env, prompt_buckets(config), rows, key, temperature)
-
-
-def rollout_rows(config: ConfigDict) -> int:
-    """Rows of a rollout's batch."""
-    return config.rl.rollout_rows or config.rl.instances * config.rl.rollouts
 
 
 def validate(

@@ -7,10 +7,14 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from experiments.lib.setup import build_lora, build_loss
-from experiments.train import build_optimizer
+from experiments.lib.objects import (
+    build_lora,
+    build_loss,
+    build_optimizer,
+    find_model,
+    model_config,
+)
 from memalpha.footprint import Setting, check_fits
-from memalpha.policy import find_model, model_config
 from memalpha.sharding import complete
 
 OUT_OF_MEMORY = """
@@ -48,11 +52,11 @@ def build_setting(config: ConfigDict, devices: int) -> Setting:
     Raises:
         ValueError: the mesh is not one of that many devices, or a size that the config refuses.
     """
-    settings, rl = config.to_dict(), config.rl
+    rl = config.rl
     if config.model.path and Path(config.model.path).expanduser().is_dir():
-        _, model = find_model(settings)
+        _, model = find_model(config)
     else:
-        model = model_config(settings, config.tokenizer.vocab_size)
+        model = model_config(config, config.tokenizer.vocab_size)
     step_rows = rl.instances * rl.rollouts * config.data.chunks
     return Setting(
         model=model,

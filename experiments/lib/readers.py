@@ -8,7 +8,6 @@
 import json
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -147,17 +146,17 @@ def with_readers(
 ) -> Environment:
     """The environment with reader and judges of the config; accounts of their failures go to its
     own `failures`."""
-    env = replace(env, score_judge=recall_judge, failures=deque(maxlen=env.failures.maxlen))
-    note = env.failures.append
+    env = env.replace(answer_judge=recall_judge, failures=deque(maxlen=env.reading.failures.maxlen))
+    note = env.reading.failures.append
     if "reader" in engines:
         answerer = lm_reader(engines["reader"], **_spoken(config, "reader"), on_failure=note)
-        env = replace(env, answerer=answerer)
+        env = env.replace(answerer=answerer)
     if "judge" in engines:
         spoken = _spoken(config, "judge")
         judge = lm_content_judge(engines["judge"], **spoken, on_failure=note)
         del spoken["template"]
         score_judge = lm_score_judge(engines["judge"], **spoken, on_failure=note)
-        env = replace(env, judge=judge, score_judge=score_judge)
+        env = env.replace(content_judge=judge, answer_judge=score_judge)
     return env
 
 

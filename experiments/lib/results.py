@@ -53,8 +53,8 @@ class Results:
             raise ResultsError(f"{folder}: another process is writing results there") from error
         write_json(self.folder / ABOUT, self._agree(json.loads(json.dumps(about))))
         rows = read_lines(self.folder / INSTANCES)
-        self.done = {_key(row): row["digest"] for row in rows}
-        asked = [r for r in read_lines(self.folder / QUESTIONS) if _key(r) in self.done]
+        self.done = {row_key(row): row["digest"] for row in rows}
+        asked = [r for r in read_lines(self.folder / QUESTIONS) if row_key(r) in self.done]
         for name, kept in ((INSTANCES, rows), (QUESTIONS, asked)):
             write_text(self.folder / name, _lines(kept))
 
@@ -109,7 +109,7 @@ class Results:
                 file.write(_lines(new))
                 file.flush()
                 os.fsync(file.fileno())
-        self.done |= {_key(row): row["digest"] for row in rows}
+        self.done |= {row_key(row): row["digest"] for row in rows}
 
 
 def digest(instance: Instance) -> str:
@@ -132,7 +132,7 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
             "score": _or_none(score),
             "verdict": verdict or None,
             "retrieved": list(answer.ids),
-            "reader_tokens": answer.tokens if episode.held else None,
+            "reader_tokens": answer.tokens if episode.has_memory else None,
             "seconds": round(seconds, 6),
             "failed": math.isnan(score),
         }
@@ -143,23 +143,23 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
 def instance_row(system: str, episode: Episode, seconds: float) -> Row:
     """One row an instance. r2 and r4 are None for a system that makes no calls, r1 where every
     answer failed; where the model of a baseline failed, there is no memory, so no size of one."""
-    steps, held = episode.steps, episode.held
+    steps, complete = episode.steps, episode.has_memory
     read = [answer.tokens for answer in episode.answers]
     calls = [outcome for step in steps for outcome in step.outcomes]
     return _name(system, episode) | {
         "digest": digest(episode.instance),
         "r1": _or_none(episode.r1),
         "r2": _mean_or_none([step.r2 for step in steps]),
-        "r3": episode.r3 if held else None,
+        "r3": episode.r3 if complete else None,
         "r4": _mean_or_none([step.r4 for step in steps]),
-        "memory_tokens": int(episode.memory_tokens) if held else None,
+        "memory_tokens": int(episode.memory_tokens) if complete else None,
         "chunk_tokens": int(episode.chunk_tokens),
         "chunks": len(episode.instance.chunks),
         "calls": len(calls),
         "ok_calls": calls.count(Outcome.OK),
         "questions": len(episode.scores),
         "failed": sum(map(math.isnan, episode.scores)),
-        "reader_tokens": sum(read) / len(read) if held else None,
+        "reader_tokens": sum(read) / len(read) if complete else None,
         "seconds": round(seconds, 6),
     }
 
@@ -202,7 +202,8 @@ def _read_about(path: Path) -> Row:
         raise ResultsError(f"{path} is no JSON ({error}); take the folder away") from None
 
 
-def _key(row: Row) -> tuple[str, str, str]:
+def row_key(row: Row) -> tuple[str, str, str]:
+    """System, source and instance of a row."""
     return row["system"], row["source"], row["instance"]
 
 

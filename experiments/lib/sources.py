@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.lib.setup import PREFIX, build_instances, is_synthetic
+from experiments.lib.instances import PREFIX, build_instances, is_synthetic
 from memalpha.data import SOURCES, store, synthetic
 from memalpha.data.instance import Instance
 

@@ -14,15 +14,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.common import finish, language_model
+from experiments.lib.instances import is_synthetic
+from experiments.lib.objects import build_environment, build_mesh, open_stage
 from experiments.lib.readers import ROLES, build_engines, check_readers, comparable, probe
-from experiments.lib.setup import (
-    build_environment,
-    build_mesh,
-    is_synthetic,
-    open_stage,
-    perfect_writer,
-)
 from experiments.lib.workdir import differences
+from experiments.lib.writers import perfect_writer
 from memalpha.baselines import BASELINES, make_baseline, needs_model
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
@@ -92,13 +88,13 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def describe_reading(env: Environment) -> dict[str, Any]:
     """What every result depends on, whatever the system: reader, judge, retrieval, tokens."""
-    vocabulary = json.dumps(sorted(env.tokenizer.get_vocab().items()))
+    vocabulary = json.dumps(sorted(env.prompt.tokenizer.get_vocab().items()))
     return {
-        "reader": _name(env.answerer),
-        "judge": _name(env.score_judge),
-        "retriever": env.retriever,
-        "dimensions": env.dimensions,
-        "top_k": env.top_k,
+        "reader": _name(env.reading.answerer),
+        "judge": _name(env.reading.answer_judge),
+        "retriever": env.reading.retriever,
+        "dimensions": env.reading.dimensions,
+        "top_k": env.reading.top_k,
         "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
     }
 

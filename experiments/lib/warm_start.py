@@ -6,15 +6,18 @@ chunk, put into calls. Then the traces of a deliberately poor writer.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.lib.instances import training_batches
 from experiments.lib.progress import progress
-from experiments.lib.setup import is_flat, poor_writer, training_batches
+from experiments.lib.step_log import check_finite
 from experiments.lib.workdir import MetricsLog, own_folder
+from experiments.lib.writers import is_flat, poor_writer
 from memalpha.batch import Batch, Rows, Tokens, plan_micro_batches, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.episode import Environment, Turn, Writer
@@ -71,7 +74,7 @@ def warm_start(
 
         def make(step: int) -> Batch:
             if step < stage.copy_steps:
-                return copy_batch(config, len(env.tokenizer), step)
+                return copy_batch(config, len(env.prompt.tokenizer), step)
             if step < stage.copy_steps + stage.quote_steps:
                 return quote_batch(config, env, batches, step)
             return trace_batch(config, env, batches, step)
@@ -117,13 +120,15 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
     about what is worth quoting."""
     rng = np.random.default_rng([config.seed, step, 19])
     lists = MEMORY_NAMES[1:]
-    core_share = 1.0 if is_flat(env) else QUOTE_CORE if env.enabled[0] else 0.0
+    core_share = 1.0 if is_flat(env) else QUOTE_CORE if env.prompt.enabled[0] else 0.0
     room = config.prompt.response_tokens - 1  # for the end of the response
 
     def quote(turn: Turn) -> str:
         lines = [line for line in turn.instance.chunks[turn.chunk].split("\n") if line.strip()]
         some = [line for line in lines if rng.random() < QUOTE_SHARE] or lines[:1]
-        pieces = [decode(env.tokenizer, _piece(rng, encode(env.tokenizer, s))) for s in some]
+        pieces = [
+            decode(env.prompt.tokenizer, _piece(rng, encode(env.prompt.tokenizer, s))) for s in some
+        ]
         pieces = [piece.strip() for piece in pieces if piece.strip()]
         core = turn.view.core
         if core or rng.random() < core_share:  # what is there is kept, and gone on with
@@ -133,10 +138,12 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
         else:
             calls = [_store(str(rng.choice(lists)), piece) for piece in pieces]
             tries = [calls[:n] for n in range(1, len(calls) + 1)]
-        texts = [format_response(calls, env.dialect) for calls in tries]
-        return max((t for t in texts if len(encode(env.tokenizer, t)) <= room), key=len, default="")
+        texts = [format_response(calls, env.prompt.dialect) for calls in tries]
+        return max(
+            (t for t in texts if len(encode(env.prompt.tokenizer, t)) <= room), key=len, default=""
+        )
 
-    return _batch(config, env, batches, step, scripted_writer(env, quote))
+    return _batch(config, env, batches, step, scripted_writer(env, quote, with_prompts=True))
 
 
 def _piece(rng: np.random.Generator, tokens: list[int]) -> list[int]:
@@ -160,24 +167,11 @@ def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Wri
     """`rows` rows of a writer's episodes; responses over the buffer are left out."""
     rows, limit = config.warm_start.rows, config.prompt.response_tokens
     instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
-    episodes = run_episodes(env, instances, writer, seed=step, ask=False)
-    for episode in episodes:
-        episode.steps = [s for s in episode.steps if len(s.response.tokens) <= limit]
+    episodes = [
+        replace(e, steps=[s for s in e.steps if len(s.response.tokens) <= limit])
+        for e in run_episodes(env, instances, writer, seed=step, ask=False)
+    ]
     room = sum(len(instance.chunks) for instance in instances)
     batch = take(to_batch(episodes, 1, config.prompt.tokens, limit, room), np.arange(rows))
     # No questions were asked, so no row has a reward; here a row counts that has a response.
     return Batch(batch.tokens, rows=Rows(valid=batch.tokens.completion_mask.any(axis=1)))
-
-
-class NonFiniteError(RuntimeError):
-    """Loss or gradient was not a number."""
-
-
-def check_finite(metrics: dict[str, float], step: int, stage: str) -> None:
-    """Raises NonFiniteError, which names the step; the update was not applied."""
-    if metrics.get("nonfinite"):
-        raise NonFiniteError(
-            f"{stage}: loss or gradient was not finite at step {step} (loss {metrics['loss']},"
-            f" gradient norm {metrics['grad_norm']}). The update was not applied and the last"
-            " checkpoint is kept: lower the learning rate, or look at the metrics before that step"
-        )

@@ -22,7 +22,7 @@ class WorkdirError(ValueError):
     """A workdir that does not belong to this config, or that cannot be used."""
 
 
-def open_workdir(workdir: str, config: ConfigDict) -> Path:
+def claim_workdir(workdir: str, config: ConfigDict) -> Path:
     """Makes the folder and writes config.json; an earlier run must have had the same config, but
     for where its language models are and how they are asked (`readers.OPERATION`).
 

@@ -73,7 +73,7 @@ class Contents:
     def _edit(self, call: Call, author: str) -> Event:
         before = self.store.read(self.namespace)
         shown = view_of(before, self.env)
-        state, _, outcomes = apply_calls(
+        state, outcomes = apply_calls(
             self.env, state_of(shown, self.env, before.next_id), [[call]], before.events
         )
         outcome = Outcome(int(outcomes[0, 0]))
@@ -155,7 +155,7 @@ def view_of(snapshot: Snapshot, env: Environment) -> MemoryView:
 def state_of(shown: MemoryView, env: Environment, next_id: int) -> memory.MemoryState:
     """The arrays of a memory, one row. ValueError for an entry too long for this writer."""
     encode = lambda text: encode_text(env, text)
-    return memory.from_view(shown, encode, env.entry_tokens, env.core_tokens, next_id)
+    return memory.from_view(shown, encode, env.memory.entry_tokens, env.memory.core_tokens, next_id)
 
 
 def difference(before: MemoryView, after: MemoryView) -> dict[Key, str | None]:

@@ -62,7 +62,7 @@ class MemoryAgent:
         namespace: str = "default",
         author: str = "writer",
     ):
-        """`writer`: any writer of `rollout`, such as `Policy.writer()`; `env.answerer` reads."""
+        """`writer`: any writer of `rollout`, such as `Policy.writer()`; `env.reading.answerer` reads."""
         self.env, self.writer, self.author = env, writer, author
         self.store = Store() if store is None else store
         self.namespace = namespace
@@ -82,7 +82,7 @@ class MemoryAgent:
         Raises ValueError for a missing checkpoint or an unusable store, with what to do.
         """
         policy = load_policy(path_or_hub_id)
-        env = dataclasses.replace(policy.env, answerer=reader)
+        env = policy.env.replace(answerer=reader)
         return cls(env, policy.writer(), Store(store), namespace, policy.name)
 
     def of(self, namespace: str) -> "MemoryAgent":
@@ -107,14 +107,14 @@ class MemoryAgent:
             raise ValueError("observe: the text is empty")
         if as_is:
             return [self._read_chunk(text)]
-        room = self.env.prompt_tokens // 2 - self._shown_tokens(dialogue("", timestamp))
+        room = self.env.prompt.prompt_tokens // 2 - self._shown_tokens(dialogue("", timestamp))
         parts = split_text(text, max(room, 16), self._shown_tokens)
         return [self._read_chunk(dialogue(part.strip(), timestamp)) for part in parts]
 
     def _shown_tokens(self, text: str) -> int:
         """Tokens of a text as the prompt shows it."""
         env = self.env
-        also = [*template_fragments(env.template), *env.tokenizer.all_special_tokens]
+        also = [*template_fragments(env.prompt.template), *env.prompt.tokenizer.all_special_tokens]
         return count_tokens(env, escape(text, also))
 
     def _read_chunk(self, chunk: str) -> Event:
@@ -142,7 +142,7 @@ class MemoryAgent:
         shown = view_of(before, self.env)
         state = state_of(shown, self.env, before.next_id)
         instance = Instance("agent", self.namespace, (chunk,), ())
-        turn = make_turn(self.env, state, 0, before.events, instance, chunk)
+        turn = make_turn(self.env, state, 0, before.events, instance, text=chunk)
         state, (step,) = memorise(self.env, state, [turn], self.writer)
         if step.response.error:
             raise RuntimeError(f"the writer failed, nothing was stored: {step.response.error}")
@@ -163,9 +163,13 @@ class MemoryAgent:
         shown = view_of(self.store.read(self.namespace), self.env)
         asked = Instance(SOURCE, self.namespace, (), (Question(question, ()),))
         (request,) = find_evidence(self.env, asked, shown)
-        (answer,) = reader.read([request], self.env.answerer)
+        (answer,) = reader.read([request], self.env.reading.answerer)
         if answer.text is None:
-            why = self.env.failures[-1] if self.env.failures else "its own log says why"
+            why = (
+                self.env.reading.failures[-1]
+                if self.env.reading.failures
+                else "its own log says why"
+            )
             raise RuntimeError(f"the reader gave no answer: {why}")
         return Reply(answer.text, request.evidence)
 
@@ -178,14 +182,14 @@ class MemoryAgent:
         if not message.strip():
             raise ValueError("chat: the message is empty")
         reply = Reply("", Evidence())
-        if self.env.answerer is not extractive_answers or "?" in message:
+        if self.env.reading.answerer is not extractive_answers or "?" in message:
             try:
                 reply = self.ask(message)
             except UnknownNamespaceError:
                 pass  # the first words of a new user
         said = reply.text or (UNKNOWN if "?" in message else NOTED)
         turn = dialogue(message.strip(), timestamp, said)
-        if self._shown_tokens(turn) > self.env.prompt_tokens // 2:
+        if self._shown_tokens(turn) > self.env.prompt.prompt_tokens // 2:
             self.observe(message, timestamp)
         else:
             self._read_chunk(turn)

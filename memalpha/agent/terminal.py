@@ -16,7 +16,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from absl import logging
@@ -108,11 +107,11 @@ def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAge
         )
     else:
         env = prompted_environment(options.tokenizer and load_tokenizer(options.tokenizer))
-        write = lm_writer(env, writer, on_failure=env.failures.append)
+        write = lm_writer(env, writer, on_failure=env.reading.failures.append)
         agent = MemoryAgent(env, write, Store(options.store), namespace, writer.name)
     if answers or writer:
-        read = lm_reader(answers or writer, on_failure=agent.env.failures.append)
-        agent.env = replace(agent.env, answerer=read)
+        read = lm_reader(answers or writer, on_failure=agent.env.reading.failures.append)
+        agent.env = agent.env.replace(answerer=read)
     return agent
 
 

@@ -52,12 +52,12 @@ def run_scripts(
     temperature: float,
     seed: int,
 ) -> list[Recall]:
-    """Runs one script an instance, all in lockstep; a reply has at most `env.response_tokens`.
+    """Runs one script an instance, all in lockstep; a reply has at most `env.prompt.response_tokens`.
 
     An instance whose model fails to answer ends there, with the model's own words in `failure`.
 
     Raises:
-        PromptTooLong: `env.prompt_tokens` leaves no room for the text; a setting, not a failure.
+        PromptTooLong: `env.prompt.prompt_tokens` leaves no room for the text; a setting, not a failure.
         ValueError: the model gives another number of generations than there are chats.
     """
     scripts = [script(validate(instance)) for instance in instances]
@@ -73,7 +73,9 @@ def run_scripts(
         said = {}
         if not asked:
             break
-        answers = model.generate(list(asked.values()), env.response_tokens, temperature, seed)
+        answers = model.generate(
+            list(asked.values()), env.prompt.response_tokens, temperature, seed
+        )
         if len(answers) != len(asked):
             raise ValueError(f"{model.name}: {len(asked)} chats but {len(answers)} generations")
         for i, answer in zip(asked, answers, strict=True):
@@ -93,7 +95,7 @@ def run_scripts(
 
 def _finished(env: Environment, instance: Instance, recall: Recall, written: Written) -> Recall:
     view = written.view
-    requests = find_evidence(replace(env, top_k=written.top_k or env.top_k), instance, view)
+    requests = find_evidence(env.replace(top_k=written.top_k or env.reading.top_k), instance, view)
     return replace(
         recall, requests=requests, memory_tokens=view.tokens, view=view, rejected=written.rejected
     )
@@ -174,12 +176,12 @@ def user(form: str, **values: object) -> list[dict[str, str]]:
 
 def promised(env: Environment, tokens: int) -> int:
     """Tokens that a prompt allows a text: `tokens`, but no more than is promised of a response."""
-    return min(tokens, int(prompts.RESPONSE_SHARE * env.response_tokens))
+    return min(tokens, int(prompts.RESPONSE_SHARE * env.prompt.response_tokens))
 
 
 def safe(env: Environment, text: str) -> str:
     """Data for a prompt, in which nothing passes for a tag, a chat turn or a call."""
-    return prompts.escape(text, env.tokenizer.all_special_tokens)
+    return prompts.escape(text, env.prompt.tokenizer.all_special_tokens)
 
 
 def listed(env: Environment, entries: Sequence[tuple[int, str]]) -> str:
@@ -191,7 +193,7 @@ def listed(env: Environment, entries: Sequence[tuple[int, str]]) -> str:
 
 def chat_tokens(env: Environment, chat: Chat) -> int:
     """Tokens of a chat as the model gets it, by the tokenizer of the environment."""
-    return len(prompts.encode_messages(list(chat), env.tokenizer))
+    return len(prompts.encode_messages(list(chat), env.prompt.tokenizer))
 
 
 def cut(env: Environment, text: str, budget: int, end: bool = False) -> str:
@@ -209,7 +211,9 @@ def cut(env: Environment, text: str, budget: int, end: bool = False) -> str:
 
 
 def _part(env: Environment, ids: list[int]) -> str:
-    return decode(env.tokenizer, ids).strip("\ufffd").strip()  # a character may be cut in two
+    return (
+        decode(env.prompt.tokenizer, ids).strip("\ufffd").strip()
+    )  # a character may be cut in two
 
 
 def split(env: Environment, text: str, limit: int) -> list[str]:
@@ -218,7 +222,7 @@ def split(env: Environment, text: str, limit: int) -> list[str]:
 
 
 def feed(env: Environment, text: str, render: Callable[[str], Chat]) -> Iterator[Chat]:
-    """Chats that show all of a text, each with as much of it as fits `env.prompt_tokens`.
+    """Chats that show all of a text, each with as much of it as fits `env.prompt.prompt_tokens`.
 
     `render` makes the chat around a piece; it is asked anew each time, since what else a chat shows
     changes with the replies.
@@ -227,7 +231,7 @@ def feed(env: Environment, text: str, render: Callable[[str], Chat]) -> Iterator
     while waiting:
         part = waiting.pop(0)
         chat = render(part)
-        over = chat_tokens(env, chat) - env.prompt_tokens
+        over = chat_tokens(env, chat) - env.prompt.prompt_tokens
         if over <= 0:
             yield chat
             continue
@@ -242,7 +246,7 @@ def fitting(
 ) -> Sequence[Item]:
     """As many of the first items as fit the prompt that `render` makes of them."""
     for shown in range(len(items), -1, -1):
-        room = env.prompt_tokens - chat_tokens(env, render(items[:shown]))
+        room = env.prompt.prompt_tokens - chat_tokens(env, render(items[:shown]))
         if room >= 0:
             return items[:shown]
     raise no_room(env, room)
@@ -251,7 +255,7 @@ def fitting(
 def check_room(env: Environment, empty: Chat, held: int) -> None:
     """Raises PromptTooLong where a chat has no room for text beside `held` tokens of memory, so
     that a window too small is found before the memory has grown."""
-    room = env.prompt_tokens - chat_tokens(env, empty) - held
+    room = env.prompt.prompt_tokens - chat_tokens(env, empty) - held
     if room < MIN_PIECE:
         raise no_room(env, room)
 
@@ -259,7 +263,7 @@ def check_room(env: Environment, empty: Chat, held: int) -> None:
 def no_room(env: Environment, room: int) -> PromptTooLong:
     """The error for prompts that have no room to speak of for text: a setting, not a failure."""
     return PromptTooLong(
-        f"a prompt of {env.prompt_tokens} tokens leaves {max(room, 0)} for the text, beside the"
+        f"a prompt of {env.prompt.prompt_tokens} tokens leaves {max(room, 0)} for the text, beside the"
         f" instructions and the memory; it takes {MIN_PIECE}: raise the prompt budget or make"
         " the memory smaller"
     )

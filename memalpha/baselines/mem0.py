@@ -59,7 +59,7 @@ class _Store:
             self.facts[self.next_id] = Entry(self.next_id, fact, chunk)
             self.next_id += 1
         elif operation == "UPDATE" and known and isinstance(text, str) and text.strip():
-            text = cut(env, clean(text).strip(), env.entry_tokens)
+            text = cut(env, clean(text).strip(), env.memory.entry_tokens)
             self.facts[int(number)] = Entry(int(number), text, chunk)
         elif operation == "DELETE" and known:
             del self.facts[int(number)]
@@ -99,7 +99,7 @@ def recall(
 
         def ask_facts(part: str) -> Chat:
             old, new, before = safe(env, summary), safe(env, part), safe(env, recent)
-            budget = promised(env, env.response_tokens)
+            budget = promised(env, env.prompt.response_tokens)
             return user(extract, task=task, summary=old, recent=before, chunk=new, budget=budget)
 
         def ask_summary(part: str) -> Chat:
@@ -113,13 +113,13 @@ def recall(
 
         check_room(env, ask_facts(""), summary_tokens + recent_tokens)
         check_room(env, ask_summary(""), summary_tokens)
-        check_room(env, ask_decision("", ()), env.entry_tokens)
+        check_room(env, ask_decision("", ()), env.memory.entry_tokens)
         for number, chunk in enumerate(instance.chunks):
             for chat in feed(env, chunk, ask_facts):
                 facts, broken = read_facts((yield chat))
                 store.rejected += broken
                 for fact in facts:
-                    fact = cut(env, fact, env.entry_tokens)
+                    fact = cut(env, fact, env.memory.entry_tokens)
                     near = nearest(env, list(store.facts.values()), fact, similar)
                     shown = fitting(env, near, lambda some, fact=fact: ask_decision(fact, some))
                     decision = read_object(visible((yield ask_decision(fact, shown)))) or {}
@@ -137,7 +137,9 @@ def recall(
 
 def nearest(env: Environment, facts: Sequence[Entry], fact: str, k: int) -> list[Entry]:
     """The k stored facts most similar to a new one, best first."""
-    index = make_index([entry.text for entry in facts], env.retriever, env.dimensions)
+    index = make_index(
+        [entry.text for entry in facts], env.reading.retriever, env.reading.dimensions
+    )
     ids, _ = index.search([fact], k)
     return [facts[i] for i in ids[0].tolist() if i >= 0]
 

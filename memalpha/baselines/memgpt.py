@@ -80,8 +80,8 @@ def recall(
     seed: int = 0,
     folder: str | Path = FORMS,
 ) -> list[Recall]:
-    """One request a question. The window is `env.prompt_tokens`, the working context holds
-    `env.core_tokens`, a text of the archive `env.entry_tokens`.
+    """One request a question. The window is `env.prompt.prompt_tokens`, the working context holds
+    `env.memory.core_tokens`, a text of the archive `env.memory.entry_tokens`.
 
     A call that fails, and an empty summary, change nothing and count as rejected.
     """
@@ -150,7 +150,12 @@ class _Main:
     def __post_init__(self):
         numbers = 16  # tokens: counts in the prompt grow by some digits
         taken = chat_tokens(self.env, self._chat(self.forms["pressure"])) + numbers
-        self.room = self.env.prompt_tokens - taken - self.env.core_tokens - self.summary_tokens
+        self.room = (
+            self.env.prompt.prompt_tokens
+            - taken
+            - self.env.memory.core_tokens
+            - self.summary_tokens
+        )
         if self.room < 2 * MIN_PIECE:
             raise no_room(self.env, self.room // 2)
 
@@ -171,11 +176,11 @@ class _Main:
     def ask(self) -> Chat:
         """The chat of one turn, with a warning where the window is nearly full."""
         chat = self._chat("")
-        near = chat_tokens(self.env, chat) > PRESSURE * self.env.prompt_tokens
+        near = chat_tokens(self.env, chat) > PRESSURE * self.env.prompt.prompt_tokens
         return self._chat(self.forms["pressure"]) if near else chat
 
     def is_full(self) -> bool:
-        return chat_tokens(self.env, self.ask()) > self.env.prompt_tokens
+        return chat_tokens(self.env, self.ask()) > self.env.prompt.prompt_tokens
 
     def leaving(self) -> Sequence[_Message]:
         """The oldest messages, so that the others fill at most half of the room of the queue."""
@@ -203,19 +208,19 @@ class _Main:
     def _chat(self, notice: str) -> Chat:
         env = self.env
         schemas = "\n".join(json.dumps(schema) for schema in function_schemas())
-        example = tools.format_call("archive_insert", {"content": "..."}, env.dialect)
+        example = tools.format_call("archive_insert", {"content": "..."}, env.prompt.dialect)
         system = fill(self.forms["system"], task=self.task, tools=schemas, example=example)
         chat = user(
             self.forms["main"],
             working=safe(env, self.working),
             used=count_tokens(env, self.working),
-            limit=env.core_tokens,
+            limit=env.memory.core_tokens,
             summary=safe(env, self.summary),
             evicted=len(self.evicted),
             archived=len(self.archive),
             queue=self._lines(self.queue),
             notice=notice,
-            budget=promised(env, env.response_tokens),
+            budget=promised(env, env.prompt.response_tokens),
         )
         return [{"role": "system", "content": system}, *chat]
 
@@ -234,8 +239,8 @@ class _Main:
     def act(self, reply: str, chunk: int) -> bool:
         """Runs the calls of a reply; whether the model gets another turn at this message."""
         again = False
-        for done, call in enumerate(tools.scan_calls(reply, self.env.dialect)):
-            if done >= self.env.max_calls:
+        for done, call in enumerate(tools.scan_calls(reply, self.env.prompt.dialect)):
+            if done >= self.env.memory.max_calls:
                 self.rejected += 1
                 continue
             name, arguments, error, _ = call
@@ -263,7 +268,7 @@ class _Main:
         if name == "core_replace" and arguments["old"] not in self.working:
             return "the working context does not hold that passage"
         if name == "archive_insert":
-            size, limit = count_tokens(self.env, arguments["content"]), self.env.entry_tokens
+            size, limit = count_tokens(self.env, arguments["content"]), self.env.memory.entry_tokens
             return f"{size} tokens, {limit} are allowed" if size > limit else ""
         if name.startswith("core_") and self._edited(name, arguments) is None:
             return "the working context has no room for it: replace something first"
@@ -276,7 +281,9 @@ class _Main:
         else:
             text = self.working.replace(arguments["old"], arguments["new"], 1).strip()
         return (
-            text if count_tokens(self.env, safe(self.env, text)) <= self.env.core_tokens else None
+            text
+            if count_tokens(self.env, safe(self.env, text)) <= self.env.memory.core_tokens
+            else None
         )
 
     def _run(self, name: str, arguments: dict, chunk: int, limit: int) -> str:
@@ -294,7 +301,9 @@ class _Main:
         number = arguments.get("page", 0)
         number = number if type(number) is int and 0 <= number < len(stored) else 0
         first, last = number * self.page, (number + 1) * self.page
-        index = make_index([e.text for e in stored], self.env.retriever, self.env.dimensions)
+        index = make_index(
+            [e.text for e in stored], self.env.reading.retriever, self.env.reading.dimensions
+        )
         ids = index.search([arguments["query"]], last)[0][0, first:].tolist()
         each = max(1, limit // (self.page + 1) - 8)  # tokens, without the number in front
         found = [f"[{stored[i].id}] {cut(self.env, stored[i].text, each)}" for i in ids if i >= 0]

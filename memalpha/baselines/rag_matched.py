@@ -31,7 +31,7 @@ def recall(
 
 def _recall(env: Environment, instance: Instance, budget: int, piece: int) -> Recall:
     held = [part for chunk in instance.chunks for part in _pieces(env, chunk, piece)]
-    index = make_index(held, env.retriever, env.dimensions)
+    index = make_index(held, env.reading.retriever, env.reading.dimensions)
     questions = [question.question for question in instance.questions]
     # A piece has a token or more, so that no more than `budget` of them can be shown.
     found, _ = index.search(questions, min(len(held), budget))

@@ -11,6 +11,7 @@ import string
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+import numpy as np
 from absl import logging
 from json_repair import repair_json
 
@@ -21,12 +22,12 @@ from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import MEMORY_NAMES
 from memalpha.prompts import (
     BUILT_IN,
+    PromptSpec,
     Template,
-    encode_messages,
     escape,
+    fit_messages,
     load_template,
     render_judge,
-    render_memorise,
     render_reader,
 )
 from memalpha.reader import Answerer, Request
@@ -36,6 +37,7 @@ from memalpha.tools import Call
 
 OnFailure = Callable[[str], None]
 READER_TOKENS, VERDICT_TOKENS = 2048, 512  # of a reply; the first as in Mem-alpha
+BYTES_A_TOKEN = 4  # of English text
 SHOWN = 200  # characters of a reply in an account of it
 READER_KIND = {
     "retrieval": "reader",
@@ -188,33 +190,24 @@ def lm_writer(
     """A model as a writer, prompted and untrained, in the environment it is given.
 
     The tools are described in the prompt and called in the text, so any chat model will do. As many
-    entries are shown as fit `env.prompt_tokens`, counted by the tokenizer of `env`. A model that
+    entries are shown as fit `env.prompt.prompt_tokens`, counted by the tokenizer of `env`. A model that
     fails leaves `Response.error`: its episode is not scored.
     """
 
     def chat(turn: Turn) -> Chat:
-        recent = env.recent
-        while True:
-            messages = render_memorise(
-                env.template, turn.view, turn.text, recent, env.response_tokens, env.dialect,
-                env.enabled, (*env.tokenizer.all_special_tokens, *CHAT_MARKS),
-            )  # fmt: skip
-            size = len(encode_messages(messages, env.tokenizer))
-            if size <= env.prompt_tokens or not recent:
-                return messages
-            recent //= 2
+        return fit_messages(env.prompt, turn.view, turn.text, CHAT_MARKS)[0]
 
     def write(turns: Sequence[Turn]) -> list[Response]:
         chats = [chat(turn) for turn in turns]
         own = seed + turns[0].chunk if turns else seed
-        generations = engine.generate(chats, env.response_tokens, temperature, own)
+        generations = engine.generate(chats, env.prompt.response_tokens, temperature, own)
         responses = []
         for generation in generations:
             if generation.error:
                 on_failure(f"writer {engine.name}: {generation.error}")
-            tokens = encode(env.tokenizer, scoring.visible(generation.text))
-            end = [] if generation.error else [env.tokenizer.eos_token_id]
-            responses.append(Response([*tokens, *end], error=generation.error))
+            tokens = encode(env.prompt.tokenizer, scoring.visible(generation.text))
+            end = [] if generation.error else [env.prompt.tokenizer.eos_token_id]
+            responses.append(Response(np.array([*tokens, *end], np.int32), error=generation.error))
         return responses
 
     return write
@@ -227,12 +220,13 @@ def prompted_environment(tokenizer=None) -> Environment:
     """
     template = load_template("full")
     if tokenizer is not None:
-        return Environment(tokenizer, template)
-    sizes = Environment.__dataclass_fields__
-    in_bytes = {
-        name: 4 * sizes[name].default for name in ("prompt_tokens", "entry_tokens", "core_tokens")
-    }
-    return Environment(train_tokenizer([], 258), template, **in_bytes)
+        return Environment(PromptSpec(tokenizer, template))
+    env = Environment(PromptSpec(train_tokenizer([], 258), template))
+    return env.replace(
+        prompt_tokens=BYTES_A_TOKEN * env.prompt.prompt_tokens,
+        entry_tokens=BYTES_A_TOKEN * env.memory.entry_tokens,
+        core_tokens=BYTES_A_TOKEN * env.memory.core_tokens,
+    )
 
 
 def _name(engine: LanguageModel, tokens: int, temperature: float, template: str = "") -> str:

@@ -10,24 +10,24 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.lib.checks import check
 from experiments.lib.failures import check_answers
-from experiments.lib.measure import evaluate, rollout_rows, table_rows, trained_writer
+from experiments.lib.instances import build_every, is_synthetic
+from experiments.lib.measure import evaluate, table_rows
 from experiments.lib.needs import check_memory
-from experiments.lib.pictures import LEGEND, describe_episode, draw_curves, results_table
-from experiments.lib.progress import console, progress
-from experiments.lib.readers import build_engines, probe
-from experiments.lib.setup import (
+from experiments.lib.objects import (
     build_environment,
-    build_every,
     build_mesh,
     build_model,
     build_tokenizer,
-    check,
-    is_synthetic,
-    perfect_writer,
+    policy_spec,
 )
+from experiments.lib.pictures import LEGEND, describe_episode, draw_curves, results_table
+from experiments.lib.progress import console, progress
+from experiments.lib.readers import build_engines, probe
 from experiments.lib.warm_start import warm_start
-from experiments.lib.workdir import log_start, open_workdir, own_folder, read_metrics, write_json
+from experiments.lib.workdir import claim_workdir, log_start, own_folder, read_metrics, write_json
+from experiments.lib.writers import perfect_writer, rollout_rows, trained_writer
 from experiments.report import write_report
 from experiments.timeline import write_timeline
 from experiments.train import train
@@ -35,6 +35,7 @@ from memalpha.baselines import BASELINES
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Episode
 from memalpha.model import ModelConfig, Params
+from memalpha.policy import write_spec
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 
@@ -55,12 +56,14 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
     check_memory(config)
     engines = build_engines(config, build_mesh(config))
     probe(engines)
-    folder = open_workdir(workdir, config)
+    folder = claim_workdir(workdir, config)
     log_start(own_folder(folder), [sys.executable, *sys.argv])
     console.print(f"{config.title}\nworkdir {folder}")
     tokenizer = build_tokenizer(config, folder)
     env = build_environment(config, tokenizer, engines)
     model, params = build_model(config, len(tokenizer))
+    if not jax.process_index():
+        write_spec(folder, policy_spec(config, model))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     device = jax.devices()[0]
     console.print(

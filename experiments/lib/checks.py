@@ -1,0 +1,83 @@
+"""Settings of a config that would only fail after minutes of work, and memory that is too small."""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.lib.objects import (
+    build_lora,
+    build_loss,
+    build_mesh,
+    find_model,
+    parameter_shardings,
+)
+from experiments.lib.readers import check_readers
+from memalpha.losses import group_ids
+from memalpha.optimizer import OptimizerConfig
+from memalpha.retrieval import make_index
+from memalpha.sharding import check_rows
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError for settings that would only fail after minutes of work."""
+    rl, stage = config.rl, config.warm_start
+    build_loss(config)
+    mesh = build_mesh(config)
+    if config.model.path:
+        parameter_shardings(find_model(config)[1], mesh)
+    if build_lora(config).rank and stage.steps:
+        raise ValueError(
+            f"config.lora.rank={config.lora.rank} with a warm start: adapters are for a model that"
+            " is there already. Set config.model.path, and config.warm_start.steps=0"
+        )
+    make_index([], config.reward.retriever, config.reward.dimensions)
+    group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
+    OptimizerConfig(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)
+    OptimizerConfig(stage.learning_rate, optimizer=stage.optimizer)
+    counts = {
+        "data.chunks": config.data.chunks,
+        "warm_start.rows": stage.rows,
+        "rl.instances": rl.instances,
+        "rl.rollouts": rl.rollouts,
+        "rl.epochs": rl.epochs,
+        "rl.minibatches": rl.minibatches,
+        "eval.every": config.eval.every,
+        "eval.instances": config.eval.instances,
+        "eval.test_instances": config.eval.test_instances,
+        "checkpoint_every": config.checkpoint_every,
+    }
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"config.{name}={value}: give at least 1")
+    if rl.call_credit and (
+        rl.algorithm == "ppo" or rl.divide_by_std or config.reward.normalise_each
+    ):
+        raise ValueError(
+            "config.rl.call_credit goes with rl.algorithm=grpo, rl.divide_by_std=False and"
+            " reward.normalise_each=False alone; set it to False"
+        )
+    check_readers(config)
+    if not config.data.sources:
+        raise ValueError("config.data.sources is empty: name at least one source")
+    rows = rl.instances * rl.rollouts * config.data.chunks
+    if rl.rollout_rows < 0:
+        raise ValueError(f"config.rl.rollout_rows={rl.rollout_rows}: give rows, or 0 for all")
+    at_once = rl.rollout_rows or rl.instances * rl.rollouts
+    whole = "config.rl.instances x config.rl.rollouts"
+    check_rows(mesh, at_once, "config.rl.rollout_rows" if rl.rollout_rows else whole)
+    if rl.algorithm == "ppo":
+        if rows % rl.minibatches:
+            raise ValueError(
+                f"config.rl.minibatches={rl.minibatches} does not divide the {rows} rows of a step"
+                " (instances x rollouts x chunks)"
+            )
+        rows //= rl.minibatches
+    for name, size, whole in (
+        ("rl.micro_batch", rl.micro_batch, rows),
+        ("warm_start.micro_batch", stage.micro_batch, stage.rows),
+    ):
+        if size and whole % size:
+            raise ValueError(
+                f"config.{name}={size} does not divide its {whole} rows; 0: all at once"
+            )
+        if name.startswith("rl") or stage.steps:
+            check_rows(mesh, size or whole, f"config.{name}")

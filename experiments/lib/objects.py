@@ -1,0 +1,250 @@
+"""From a config to the objects of `memalpha`, which never sees a config itself."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerBase
+
+from experiments.lib.instances import corpus_texts, is_synthetic
+from experiments.lib.readers import build_engines, probe, with_readers
+from memalpha import lora
+from memalpha.data import PHRASES, synthetic
+from memalpha.episode import Environment, MemorySpec
+from memalpha.hub import find_folder, read_config
+from memalpha.learner import TrainState, init_state
+from memalpha.lm.interface import Counted
+from memalpha.lora import LoraConfig
+from memalpha.model import ModelConfig, Params, init_params
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig, make_optimizer
+from memalpha.policy import (
+    EnvironmentSpec,
+    Policy,
+    PolicySpec,
+    PromptSettings,
+    RetrievalSettings,
+    load_policy,
+)
+from memalpha.prompts import load_template, template_fragments
+from memalpha.sharding import (
+    check_heads,
+    make_mesh,
+    mesh_of,
+    shard,
+    shardings,
+    spec_of,
+)
+from memalpha.tokenizer import load_tokenizer, train_tokenizer
+from memalpha.tools import fixed_fragments
+from memalpha.weights import load_params
+
+TOKENIZER = "tokenizer"  # a folder in the workdir, for one that was trained on the spot
+# Fields of config.model that are ours to choose for a loaded model.
+CHOICES = ("dtype", "param_dtype", "remat", "scan_layers", "attention")
+
+
+def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the config, else that of the model it starts from, else one trained on the
+    training split and kept in the workdir."""
+    if config.tokenizer.path or config.model.path:
+        return load_tokenizer(config.tokenizer.path or config.model.path)
+    folder = workdir / TOKENIZER
+    if jax.process_index() == 0 and not (folder / "tokenizer.json").exists():
+        template = load_template(config.prompt.template)
+        phrases = [*template_fragments(template), *fixed_fragments(config.prompt.dialect)]
+        corpus = list(corpus_texts(config))
+        if any(map(is_synthetic, config.data.sources)):
+            phrases += synthetic.PHRASES
+        if not all(map(is_synthetic, config.data.sources)):
+            phrases += PHRASES
+        aside = workdir / "tokenizer.tmp"
+        train_tokenizer(corpus, config.tokenizer.vocab_size, phrases).save_pretrained(aside)
+        aside.rename(folder)  # whole or not at all
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tokenizer")
+    return load_tokenizer(str(folder))
+
+
+def environment_spec(config: ConfigDict) -> EnvironmentSpec:
+    """What of an environment is plain values."""
+    prompt, memory, reward = config.prompt, config.memory, config.reward
+    return EnvironmentSpec(
+        PromptSettings(
+            template=prompt.template,
+            dialect=prompt.dialect,
+            enabled=(memory.core, memory.semantic, memory.episodic),
+            recent=prompt.recent,
+            prompt_tokens=prompt.tokens,
+            response_tokens=prompt.response_tokens,
+        ),
+        MemorySpec(
+            entry_tokens=memory.entry_tokens,
+            core_tokens=memory.core_tokens,
+            max_calls=memory.max_calls,
+            first_ids=tuple(memory.first_ids),
+        ),
+        RetrievalSettings(reward.retriever, reward.dimensions, reward.top_k),
+    )
+
+
+def policy_spec(config: ConfigDict, model: ModelConfig) -> PolicySpec:
+    """What a run leaves beside its checkpoints, so that its writer can be loaded without a
+    config."""
+    return PolicySpec(
+        title=config.title,
+        tokenizer=config.tokenizer.path or config.model.path or TOKENIZER,
+        base=config.model.path,
+        model=model,
+        lora=build_lora(config),
+        environment=environment_spec(config),
+    )
+
+
+def build_environment(
+    config: ConfigDict,
+    tokenizer: PreTrainedTokenizerBase,
+    engines: Mapping[str, Counted] | None = None,
+) -> Environment:
+    """The environment of a config; `engines` None: those of its reader and judge are built."""
+    engines = build_engines(config, build_mesh(config)) if engines is None else engines
+    return with_readers(environment_spec(config).build(tokenizer), config, engines)
+
+
+def find_model(config: ConfigDict) -> tuple[Path, ModelConfig]:
+    """The folder that `config.model.path` stands for, and the model in it; downloads it if need be.
+
+    Raises:
+        ValueError: there is none, or it is not of a kind that can be loaded.
+    """
+    folder = find_folder(config.model.path)
+    choices = {name: config.model[name] for name in CHOICES}
+    return folder, read_config(folder, value_head=has_critic(config), **choices)
+
+
+def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
+    """The model of a config from scratch."""
+    sizes = {name: value for name, value in config.model.to_dict().items() if name != "path"}
+    return ModelConfig(vocab_size=vocab_size, value_head=has_critic(config), **sizes)
+
+
+def has_critic(config: ConfigDict) -> bool:
+    return config.rl.algorithm == "ppo"
+
+
+def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
+    """A model from scratch, or that of `config.model.path`, which then gives the shape; its
+    parameters on the mesh of the config.
+
+    Raises:
+        ValueError: the folder cannot be loaded, or holds fewer tokens than the tokenizer; or the
+            mesh does not divide the devices or a parameter.
+    """
+    mesh = build_mesh(config)
+    if config.model.path:
+        folder, model = find_model(config)
+        if vocab_size > model.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {vocab_size} tokens, but the model in {folder} only"
+                f" {model.vocab_size}: set config.tokenizer.path to the tokenizer of that model"
+            )
+        parameter_shardings(model, mesh)
+        where = None if mesh is None else lambda path: NamedSharding(mesh, spec_of(path))
+        return model, load_params(folder, model, where)
+    model = model_config(config, vocab_size)
+    init, key = partial(init_params, model), jax.random.fold_in(jax.random.key(config.seed), 0)
+    if mesh is not None:
+        init = jax.jit(init, out_shardings=parameter_shardings(model, mesh))
+    return model, init(key)
+
+
+def open_trained(workdir: str | Path) -> tuple[ConfigDict, Policy]:
+    """The config and the trained writer of a run, with reader and judge as configured there; ends
+    the program where there is none, or one of them does not answer."""
+    try:
+        policy = load_policy(workdir, "rl")
+        config = ConfigDict(json.loads((Path(workdir) / "config.json").read_text()))
+        engines = build_engines(config, build_mesh(config))
+        env = with_readers(policy.env, config, engines)
+        probe(engines)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(str(error))
+    return config, replace(policy, env=env)
+
+
+def open_stage(config: ConfigDict, workdir: str | Path, stage: str, env: Environment) -> Policy:
+    """The writer of a run as of its last checkpoint of a stage ("rl" or "warm_start"), in `env`;
+    where there was no warm start, what the run began with."""
+    if stage == "warm_start" and not config.warm_start.steps:
+        model, params = build_model(config, len(env.prompt.tokenizer))
+        return Policy(f"{config.title}, as it was", model, params, env)
+    return replace(load_policy(workdir, stage), env=env)
+
+
+def build_mesh(config: ConfigDict) -> Mesh | None:
+    sizes = config.mesh
+    return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+
+
+def parameter_shardings(model: ModelConfig, mesh: Mesh | None):
+    """Where the parameters go; ValueError where the mesh does not divide the model."""
+    if mesh is None:
+        return None
+    check_heads(mesh, model.num_kv_heads)
+    return shardings(jax.eval_shape(partial(init_params, model), jax.random.key(0)), mesh)
+
+
+def build_lora(config: ConfigDict) -> LoraConfig:
+    return LoraConfig(**config.lora.to_dict())
+
+
+def build_loss(config: ConfigDict) -> LossConfig:
+    rl = config.rl
+    return LossConfig(
+        algorithm=rl.algorithm,
+        aggregation=rl.aggregation,
+        clip_low=rl.clip_low,
+        clip_high=rl.clip_high,
+        kl=rl.kl,
+        kl_coef=rl.kl_coef,
+        entropy_coef=rl.entropy_coef,
+        is_cap=rl.is_cap or None,
+        value_coef=rl.value_coef,
+        value_clip=rl.value_clip or None,
+        gamma=rl.gae_gamma,
+        lam=rl.gae_lambda,
+        temperature=rl.temperature,
+        dr_grpo_constant=config.prompt.response_tokens,
+        head_chunk=rl.head_chunk,
+    )
+
+
+def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
+    """The state before the first step, of a copy of the model or of adapters to it."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 3)
+    return init_state(shard(lora.init(params, build_lora(config), key), mesh_of(params)), optimizer)
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    rl = config.rl
+    updates = rl.epochs * rl.minibatches if rl.algorithm == "ppo" else 1  # of a step
+    return make_optimizer(
+        OptimizerConfig(
+            learning_rate=rl.learning_rate,
+            warmup_steps=rl.warmup_steps * updates,
+            total_steps=rl.steps * updates + 1,
+            schedule=rl.schedule,
+            optimizer=rl.optimizer,
+            weight_decay=rl.weight_decay,
+            max_grad_norm=rl.max_grad_norm or None,
+            b2=rl.b2,
+        )
+    )

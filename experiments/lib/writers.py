@@ -1,0 +1,76 @@
+"""Writers of a config: the policy, a perfect one, a poor one to imitate."""
+
+import jax
+from ml_collections import ConfigDict
+
+from memalpha.baselines.scripted import Flaws, perfect, poor_response
+from memalpha.episode import Clock, Environment, Turn, Writer
+from memalpha.model import ModelConfig, Params
+from memalpha.rollout import scripted_writer
+from memalpha.sharding import gather
+from memalpha.tools import format_response
+from memalpha.writer import policy_writer
+
+
+def is_flat(env: Environment) -> bool:
+    return not any(env.prompt.enabled[1:])
+
+
+def perfect_writer(env: Environment) -> Writer:
+    def respond(turn: Turn) -> str:
+        calls = perfect(turn.instance, turn.chunk, turn.view, is_flat(env))
+        return format_response(calls, env.prompt.dialect)
+
+    return scripted_writer(env, respond)
+
+
+def poor_writer(config: ConfigDict, env: Environment, rng) -> Writer:
+    """The writer that the warm start imitates; its responses carry their prompts."""
+    flaws = Flaws(**{k: config.warm_start[k] for k in Flaws.__dataclass_fields__})
+
+    def respond(turn: Turn) -> str:
+        return poor_response(
+            turn.instance, turn.chunk, turn.view, env.prompt.dialect, rng, flaws, is_flat(env)
+        )
+
+    return scripted_writer(env, respond, with_prompts=True)
+
+
+def rollout_rows(config: ConfigDict) -> int:
+    """Rows of a rollout's batch."""
+    return config.rl.rollout_rows or config.rl.instances * config.rl.rollouts
+
+
+def trained_writer(
+    config: ConfigDict,
+    env: Environment,
+    model: ModelConfig,
+    params: Params,
+    rows: int,
+    temperature: float | None = None,
+) -> Writer:
+    """The policy as a writer, at `config.eval.temperature` unless another is given; 0: greedy."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    temperature = config.eval.temperature if temperature is None else temperature
+    return policy_writer(for_sampling(config, params), model, env, rows, key, temperature)
+
+
+def training_writer(
+    config: ConfigDict,
+    env: Environment,
+    model: ModelConfig,
+    params: Params,
+    step: int,
+    clock: Clock,
+) -> Writer:
+    """The policy as it samples at a step of training."""
+    rl, key = config.rl, jax.random.fold_in(jax.random.key(config.seed), 1)
+    return policy_writer(
+        for_sampling(config, params), model, env, rollout_rows(config),
+        jax.random.fold_in(key, step), rl.temperature, rl.top_p, clock=clock,
+    )  # fmt: skip
+
+
+def for_sampling(config: ConfigDict, params: Params) -> Params:
+    """The parameters as the config wants them to be sampled from."""
+    return gather(params) if config.mesh.gather else params
