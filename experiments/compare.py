@@ -29,6 +29,7 @@ from experiments.lib.systems import check_reading, open_workdir, trained_system
 from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
+from memalpha.paths import user_path
 
 SYSTEM = "trained"
 
@@ -112,7 +113,7 @@ def interval_text(cell: Sequence[float | None] | None) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
-    args, folder = flags.FLAGS, Path(flags.FLAGS.out)
+    args, folder = flags.FLAGS, user_path(flags.FLAGS.out)
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     try:
         workdirs = parse_runs(args.runs)

@@ -42,6 +42,7 @@ from experiments.lib.systems import (
 )
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock
+from memalpha.paths import user_path
 
 
 def evaluate(
@@ -126,7 +127,7 @@ def describe(
 
 def keep_compiled(workdir: str) -> None:
     """Programs that JAX compiles are kept in the workdir, where training left its own."""
-    jax.config.update("jax_compilation_cache_dir", str(Path(workdir).absolute() / "jax_cache"))
+    jax.config.update("jax_compilation_cache_dir", str(user_path(workdir).absolute() / "jax_cache"))
 
 
 def main(argv: list[str]) -> None:
@@ -149,7 +150,7 @@ def main(argv: list[str]) -> None:
         if args.debug:
             raise
         sys.exit(f"{type(error).__name__}: {error}")
-    console.print(results_overview(Path(args.out)))
+    console.print(results_overview(user_path(args.out)))
     for line in [line for used in (run, flat) if used for line in accounts(used.engines)]:
         console.print(line)
     console.print(f"rows {args.out}; tables: python -m experiments.tables --results={args.out}")

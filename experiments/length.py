@@ -27,6 +27,7 @@ from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, count_tokens
+from memalpha.paths import user_path
 from memalpha.rollout import run_episodes
 
 
@@ -62,7 +63,7 @@ def main(_) -> None:
     args = flags.FLAGS
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     keep_compiled(args.workdir)
-    folder = Path(args.workdir)
+    folder = user_path(args.workdir)
     config, policy = open_trained(folder)
     config.data.max_questions, env = args.questions, policy.env
     of = {

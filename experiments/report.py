@@ -24,6 +24,7 @@ from experiments.lib.progress import CUT, WORRIES, worries
 from experiments.lib.workdir import read_metrics
 from experiments.tables import PUBLISHED
 from memalpha.data.files import write_text
+from memalpha.paths import user_path
 
 RAW = (  # files that the report links to, where they are there
     "config.json", "summary.json", "metrics.jsonl", "timing.jsonl", "warm_start.jsonl",
@@ -45,7 +46,7 @@ def write_report(folder: Path) -> Path:
 
     Raises ValueError for a folder that holds no run, or a file in it that cannot be read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     config, summary = _json(folder / "config.json"), _json(folder / "summary.json")
     if config is None:
         raise ValueError(f"{folder} is no workdir of a run: it has no config.json")
@@ -208,7 +209,7 @@ def _raw(folder: Path) -> str:
 
 def main(_) -> None:
     try:
-        print(f"report {write_report(Path(WORKDIR.value))}")
+        print(f"report {write_report(WORKDIR.value)}")
     except ValueError as error:
         sys.exit(str(error))
 

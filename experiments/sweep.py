@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -32,6 +31,7 @@ from experiments.lib.workdir import write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
+from memalpha.paths import user_path
 from memalpha.reading import finish, recall_all
 
 Reading = tuple[str, int]  # retriever, top k
@@ -117,7 +117,7 @@ def sweep_table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
-    args, folder = flags.FLAGS, Path(flags.FLAGS.out)
+    args, folder = flags.FLAGS, user_path(flags.FLAGS.out)
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     keep_compiled(args.workdir)
     try:

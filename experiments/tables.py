@@ -28,6 +28,7 @@ from experiments.lib.pool import Cell, Key, Pool, Weights, mean_over_columns, pe
 from experiments.lib.render import Table, html, interval, latex, markdown
 from memalpha.data.files import write_text
 from memalpha.data.sizes import PUBLISHED as SIZES
+from memalpha.paths import user_path
 
 PUBLISHED = json.loads(
     (Path(__file__).parent / "lib" / "published.json").read_text(encoding="utf-8")
@@ -254,7 +255,7 @@ def main(argv: list[str]) -> None:
         pool = read_pool(args.results, args.small, args.first_box)
         tables = [*paper_tables(pool), *data_tables(args.data, args.full_data)]
         tables = [*small_tables(pool), *tables]
-        folder = Path(args.out)
+        folder = user_path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
         written = [
             write_text(folder / "tables.md", markdown(tables)),

@@ -27,6 +27,7 @@ from memalpha.checkpoint import CheckpointError
 from memalpha.data.files import write_text
 from memalpha.episode import Environment, Episode, Step
 from memalpha.memory import MemoryView
+from memalpha.paths import user_path
 from memalpha.policy import Policy, load_policy
 from memalpha.rollout import run_episodes
 
@@ -176,9 +177,9 @@ def choose_policies(
     if other is None:
         before = open_stage(config, folder, "warm_start", env)
         return {"before training": before, "after training": trained}
-    if Path(other).resolve() == folder.resolve():
+    if user_path(other).resolve() == folder.resolve():
         raise app.UsageError("--compare is the folder of --workdir; --checkpoints compares within")
-    names = [path.absolute().name for path in (folder, Path(other))]
+    names = [path.absolute().name for path in (folder, user_path(other))]
     names = names if names[0] != names[1] else [str(folder), other]
     beside = load_policy(other)
     roles = ("answerer", "content_judge", "answer_judge", "failures")
@@ -189,14 +190,14 @@ def choose_policies(
 
 def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
-    folder = Path(WORKDIR.value)
+    folder = user_path(WORKDIR.value)
     config, trained = open_trained(folder)
     try:
         steps = map(int, CHECKPOINTS.value or ())
         policies = choose_policies(config, folder, trained, COMPARE.value, steps)
     except (ValueError, CheckpointError) as error:
         sys.exit(str(error))
-    path = Path(OUT.value or folder / "timeline.html")
+    path = user_path(OUT.value or folder / "timeline.html")
     show_policies(path, config, policies, PER_SOURCE.value, CHUNKS.value)
     console.print(f"timeline {path}")
 

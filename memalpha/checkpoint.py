@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from memalpha.learner import TrainState
 from memalpha.model import Params
+from memalpha.paths import user_path
 
 MAX_TO_KEEP = 2  # checkpoints: the newest, and the one before in case that the newest breaks
 
@@ -35,7 +36,7 @@ def open_checkpoints(folder: str | Path) -> ocp.CheckpointManager:
     Raises:
         CheckpointError: there are checkpoint folders, and none of them holds a file.
     """
-    folder = Path(folder).absolute()
+    folder = user_path(folder).absolute()
     for empty in _empty_steps(folder):
         shutil.rmtree(empty, ignore_errors=True)  # another process may have been faster
     options = ocp.CheckpointManagerOptions(
@@ -89,7 +90,7 @@ def restore_params(
     Raises:
         CheckpointError: as `restore` and `open_checkpoints`, or there is no checkpoint of `step`.
     """
-    folder = Path(folder).absolute()
+    folder = user_path(folder).absolute()
     if not folder.is_dir():
         return None
     empty = {path.name for path in _empty_steps(folder)}

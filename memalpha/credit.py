@@ -56,8 +56,8 @@ def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> B
 
 
 def call_fit(step: Step) -> list[float]:
-    """What a step's calls are paid for: [calls] floats. 1 where the judge found the content fit, or
-    a delete its target; 0 where not; NaN where the call was not executed."""
+    """For each call 1 if what it wrote was fit, or its delete found its target, 0 if not, and NaN
+    if it was not executed."""
     return [
         float(fit or call.name == DELETE) if outcome == Outcome.OK else float("nan")
         for call, outcome, fit in zip(step.calls, step.outcomes, step.fit, strict=True)

@@ -18,8 +18,10 @@ from memalpha.episode import Environment, MemorySpec, ReadingSpec, Writer
 from memalpha.hub import find_folder, read_config
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
+from memalpha.paths import user_path
 from memalpha.prompts import PromptSpec, load_template
 from memalpha.tokenizer import load_tokenizer
+from memalpha.tools import parse_prompted_calls
 from memalpha.weights import load_params
 from memalpha.writer import policy_writer
 
@@ -111,7 +113,7 @@ def read_spec(workdir: str | Path) -> PolicySpec | None:
 
     Raises ValueError, which names file and field, for a file that is broken or of another form.
     """
-    folder = Path(workdir)
+    folder = user_path(workdir)
     if (folder / POLICY).is_file():
         return from_plain(PolicySpec, _read_json(folder / POLICY), folder / POLICY)
     if not (folder / CONFIG).is_file():
@@ -137,16 +139,19 @@ def load_policy(
         ValueError: there is neither, or no checkpoint yet; says what to do.
         CheckpointError: a checkpoint that cannot be read, or a step that was not kept.
     """
-    folder = Path(path_or_hub_id).expanduser()
+    folder = user_path(path_or_hub_id)
     spec = read_spec(folder)
     if spec is not None:
         return _load_run(folder, spec, stage or spec.stage, step)
-    if stage is not None or step is not None:
+    other = (folder / CONFIG).is_file() and "model_type" not in _read_json(folder / CONFIG)
+    if stage is not None or step is not None or other:
         raise ValueError(f"{path_or_hub_id} is no workdir of run_experiment.py: it has no {POLICY}")
     name = str(path_or_hub_id)
     origin = find_folder(name)
     model = read_config(origin, attention="auto")
-    env = Environment(PromptSpec(load_tokenizer(name), load_template("full")))
+    env = Environment(
+        PromptSpec(load_tokenizer(name), load_template("full"), parse=parse_prompted_calls)
+    )
     return Policy(name, model, load_params(origin, model), env)
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from memalpha.memory import MEMORY_NAMES, MemoryView
+from memalpha.paths import user_path
+from memalpha.tokenizer import merge_system, takes_system
 from memalpha.tools import CONTENT_KEY, Call, format_call, parse_calls, tool_schemas
 
 ALL_ENABLED = (True, True, True)
@@ -105,7 +107,7 @@ def load_template(name_or_folder: str) -> Template:
     """
     folder = BUILT_IN / name_or_folder
     if name_or_folder not in ("full", "compact"):
-        folder = Path(name_or_folder)
+        folder = user_path(name_or_folder)
     if not folder.is_dir():
         raise ValueError(
             f"template {name_or_folder!r} is neither built in (full, compact) nor a folder"
@@ -250,8 +252,15 @@ def encode_messages(
     messages: list[dict[str, str]], tokenizer: Any, tools: list[dict] | None = None
 ) -> list[int]:
     """Token ids of messages, ready for a response: through the chat template of the tokenizer
-    (thinking off) where it has one, else as plain text with a blank line between messages."""
+    (thinking off) where it has one, else as plain text with a blank line between messages.
+
+    Where the template refuses or drops the system role, as Gemma's does, its text goes to the
+    beginning of the first user turn.
+    """
     if tokenizer.chat_template:
+        has_system = any(message["role"] == "system" for message in messages)
+        if has_system and not takes_system(tokenizer, str(tokenizer.chat_template)):
+            messages = merge_system(messages)
         return tokenizer.apply_chat_template(
             messages,
             tools=tools,

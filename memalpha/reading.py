@@ -69,8 +69,7 @@ def find_evidence(
         [question.question for question in instance.questions],
         instance.source,
         view,
-        index_of(view.semantic),
-        index_of(view.episodic),
+        (index_of(view.semantic), index_of(view.episodic)),
         env.reading.top_k,
         count_tokens=lambda text: count_tokens(env, text),
     )

@@ -24,6 +24,7 @@ from memalpha.metrics import (
     sub_em,
     through_first_box,
 )
+from memalpha.replies import visible
 
 ABSTENTION = "abstention"  # kind of a question that the text does not answer
 
@@ -47,12 +48,6 @@ Metric = Callable[[str, Sequence[str]], float]
 
 _YES = re.compile(r"\byes\b", re.IGNORECASE)
 _NO = re.compile(r"\bno\b", re.IGNORECASE)
-
-
-def visible(text: str) -> str:
-    """The text after the last `</think>`; an unclosed `<think>` leaves nothing."""
-    _, _, after = text.rpartition("</think>")
-    return "" if "<think>" in after else after.strip()
 
 
 def verdict(text: str) -> float:

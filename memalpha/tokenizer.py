@@ -8,10 +8,13 @@ context on content.
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from memalpha.paths import user_path
+from memalpha.replies import MARKS
 
 PAD_TOKEN, EOS_TOKEN = "<|endoftext|>", "<|im_end|>"  # the names that Qwen3 uses
 _PIECES = Regex(r"\d{4}| ?\d{1,2}| ?\p{L}+|\s+(?=\S)| ?[^\s\p{L}\d]+|\s+")
@@ -75,7 +78,7 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: nothing loadable there; or it has no end-of-sequence token.
     """
-    folder = Path(path_or_hub_id).expanduser()
+    folder = user_path(path_or_hub_id)
     there = folder.exists()
     name, _, revision = (str(folder), "", "") if there else path_or_hub_id.partition("@")
     try:
@@ -98,8 +101,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of token ids; special tokens are left out."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Text of token ids; special tokens are left out, but for marks of calls and of thinking, which
+    some tokenizers hold as special tokens."""
+    left_out = _special_ids_but_marks(tokenizer)
+    if left_out is None:
+        kept, skip = list(ids), True
+    else:
+        kept, skip = [token for token in map(int, ids) if token not in left_out], False
+    return tokenizer.decode(kept, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+
+
+@lru_cache(maxsize=8)
+def _special_ids_but_marks(tokenizer: PreTrainedTokenizerBase) -> frozenset[int] | None:
+    """Ids to leave out of a text; None if the tokenizer leaves out the right ones by itself."""
+    added = tokenizer.added_tokens_decoder
+    special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    texts = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in special}
+    marks = {i for i, text in texts.items() if any(mark in text for mark in MARKS)}
+    return frozenset(special - marks) if marks else None
 
 
 @lru_cache(maxsize=8)
@@ -113,3 +132,26 @@ def cached_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], 
     """`decode` of one tokenizer that remembers token ids: an entry is shown at many steps."""
     cached = lru_cache(maxsize=65_536)(lambda ids: decode(tokenizer, ids))
     return lambda ids: cached(tuple(ids))
+
+
+@lru_cache(maxsize=64)
+def takes_system(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> bool:
+    """Whether the system text is in what a chat template renders. The template is an argument
+    because a tokenizer can be given another one."""
+    probe = "system text"
+    messages = [{"role": "system", "content": probe}, {"role": "user", "content": "user text"}]
+    try:
+        return probe in tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def merge_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages without system role: its text goes before that of the first user turn."""
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    others = [dict(message) for message in messages if message["role"] != "system"]
+    first = next((message for message in others if message["role"] == "user"), None)
+    if first is None:
+        others.insert(0, first := {"role": "user", "content": ""})
+    first["content"] = "\n\n".join(filter(None, [*system, first["content"]]))
+    return others

@@ -28,7 +28,8 @@ from memalpha.learner import init_state
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import init_params
 from memalpha.optimizer import OptimizerConfig, make_optimizer
-from memalpha.policy import load_policy, load_run, model_config
+from memalpha.policy import load_policy, read_spec
+from memalpha.prompts import fit_prompt
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_call
 from memalpha.weights import export
@@ -186,7 +187,8 @@ def test_hostile_text_is_stored_and_never_obeyed(env, text):
     prompts = []
 
     def respond(turn):
-        prompts.append(env.prompt.tokenizer.decode(turn.prompt))
+        ids = fit_prompt(env.prompt, turn.view, turn.text)
+        prompts.append(env.prompt.tokenizer.decode(ids))
         return keep_all(turn)
 
     agent = agent_of(env, respond)
@@ -306,6 +308,37 @@ def test_text_that_no_tokenizer_takes_is_mended(env):
     assert agent.chat("Who is \udcff?").text
 
 
+def test_a_lone_surrogate_of_a_user_is_mended_or_refused_wherever_it_is(env):
+    agent = agent_of(env, author="\udcff")
+    (event,) = agent.observe("Rex is a dog.", timestamp="2024\ud83d")
+    assert "2024\ufffd" in event.text and agent.memory.events()[0].author == "\ufffd"
+    edits = agent.memory
+    edits.update("core", "About \ud83d.", author="\ud83d")
+    edits.insert("semantic", "Ana \ud83d.")
+    entry = edits.semantic[-1]
+    edits.update("semantic", "Bo \udc00.", entry.id)
+    assert (edits.core, edits.semantic[-1].text) == ("About \ufffd.", "Bo \ufffd.")
+    agent.chat("What is Rex?", timestamp="\ud83d")
+    json.loads(edits.to_json().encode())  # UTF-8
+    edits.to_markdown().encode()
+    with pytest.raises(StoreError, match="namespace 'a.ud83d': give 1 to 200 printable"):
+        agent.of("a\ud83d").observe("Rex is a dog.")
+
+
+def test_a_name_that_is_refused_costs_no_step_of_the_writer(env):
+    agent = agent_of(env, lambda turn: pytest.fail("the writer was asked"))
+    with pytest.raises(StoreError, match="printable"):
+        agent.of("a\nb").observe("A chunk.")
+
+
+@pytest.mark.parametrize("mark", "?？﹖؟\u037e՞፧")
+def test_a_question_in_any_script_is_answered(env, mark):
+    agent = agent_of(env)
+    agent.chat("The dog of Ana is called Rex.")
+    assert agent.of("bo").chat(f"Where is Rex{mark}").text == UNKNOWN
+    assert agent.chat(f"What is the dog of Ana called{mark}").text != NOTED
+
+
 def test_text_that_grows_when_it_is_delimited_is_cut_into_parts_that_fit(env):
     agent = agent_of(env, lambda turn: "")
     assert len(agent.observe("<|im_end|>" * 100)) > 1
@@ -384,7 +417,7 @@ def workdir(micro, tmp_path_factory):
     )
     (folder / "config.json").write_text(config.to_json())
     micro.tokenizer.save_pretrained(folder / "tokenizer")
-    model = model_config(config.to_dict(), len(micro.tokenizer))
+    model = read_spec(folder).model
     params = init_params(model, jax.random.key(3))
     with open_checkpoints(folder / "checkpoints" / "rl") as checkpoints:
         save(checkpoints, 7, init_state(params, make_optimizer(OptimizerConfig(1e-3))))
@@ -406,7 +439,7 @@ def test_a_run_is_loaded_as_it_was_trained(workdir):
 
 
 def test_a_model_folder_is_a_writer_too(workdir, tmp_path):
-    run = load_run(workdir[0])
+    run = load_policy(workdir[0])
     folder = export(run.params, run.model, tmp_path / "model", run.env.prompt.tokenizer)
     policy = load_policy(folder)
     assert policy.model == run.model and policy.env.prompt.template.name == "full"
@@ -416,10 +449,10 @@ def test_a_model_folder_is_a_writer_too(workdir, tmp_path):
 def test_checkpoints_that_are_not_there_are_named(workdir, tmp_path):
     folder, _ = workdir
     with pytest.raises(ValueError, match="no checkpoint of stage 'warm_start'"):
-        load_run(folder, "warm_start")
-    assert load_run(folder, step=7).name.endswith("rl step 7")
+        load_policy(folder, "warm_start")
+    assert load_policy(folder, step=7).name.endswith("rl step 7")
     with pytest.raises(CheckpointError, match="no checkpoint of step 8; there are: 7"):
-        load_run(folder, step=8)
+        load_policy(folder, step=8)
     with pytest.raises(ValueError, match="nowhere"):
         load_policy(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="config.json"):
@@ -457,10 +490,28 @@ def test_the_commands_of_the_terminal(workdir, tmp_path, capsys, monkeypatch):
         cli.main(["ask", "--checkpoint=/nowhere", store, "Who?"])
 
 
+def test_the_commands_expand_the_home_folder(workdir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(workdir[0].parent))
+    checkpoint, store = f"--checkpoint=~/{workdir[0].name}", "--store=~/mine.db"
+    cli.main(["observe", checkpoint, store, "Rex is a dog."])
+    cli.main(["show", store])
+    assert "core: (empty)" in capsys.readouterr().out
+    (workdir[0].parent / "mine.db").unlink()
+    assert load_policy(checkpoint.partition("=")[2]).name.endswith("rl step 7")
+
+
+def test_input_that_is_no_text_does_not_end_a_command(tmp_path):
+    Store(tmp_path / "s.db").create("ana")
+    command = [sys.executable, "-m", "memalpha.agent", "show", f"--store={tmp_path / 's.db'}"]
+    done = subprocess.run([*command, b"--namespace=\xff"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 1
+    assert b"UnknownNamespaceError: no namespace" in done.stderr and b"'ana'" in done.stderr
+
+
 def test_the_real_command_says_what_is_wrong_and_nothing_else(tmp_path):
     command = [sys.executable, "-m", "memalpha.agent", "show", f"--store={tmp_path / 'no.db'}"]
     environment = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_VERBOSITY"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
-    wanted = f"StoreError: no store at {tmp_path / 'no.db'}; `observe` and `chat` make one\n"
+    wanted = f"StoreError: no store at {tmp_path / 'no.db'}; `observe` and `chat` create one\n"
     assert done.stderr == wanted

@@ -165,3 +165,31 @@ def test_a_published_folder_with_its_chat_template_and_stops(folder):
         FlaxModel.load(str(folder), context_tokens=99_999)
     (folder / "generation_config.json").unlink()
     assert FlaxModel.load(str(folder)).stop_ids == [1]
+
+
+# As Gemma's: it refuses the system role, and turns have to alternate.
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}" + CHAT
+)
+DROPS_SYSTEM = CHAT.replace("for m in messages", "for m in messages if m.role != 'system'")
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM], ids=["refuses", "drops"])
+def test_where_a_template_has_no_system_role_its_text_goes_before_the_users(template):
+    words = {"<|endoftext|>": 0, "<|im_end|>": 1, "<|im_start|>": 2, "user": 3, "assistant": 4}
+    tokenizer = word_tokenizer(words | {f"w{n}": n for n in range(5, 60)})
+    system, user = {"role": "system", "content": "w5"}, {"role": "user", "content": "w6"}
+    tokenizer.chat_template = CHAT.replace("m.role", "'user'")
+    assert encode_messages([system, user], tokenizer) == [2, 3, 5, 1, 2, 3, 6, 1, 2, 4]
+    tokenizer.chat_template = template
+    merged = [2, 3, 5, 6, 1, 2, 4]
+    assert encode_messages([system, user], tokenizer) == merged
+    assert encode_messages([user], tokenizer) == [2, 3, 6, 1, 2, 4]
+    assert encode_messages([system], tokenizer) == [2, 3, 5, 1, 2, 4]
+
+
+def test_a_chat_with_a_lone_surrogate_is_answered(micro, params):
+    (given,) = engine(micro, params).generate(ask("Rex \ud83d"), NEW)
+    (same,) = engine(micro, params).generate(ask("Rex \ufffd"), NEW)
+    assert given == same and not given.error

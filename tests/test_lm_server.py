@@ -1,6 +1,7 @@
-"""The engine on a server: every way in which a server fails, and what the caller sees of it."""
+"""The engine on a server: every way in which a server fails, and what the caller gets then."""
 
 import json
+import sqlite3
 import threading
 import time
 from email.utils import formatdate
@@ -9,8 +10,10 @@ import pytest
 from chat_server import cuts, fails, raw, reply, sleeps
 
 from memalpha.lm.cache import DiskCache
+from memalpha.lm.completion import retry_after
 from memalpha.lm.interface import Counted, Generation
-from memalpha.lm.server import ServerModel, ServerRefusedError, retry_after
+from memalpha.lm.server import ServerModel, ServerRefusedError
+from memalpha.tools import format_call, parse_calls, tool_schemas
 
 SECRET = "sk-a-key-of-the-tests"
 
@@ -22,15 +25,17 @@ def ask(text):
 @pytest.fixture
 def engine(chat_server):
     """Makes engines that hardly wait."""
-    made = []
+    engines = []
 
     def make(**options):
-        options = {"first_wait": 0.01, "timeout": 5.0, "retries": 3} | options
-        made.append(ServerModel(chat_server.url, "small", **options))
-        return made[-1]
+        options = {"timeout": 5.0, "retries": 3} | options
+        first_wait = options.pop("first_wait", 0.01)
+        engines.append(ServerModel(chat_server.url, "small", **options))
+        engines[-1].first_wait = first_wait
+        return engines[-1]
 
     yield make
-    for one in made:
+    for one in engines:
         one.close()
 
 
@@ -232,6 +237,10 @@ def test_further_fields_replace_ours(chat_server, engine):
     assert body["chat_template_kwargs"] == {"a": False}
 
 
+NO_CALLS = "no text (finish_reason 'tool_calls')"
+ONLY_THOUGHT = "reasoning but no text (finish_reason 'stop')"
+
+
 @pytest.mark.parametrize(
     "said, expected",
     [
@@ -242,13 +251,125 @@ def test_further_fields_replace_ours(chat_server, engine):
             reply("", "content_filter"),
             Generation("", 7, 3, "no text (finish_reason 'content_filter')"),
         ),
+        (reply("", "length", reasoning="so"), Generation("", 7, 3)),
+        (reply(""), Generation("", 7, 3)),  # the end of sequence at once
+        (reply("yes", reasoning_content="so"), Generation("yes", 7, 3)),
+        (
+            reply(
+                [{"type": "text", "text": "ye"}, {"type": "image"}, {"type": "text", "text": "s"}]
+            ),
+            Generation("yes", 7, 3),
+        ),
+        (reply([{"type": "refusal", "refusal": "no"}]), Generation("no", 7, 3)),
+        (reply(None), Generation("", 7, 3, "no text (finish_reason 'stop')")),
+        (reply([]), Generation("", 7, 3)),
+        (reply(None, "tool_calls", tool_calls=[]), Generation("", 7, 3, NO_CALLS)),
+        (reply(None, None), Generation("", 7, 3, "no text (finish_reason None)")),
+        (reply(None, reasoning_content="so"), Generation("", 7, 3, ONLY_THOUGHT)),
+        (reply("\n\n", reasoning="so"), Generation("", 7, 3, ONLY_THOUGHT)),
     ],
-    ids=["thinking", "cut", "refusal", "filter"],
 )
-def test_unusual_replies(chat_server, engine, said, expected):
+def test_unusual_replies(chat_server, engine, said, expected, tmp_path):
     chat_server.behave = lambda body, number: said
-    assert engine().generate([ask("q")], 5) == [expected]
+    assert engine(cache=tmp_path / "c").generate([ask("q")], 5) == [expected]
     assert len(chat_server.bodies) == 1
+    engine(cache=tmp_path / "c").generate([ask("q")], 5)
+    assert len(chat_server.bodies) == (2 if expected.error else 1)  # no failure is cached
+
+
+INSERT = {"memory_type": "semantic", "content": "Rex <b>é</b>\nis a dog."}
+
+
+def function(name, arguments):
+    return {"id": "1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize("content", [None, "", "I note that."])
+@pytest.mark.parametrize("finish", ["stop", "tool_calls"])
+def test_calls_beside_the_text_are_part_of_it(chat_server, engine, content, finish):
+    calls = [function("new_memory_insert", json.dumps(INSERT))]
+    calls += [function("new_memory_insert", INSERT | {"content": "b"})]  # an object, as Ollama's
+    chat_server.behave = lambda body, number: reply(content, finish, tool_calls=calls)
+    (given,) = engine().generate([ask("q")], 5)
+    assert given.text.startswith(content or "<tool_call>") and not given.error
+    first, second = parse_calls(given.text, "qwen3")
+    assert first.arguments == INSERT and second.arguments["content"] == "b"
+    assert not first.error and not second.error
+
+
+def test_the_older_form_of_a_single_call_is_read_too(chat_server, engine):
+    call = {"name": "memory_delete", "arguments": '{"memory_type": "core"}'}
+    chat_server.behave = lambda body, number: reply(None, "function_call", function_call=call)
+    (given,) = engine().generate([ask("q")], 5)
+    assert given.text == format_call("memory_delete", {"memory_type": "core"}, "qwen3")
+
+
+@pytest.mark.parametrize("arguments", ['{"memory_type": "sem', "[1]", "", None, 5, "[" * 99_999])
+@pytest.mark.parametrize("name", ["new_memory_insert", None])
+def test_a_broken_call_is_a_malformed_one_and_never_none(chat_server, engine, name, arguments):
+    calls = [function(name, arguments)]
+    chat_server.behave = lambda body, number: reply(None, "tool_calls", tool_calls=calls)
+    (given,) = engine().generate([ask("q")], 5)
+    (call,) = parse_calls(given.text, "qwen3")
+    assert call.error and not given.error
+
+
+REFUSALS = {
+    "vLLM": fails(400, '"auto" tool choice requires --enable-auto-tool-choice'),
+    "without words": fails(400, ""),
+    "Ollama": fails(400, "registry/gemma does not support tools"),
+    "llama.cpp": fails(500, "tools param requires --jinja flag"),
+    "a router": fails(404, "No endpoints found that support tool use"),
+    "strict": fails(422, "Extra inputs are not permitted"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_a_server_that_refuses_tools_is_asked_without_and_it_is_said_once(
+    chat_server, engine, refusal, caplog
+):
+    chat_server.behave = lambda body, number: refusal if "tools" in body else "here"
+    tools = tool_schemas((True, True, True))
+    asked = engine(concurrency=1)
+    given = asked.generate([ask(str(n)) for n in range(3)], 5, tools=tools)
+    assert [g.text for g in given] == ["here"] * 3
+    assert ["tools" in body for body in chat_server.bodies] == [True, False, False, False]
+    assert chat_server.bodies[0]["tools"] == tools
+    (message,) = [r.getMessage() for r in caplog.records if "without" in r.getMessage()]
+    assert message.startswith("small is asked without tools: ")
+
+
+def test_an_error_that_is_not_about_tools_is_not_remembered_as_one(chat_server, engine):
+    chat_server.behave = lambda body, number: fails(400, "too long") if number < 2 else "here"
+    asked, tools = engine(concurrency=1), tool_schemas((True, True, True))
+    long, short = asked.generate([ask("long"), ask("short")], 5, tools=tools)
+    assert long.error == "400: too long" and short.text == "here"
+    assert "tools" in chat_server.bodies[2]
+
+
+def test_a_server_that_refuses_the_system_role_gets_its_text_before_the_users(chat_server, engine):
+    def behave(body, number):
+        system = body["messages"][0]["role"] == "system"
+        return fails(400, "System role not supported") if system else body["messages"][0]["content"]
+
+    chat_server.behave = behave
+    chat = [{"role": "system", "content": "Be brief."}, *ask("q")]
+    asked = engine(concurrency=1)
+    assert [g.text for g in asked.generate([chat, chat], 5)] == ["Be brief.\n\nq"] * 2
+    assert asked.generate([chat], 6)[0].text == "Be brief.\n\nq"
+    assert len(chat_server.bodies) == 3
+
+
+def test_an_empty_answer_cached_under_older_rules_is_asked_again(chat_server, engine, tmp_path):
+    chat_server.behave = lambda body, number: ""
+    engine(cache=tmp_path / "c").generate([ask("q")], 5)
+    with sqlite3.connect(tmp_path / "c") as db:  # as written before replies had rules
+        ((key, value),) = db.execute("SELECT key, value FROM kept").fetchall()
+        value = {name: v for name, v in json.loads(value).items() if name != "rules"}
+        db.execute("UPDATE kept SET value = ?", (json.dumps(value),))
+    chat_server.behave = lambda body, number: "here"
+    assert engine(cache=tmp_path / "c").generate([ask("q")], 5)[0].text == "here"
+    assert engine(cache=tmp_path / "c").generate([ask("q")], 5)[0].cached
 
 
 def test_a_chat_that_is_no_unicode_is_its_own_failure(chat_server, engine):

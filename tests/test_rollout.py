@@ -13,7 +13,7 @@ from memalpha.episode import Clock, count_tokens
 from memalpha.memory import Outcome
 from memalpha.model import init_params
 from memalpha.prompts import PromptTooLong, fit_prompt
-from memalpha.reader import extractive_answers
+from memalpha.reader_rules import extractive_answers
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tokenizer import decode, encode
 from memalpha.tools import format_call, format_response

@@ -1,6 +1,7 @@
 """The HTTP server: who may come in, what it answers, and that it is a memory behind a chat."""
 
 import json
+import re
 
 import pytest
 from fastapi.testclient import TestClient
@@ -58,6 +59,107 @@ def test_a_stream_holds_the_same_reply(client):
     assert "Rex" in first["choices"][0]["delta"]["content"]
     assert first["object"] == "chat.completion.chunk" and first["id"] == last["id"]
     assert last["choices"][0]["finish_reason"] == "stop"
+
+
+NULLS = ("user", "stream", "model", "stream_options", "temperature", "max_tokens", "n", "stop")
+NULLS += ("top_p", "seed", "tools", "max_completion_tokens", "presence_penalty", "response_format")
+
+
+@pytest.mark.parametrize("field", [*NULLS, "all"])
+def test_a_field_that_is_null_is_a_field_that_is_absent(client, field):
+    nulls = dict.fromkeys(NULLS if field == "all" else [field])
+    body = {"messages": [{"role": "user", "content": "The dog of Ana is called Rex."}]} | nulls
+    answer = client.post("/v1/chat/completions", json=body)
+    assert answer.json()["choices"][0]["message"]["content"] == NOTED
+    assert client.get("/v1/memory").json() == {"namespaces": ["default"]}
+
+
+def test_other_fields_may_be_null_too_and_what_is_not_served_is_refused(client):
+    body = {"text": "Rex is a dog.", "timestamp": None}
+    assert client.post("/v1/memory/ana/observe", json=body).status_code == 200
+    parts = [{"type": "text", "text": None}, {"type": "text", "text": "Rex?"}, {"type": "image"}]
+    assert say(client, parts, name=None).status_code == 200
+    assert say(client, None).json()["error"]["message"] == "chat: the message is empty"
+    assert "n: " in say(client, "Rex?", n=2).json()["error"]["message"]
+    assert say(client, "Rex?", stream=True, stream_options={"include_usage": None}).is_success
+
+
+def test_a_stream_ends_with_the_usage_where_it_is_asked_for(client):
+    whole = say(client, "The dog of Ana is called Rex.").json()["usage"]
+    assert whole["total_tokens"] == whole["prompt_tokens"] + whole["completion_tokens"]
+    assert whole["prompt_tokens"] > whole["completion_tokens"] > 0
+    options = {"include_usage": True}
+    lines = say(client, "The dog of Ana is called Rex.", stream=True, stream_options=options).text
+    *events, done, _ = lines.split("\n\n")
+    first, last, usage = (json.loads(line.removeprefix("data: ")) for line in events)
+    assert done == "data: [DONE]" and first["usage"] is None and last["usage"] is None
+    assert usage["choices"] == [] and usage["usage"] == whole
+
+
+@pytest.mark.parametrize(
+    "header",
+    [f"bearer {TOKEN}", f"BEARER {TOKEN}", f"Bearer   {TOKEN} "],
+)
+def test_the_scheme_of_the_token_is_case_insensitive(agent, header):
+    client = TestClient(make_app(agent, TOKEN))
+    for name in ("authorization", "Authorization", "AUTHORIZATION"):
+        assert client.get("/v1/memory", headers={name: header}).status_code == 200
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
+def test_other_spellings_of_the_content_type(client, content_type):
+    body = json.dumps({"text": "Rex is a dog."})
+    headers = {"Content-Type": content_type}
+    response = client.post("/v1/memory/ana/observe", content=body, headers=headers)
+    assert response.status_code == 200
+
+
+def test_names_with_joiners_are_names(client):
+    for name in ("می\u200cخواهم", "\U0001f469\u200d\U0001f680", "ana@example.org", "a b"):
+        assert say(client, "Rex is a dog.", user=name).status_code == 200
+        assert client.get(f"/v1/memory/{name}").json()["namespace"] == name
+    for name in ("a\u200bb", "a\u202eb", "\u200d", "a\ufeff"):
+        answer = say(client, "Rex is a dog.", user=name)
+        assert answer.status_code == 400 and "printable" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "method, path, status, body",
+    [
+        (
+            "POST",
+            "/v1/chat/completions",
+            200,
+            r'{"messages": [{"role": "user", "content": "a\ud83d"}]}',
+        ),
+        ("POST", "/v1/memory/ana/observe", 200, r'{"text": "a\ud83d"}'),
+        ("POST", "/v1/memory/ana/observe", 200, r'{"text": "a", "timestamp": "\udc00"}'),
+        ("POST", "/v1/memory/ana/ask", 200, r'{"question": "a\ud83d"}'),
+        ("PUT", "/v1/memory/ana/core", 200, r'{"text": "a\ud83d"}'),
+        ("POST", "/v1/memory/ana/semantic", 200, r'{"text": "a\ud83d"}'),
+        ("POST", "/v1/memory/ana/semantic", 400, '{"text": "a\udcff"}'),
+        (
+            "POST",
+            "/v1/chat/completions",
+            422,
+            r'{"messages": [{"role": "user", "content": "a"}], "user": "b\ud83d"}',
+        ),
+        ("POST", "/v1/memory/ana/ask", 400, "[" * 100_000),
+    ],
+)
+def test_text_that_is_no_unicode_is_mended_or_refused_and_never_an_error_of_ours(
+    agent, method, path, status, body
+):
+    agent.store.create("ana")
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    client = TestClient(make_app(agent, TOKEN), headers=headers, raise_server_exceptions=False)
+    content = body.encode("utf-8", "surrogateescape")
+    response = client.request(method, path, content=content)
+    if status != 200:
+        assert re.search("user|body", response.json()["error"]["message"])
+    assert response.status_code == status, response.text
+    assert client.get("/v1/memory/ana").status_code == 200
+    assert client.get("/v1/memory").json()["namespaces"][0] == "ana"
 
 
 def test_the_memory_is_read_edited_and_undone(client):

@@ -2,7 +2,6 @@
 
 import math
 import os
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -15,6 +14,7 @@ from experiments.lib.objects import (
     model_config,
 )
 from memalpha.footprint import Setting, check_fits
+from memalpha.paths import user_path
 from memalpha.sharding import complete
 
 OUT_OF_MEMORY = """
@@ -53,7 +53,7 @@ def build_setting(config: ConfigDict, devices: int) -> Setting:
         ValueError: the mesh is not one of that many devices, or a size that the config refuses.
     """
     rl = config.rl
-    if config.model.path and Path(config.model.path).expanduser().is_dir():
+    if config.model.path and user_path(config.model.path).is_dir():
         _, model = find_model(config)
     else:
         model = model_config(config, config.tokenizer.vocab_size)

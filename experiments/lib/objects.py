@@ -171,7 +171,7 @@ def open_trained(workdir: str | Path) -> tuple[ConfigDict, Policy]:
     the program where there is none, or one of them does not answer."""
     try:
         policy = load_policy(workdir, "rl")
-        config = ConfigDict(json.loads((Path(workdir) / "config.json").read_text()))
+        config = ConfigDict(json.loads((user_path(workdir) / "config.json").read_text()))
         engines = build_engines(config, build_mesh(config))
         env = with_readers(policy.env, config, engines)
         probe(engines)

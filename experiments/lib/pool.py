@@ -22,6 +22,7 @@ from experiments.lib.results import (
 )
 from experiments.lib.workdir import differences
 from memalpha import scoring
+from memalpha.paths import user_path
 from memalpha.rewards import correctness
 
 # Names of a table's columns where they are not those of the family of the metric.
@@ -147,7 +148,7 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = (), first_box: bool
         elif differ := differences(pool.reading, reading):
             lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
             raise ResultsError(f"{folder} was read in another way than the first folder: {lines}")
-        _add(pool, Path(folder), about, weights, rows, aside)
+        _add(pool, user_path(folder), about, weights, rows, aside)
     if pool is None:
         raise ResultsError("no results folder: give at least one")
     return pool

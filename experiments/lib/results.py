@@ -20,6 +20,7 @@ from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.episode import Episode
 from memalpha.memory import Outcome
+from memalpha.paths import user_path
 
 ABOUT, INSTANCES, QUESTIONS = "about.json", "instances.jsonl", "questions.jsonl"
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ class Results:
             ResultsError: rows of something else (says what differs), another process at work in
                 the folder, or a damaged file.
         """
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = (self.folder / "lock").open("w")
         try:
@@ -169,10 +170,11 @@ def read_results(folder: str | Path) -> tuple[Row, list[Row]]:
 
     Raises ResultsError where there are none.
     """
-    path = Path(folder) / ABOUT
+    folder = user_path(folder)
+    path = folder / ABOUT
     if not path.exists():
         raise ResultsError(f"{folder} holds no results: python -m experiments.evaluate makes them")
-    return _read_about(path), read_lines(Path(folder) / INSTANCES)
+    return _read_about(path), read_lines(folder / INSTANCES)
 
 
 def read_lines(path: Path) -> list[Row]:

@@ -23,6 +23,7 @@ from memalpha.baselines import BASELINES, make_baseline, needs_model
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
 from memalpha.lm.interface import Counted, LanguageModel
+from memalpha.paths import user_path
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 from memalpha.tokenizer import load_tokenizer
@@ -62,7 +63,7 @@ def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     Raises ValueError where there is no config or tokenizer of a run, for a change of a field that
     is not there, or for a reader or judge that cannot work or does not answer.
     """
-    folder = Path(workdir)
+    folder = user_path(workdir)
     settings = _settings(folder)
     for role in ROLES:  # runs from before these fields, which --set may now change
         settings.setdefault(role, language_model())

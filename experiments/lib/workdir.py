@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from experiments.lib.readers import comparable
 from experiments.lib.tensorboard import EventLog
 from memalpha.data.files import write_text
+from memalpha.paths import user_path
 
 
 class WorkdirError(ValueError):
@@ -32,7 +33,7 @@ def claim_workdir(workdir: str, config: ConfigDict) -> Path:
         WorkdirError: the folder holds a run of another config (says which fields differ), or is
             no folder.
     """
-    folder = Path(workdir).absolute()
+    folder = user_path(workdir).absolute()
     if jax.process_index():
         return folder
     try:

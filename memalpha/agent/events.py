@@ -1,4 +1,4 @@
-"""What a store keeps of a memory: its state, the events that made it, and what can go wrong."""
+"""What a store holds of a memory (state, events, changes), and the errors of a store."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ Key = tuple[int, int]  # memory type, entry id
 
 
 class StoreError(ValueError):
-    """A store that cannot be used, or a request that it refuses; says what to do."""
+    """A store that cannot be used, or a request that it refuses. The message says what to do."""
 
 
 class StoreLockedError(StoreError):
-    """Another process kept the file locked for longer than `wait`; nothing was written."""
+    """Another process had the file locked for longer than `wait`; nothing was written."""
 
 
 class ConflictError(StoreError):
@@ -20,7 +20,7 @@ class ConflictError(StoreError):
 
 
 class UnknownNamespaceError(StoreError):
-    """Nobody has written in this namespace."""
+    """The store has no namespace of this name."""
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,28 @@ class Snapshot:
     """The memory of a namespace after `events` events."""
 
     core: str
-    core_event: int  # that last wrote it, -1 where there is none
+    core_event: int  # number of the event that last wrote the core, -1 where the core is empty
     semantic: tuple[Entry, ...]
     episodic: tuple[Entry, ...]
     next_id: int
     events: int
-    mark: str = ""  # of the last event: a namespace forgotten and made anew may have as many
+    # Hash of the last event. It tells a namespace that was deleted and recreated from the old one,
+    # which may have had as many events.
+    last_hash: str = ""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What changed a memory: who, when, from what, by which calls."""
+    """One change of a memory: by whom, when, from which text and by which calls."""
 
     action: str  # observe, edit, undo
     author: str
-    text: str = ""
-    response: str = ""
-    calls: tuple[dict, ...] = ()
-    undoes: int | None = None
+    text: str = ""  # the chunk that was observed
+    response: str = ""  # of the writer, as text
+    calls: tuple[dict, ...] = ()  # name, arguments, error, outcome
+    undoes: int | None = None  # number of the event that this one reverts
     number: int = -1  # -1: not committed yet
-    at: str = ""
+    at: str = ""  # UTC, ISO 8601; empty: not committed yet
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""The trained writer outside training: it reads what you tell it, and answers from its memory.
+"""The trained writer outside training: it reads what you tell it and answers from its memory.
 
     agent = MemoryAgent.from_checkpoint("runs/tiny", store="memory.db")
     agent.observe("The head office of Alpina Press is in Basel.")
     agent.ask("In which town is the head office of Alpina Press?").text
 
-One observed chunk is one step of an episode (`rollout.memorise`): the writer sees the prompt it was
-trained on, and its calls go through the same parser and the same memory operations. The memory
-lives in a `Store`; each step reads it, changes it and commits the difference.
+One observed chunk is one step of an episode (`rollout.memorise`): the writer gets a prompt of the
+form it was trained on, and its calls go through the same parser and the same memory operations. The
+memory is in a `Store`; each step reads it, changes it and commits the difference.
 
 On the command line: `python -m memalpha.agent --help`.
 """
@@ -18,41 +18,44 @@ import threading
 import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-import jax
-
 from memalpha import reader
-from memalpha.agent.contents import Contents, difference, state_of, view_of
+from memalpha.agent.contents import Contents, change_memory, view_of
 from memalpha.agent.events import ConflictError, Event, Snapshot, UnknownNamespaceError
-from memalpha.agent.store import Store
+from memalpha.agent.store import Store, check_namespace
 from memalpha.data.instance import Instance, Question
 from memalpha.data.text import sentence_ends
 from memalpha.episode import Environment, Step, Writer, count_tokens
+from memalpha.memory import MemoryState, MemoryView
 from memalpha.policy import load_policy
 from memalpha.prompts import escape, template_fragments
-from memalpha.reader import Answerer, Evidence, extractive_answers
+from memalpha.reader import Answerer, Evidence
+from memalpha.reader_rules import extractive_answers
 from memalpha.reading import find_evidence
-from memalpha.rollout import first_state, make_turn, memorise, whole_view
+from memalpha.rollout import first_state, make_turn, memorise
 from memalpha.tools import clean
 
-ATTEMPTS = 5  # at a step whose memory somebody else changed meanwhile
-SOURCE = "squad"  # questions are asked as those of this source: a short answer from the memory
+ATTEMPTS = 5  # at one step, when others change the memory while the writer works
+SOURCE = "squad"  # questions are asked like those of this source, whose answers are short
 NOTED, UNKNOWN = "Noted.", "I have nothing about that in memory."
+# ASCII, full-width and small form, Arabic, Greek, Armenian, Ethiopic.
+QUESTION_MARKS = "?？﹖؟\u037e՞፧"
 _SPEAKER = re.compile(r"<(?=\s*/?\s*(?:User|Assistant)\b)", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """An answer, and what of the memory it was based on. An entry's `written_at` is the number of
-    the event, in `MemoryAgent.memory.events()`, that holds the chunk it came from."""
+    """An answer and the part of the memory that the reader was given. An entry's `written_at` is
+    the number of the event in `MemoryAgent.memory.events()` that wrote it."""
 
     text: str
     evidence: Evidence
 
 
 class MemoryAgent:
-    """A writer, a reader and the memory of one namespace between them. Safe to use from threads."""
+    """A writer and a reader that share the memory of one namespace. Safe to use from threads."""
 
     def __init__(
         self,
@@ -62,11 +65,12 @@ class MemoryAgent:
         namespace: str = "default",
         author: str = "writer",
     ):
-        """`writer`: any writer of `rollout`, such as `Policy.writer()`; `env.reading.answerer` reads."""
+        """`writer`: any writer of `rollout`, such as `Policy.writer()`. `env.reading.answerer`
+        answers questions."""
         self.env, self.writer, self.author = env, writer, author
         self.store = Store() if store is None else store
         self.namespace = namespace
-        self._writing = threading.Lock()  # the device does one thing at a time
+        self._writing = threading.Lock()  # the device runs one step at a time
 
     @classmethod
     def from_checkpoint(
@@ -76,9 +80,9 @@ class MemoryAgent:
         store: str | Path = ":memory:",
         namespace: str = "default",
     ) -> "MemoryAgent":
-        """The writer of a run of `run_experiment.py`, greedy; the offline reader by default.
+        """The writer of a run of `run_experiment.py`; the offline reader by default.
 
-        `store`: a file that every change is committed to at once; ":memory:" keeps it here alone.
+        `store`: the file that every change is committed to at once; ":memory:" writes no file.
         Raises ValueError for a missing checkpoint or an unusable store, with what to do.
         """
         policy = load_policy(path_or_hub_id)
@@ -86,8 +90,8 @@ class MemoryAgent:
         return cls(env, policy.writer(), Store(store), namespace, policy.name)
 
     def of(self, namespace: str) -> "MemoryAgent":
-        """The same agent with the memory of another user."""
-        other = copy.copy(self)  # shares store, writer and lock
+        """The same agent with the memory of another namespace."""
+        other = copy.copy(self)  # shallow: both use one store, writer and lock
         other.namespace = namespace
         return other
 
@@ -96,23 +100,24 @@ class MemoryAgent:
     ) -> list[Event]:
         """Lets the writer read a text; returns one event for each chunk of it.
 
-        The text becomes turns of a dialogue at `timestamp` (default: now, UTC), the form of the
-        training data; a long one is cut into several. `as_is`: it has its form already.
+        The text becomes turns of a dialogue at `timestamp` (default: now, UTC), which is the form
+        of the training data; a long text is cut into several chunks. With `as_is` it is one chunk,
+        read unchanged.
 
-        Raises ValueError for a text without content, PromptTooLong for one `as_is` that is too
-        long, ConflictError where somebody else keeps changing the memory.
+        Raises ValueError for an empty text, PromptTooLong for an `as_is` text that is too long,
+        ConflictError where others change the memory at every attempt.
         """
         text = clean(text)
         if not text.strip():
             raise ValueError("observe: the text is empty")
         if as_is:
             return [self._read_chunk(text)]
-        room = self.env.prompt.prompt_tokens // 2 - self._shown_tokens(dialogue("", timestamp))
-        parts = split_text(text, max(room, 16), self._shown_tokens)
+        room = self.env.prompt.prompt_tokens // 2 - self._prompt_tokens(dialogue("", timestamp))
+        parts = split_text(text, max(room, 16), self._prompt_tokens)
         return [self._read_chunk(dialogue(part.strip(), timestamp)) for part in parts]
 
-    def _shown_tokens(self, text: str) -> int:
-        """Tokens of a text as the prompt shows it."""
+    def _prompt_tokens(self, text: str) -> int:
+        """Tokens of a text once it is escaped for the prompt."""
         env = self.env
         also = [*template_fragments(env.prompt.template), *env.prompt.tokenizer.all_special_tokens]
         return count_tokens(env, escape(text, also))
@@ -120,39 +125,37 @@ class MemoryAgent:
     def _read_chunk(self, chunk: str) -> Event:
         with self._writing:
             for attempt in range(ATTEMPTS):
-                before = self._before()
-                event, after, next_id = self._step(before, chunk)
-                self.store.create(self.namespace, before.next_id)  # if it is not there
+                before = self._read_or_start()
+                step = partial(self._step, before, chunk)
                 try:
-                    return self.store.commit(self.namespace, event, after, before, next_id)
+                    return change_memory(self.env, self.store, self.namespace, before, step)
                 except ConflictError:
                     if attempt == ATTEMPTS - 1:
                         raise
 
-    def _before(self) -> Snapshot:
-        """The memory; an empty one where nothing was ever stored."""
+    def _read_or_start(self) -> Snapshot:
+        """The memory; an empty one where the namespace does not exist yet."""
         try:
             return self.store.read(self.namespace)
         except UnknownNamespaceError:
+            check_namespace(self.namespace)  # before the writer runs
             first = first_state(self.env, 1, zlib.crc32(self.namespace.encode())).next_id
             return Snapshot("", -1, (), (), int(first[0]), 0)
 
-    def _step(self, before: Snapshot, chunk: str) -> tuple[Event, dict, int]:
-        """One step of an episode on the memory `before`; nothing is stored yet."""
-        shown = view_of(before, self.env)
-        state = state_of(shown, self.env, before.next_id)
+    def _step(
+        self, before: Snapshot, chunk: str, view: MemoryView, state: MemoryState
+    ) -> tuple[MemoryState, Event]:
+        """One step of an episode: the memory after it, and its event."""
         instance = Instance("agent", self.namespace, (chunk,), ())
         turn = make_turn(self.env, state, 0, before.events, instance, text=chunk)
         state, (step,) = memorise(self.env, state, [turn], self.writer)
         if step.response.error:
             raise RuntimeError(f"the writer failed, nothing was stored: {step.response.error}")
-        host = jax.device_get(state)
-        after = difference(shown, whole_view(self.env, host, 0))
-        event = Event("observe", self.author, chunk, step.text, calls_made(step))
-        return event, after, int(host.next_id[0])
+        self.store.create(self.namespace, before.next_id)  # not before the writer has answered
+        return state, Event("observe", self.author, chunk, step.text, call_records(step))
 
     def ask(self, question: str) -> Reply:
-        """Answers from the memory alone; an empty text where it says nothing.
+        """Answers from the memory alone; the text is empty where the memory has no answer.
 
         Raises ValueError for an empty question, UnknownNamespaceError, RuntimeError where the
         reader failed.
@@ -160,72 +163,75 @@ class MemoryAgent:
         question = clean(question)
         if not question.strip():
             raise ValueError("ask: the question is empty")
-        shown = view_of(self.store.read(self.namespace), self.env)
-        asked = Instance(SOURCE, self.namespace, (), (Question(question, ()),))
-        (request,) = find_evidence(self.env, asked, shown)
+        view = view_of(self.store.read(self.namespace), self.env)
+        instance = Instance(SOURCE, self.namespace, (), (Question(question, ()),))
+        (request,) = find_evidence(self.env, instance, view)
         (answer,) = reader.read([request], self.env.reading.answerer)
         if answer.text is None:
-            why = (
-                self.env.reading.failures[-1]
-                if self.env.reading.failures
-                else "its own log says why"
-            )
-            raise RuntimeError(f"the reader gave no answer: {why}")
+            failures = self.env.reading.failures
+            reason = failures[-1] if failures else "its own log has the reason"
+            raise RuntimeError(f"the reader gave no answer: {reason}")
         return Reply(answer.text, request.evidence)
 
     def chat(self, message: str, timestamp: str | datetime | None = None) -> Reply:
-        """One turn of a conversation: replies from the memory, then remembers the turn.
+        """One turn of a conversation: replies from the memory, then lets the writer read the turn.
 
-        The offline reader can only quote, so it is asked only what has a question mark.
+        The offline reader can only quote, so it is asked only messages with a question mark.
         """
         message = clean(message)
         if not message.strip():
             raise ValueError("chat: the message is empty")
         reply = Reply("", Evidence())
-        if self.env.reading.answerer is not extractive_answers or "?" in message:
+        question = is_question(message)
+        if self.env.reading.answerer is not extractive_answers or question:
             try:
                 reply = self.ask(message)
             except UnknownNamespaceError:
-                pass  # the first words of a new user
-        said = reply.text or (UNKNOWN if "?" in message else NOTED)
-        turn = dialogue(message.strip(), timestamp, said)
-        if self._shown_tokens(turn) > self.env.prompt.prompt_tokens // 2:
+                pass  # the first message of a new user
+        text = reply.text or (UNKNOWN if question else NOTED)
+        turn = dialogue(message.strip(), timestamp, text)
+        if self._prompt_tokens(turn) > self.env.prompt.prompt_tokens // 2:
             self.observe(message, timestamp)
         else:
             self._read_chunk(turn)
-        return Reply(said, reply.evidence)
+        return Reply(text, reply.evidence)
 
     @property
     def memory(self) -> Contents:
-        """What stands in the memory: to read, edit, export, undo and trace back."""
+        """The memory: to read, edit, export, undo and trace back."""
         return Contents(self.env, self.store, self.namespace)
 
     def save(self, path: str | Path) -> None:
-        """Writes a copy of the store, all namespaces and their history; whole or not at all."""
+        """Writes a copy of the store with all namespaces and their history, whole or not at all."""
         self.store.copy_to(path)
 
     def load(self, path: str | Path) -> None:
-        """Takes over what `save` wrote to `path`: all namespaces and their history in place of
-        those of this agent's store, in one step. `store=` of `from_checkpoint` opens a file and
-        keeps working on it; this copies.
+        """Replaces all namespaces and histories of this agent's store by those of the file that
+        `save` wrote, in one transaction. The file itself is not written to; to go on working in
+        a file, open it with `store=` of `from_checkpoint`.
 
         Raises StoreError for a file that is missing, no store, or of a newer version.
         """
         self.store.copy_from(path)
 
 
+def is_question(text: str) -> bool:
+    """Whether a text has the question mark of any script in `QUESTION_MARKS`."""
+    return any(mark in text for mark in QUESTION_MARKS)
+
+
 def dialogue(text: str, timestamp: str | datetime | None = None, reply: str = NOTED) -> str:
     """A chunk in the form of the training data: one turn of a dialogue, with its time.
 
-    None of the three can pass for the words of another speaker.
+    Speaker tags inside time, text and reply are broken up: none can pass for another speaker.
     """
     when = datetime.now(UTC) if timestamp is None else timestamp
     when = when.strftime("%Y-%m-%d %H:%M") if isinstance(when, datetime) else " ".join(when.split())
-    when, text, reply = (_SPEAKER.sub("‹", part) for part in (when, text, reply))
+    when, text, reply = (_SPEAKER.sub("‹", clean(part)) for part in (when, text, reply))
     return f"[Dialogue between User and Assistant on {when}]\n<User> {text}\n<Assistant> {reply}"
 
 
-def calls_made(step: Step) -> tuple[dict, ...]:
+def call_records(step: Step) -> tuple[dict, ...]:
     """The calls of a step with their outcomes, as plain data."""
     return tuple(
         {
@@ -239,10 +245,11 @@ def calls_made(step: Step) -> tuple[dict, ...]:
 
 
 def split_text(text: str, limit: int, count: Callable[[str], int]) -> list[str]:
-    """The text in parts of at most `limit` tokens, joined again the same text.
+    """The text in parts of at most `limit` tokens, which joined give the text again; parts of white
+    space alone are left out.
 
-    Cut between lines where that does, else between sentences, words, characters. The tokens of a
-    part are counted piece by piece, which is never less than a tokenizer gives for the whole.
+    Cuts between lines where these are short enough, else between sentences, words, characters. The
+    tokens of a part are counted piece by piece; a tokenizer gives no more for the whole.
     """
     parts, used = [""], 0
     for piece in _pieces(text, limit, count):

@@ -1,27 +1,26 @@
-"""Memories on disk: one SQLite file, a namespace a user, every change kept.
+"""Memories on disk: one SQLite file, one namespace per user, every change recorded.
 
-Text is the truth here (a store outlives its tokenizer). Every change is an event: an observed
-chunk, an edit by a person, or an undo; it is written whole or not at all, with what it replaced.
-An entry's `written_at` is the number of the event that last wrote it, so that it leads to the
-chunk it came from. Entries of a list stand in the order of their ids, which only grow.
+Memories are stored as text, because a store outlives the tokenizer of its writer. Every change is
+an event: an observed chunk, an edit by a person, or an undo. An event is written whole or not at
+all, together with the texts that it replaced. An entry's `written_at` is the number of the event
+that last wrote it, and so leads to the chunk it came from. Entries of a list are in the order of
+their ids, which only grow.
 
-One file at rest, no write-ahead log beside it: it can be copied, and writes are rare and short. A
-writer thinks for seconds; the file is not locked meanwhile. `commit` therefore names the memory
-that the change is based on and refuses (ConflictError) if it is another by now.
+A writer needs seconds for a step, and the file is not locked meanwhile. `commit` is therefore told
+the memory that the change is based on, and raises ConflictError if that has changed.
 """
 
 import hashlib
 import json
 import os
-import sqlite3
+import re
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from memalpha.agent.database import IN_MEMORY, Database, lock_file
 from memalpha.agent.events import (
     Change,
     ConflictError,
@@ -29,150 +28,67 @@ from memalpha.agent.events import (
     Key,
     Snapshot,
     StoreError,
-    StoreLockedError,
     UnknownNamespaceError,
 )
 from memalpha.memory import CORE, EPISODIC, SEMANTIC, Entry
+from memalpha.paths import user_path
+from memalpha.tools import clean
 
-VERSION = 1  # of the schema, kept in user_version
-APPLICATION = 0x6D656D61  # "mema", kept in application_id: tells our files from other databases
 CORE_ID = -1  # the core is the entry of this id
-_SCHEMA = """
-CREATE TABLE namespaces (
-    name TEXT PRIMARY KEY,
-    next_id INTEGER NOT NULL,   -- of the next entry
-    events INTEGER NOT NULL     -- so far; the next event has this number
-) WITHOUT ROWID;
-CREATE TABLE events (
-    namespace TEXT NOT NULL REFERENCES namespaces ON DELETE CASCADE,
-    number INTEGER NOT NULL,
-    at TEXT NOT NULL,           -- UTC, ISO 8601
-    action TEXT NOT NULL,       -- observe, edit, undo
-    author TEXT NOT NULL,
-    text TEXT NOT NULL,         -- the chunk
-    response TEXT NOT NULL,     -- of the writer
-    calls TEXT NOT NULL,        -- JSON, with outcomes
-    undoes INTEGER,             -- number of the event that this one takes back
-    PRIMARY KEY (namespace, number)
-) WITHOUT ROWID;
-CREATE TABLE changes (
-    namespace TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    memory INTEGER NOT NULL,    -- 0 core, 1 semantic, 2 episodic
-    id INTEGER NOT NULL,
-    before TEXT,                -- NULL: was not there
-    before_event INTEGER,
-    after TEXT,                 -- NULL: is gone
-    after_event INTEGER,
-    PRIMARY KEY (namespace, number, memory, id),
-    FOREIGN KEY (namespace, number) REFERENCES events ON DELETE CASCADE
-) WITHOUT ROWID;
-CREATE TABLE entries (
-    namespace TEXT NOT NULL REFERENCES namespaces ON DELETE CASCADE,
-    memory INTEGER NOT NULL,
-    id INTEGER NOT NULL,
-    text TEXT NOT NULL,
-    event INTEGER NOT NULL,
-    PRIMARY KEY (namespace, memory, id)
-) WITHOUT ROWID;
-"""
+
+
+# Zero-width non-joiner and joiner: invisible, but parts of Persian words and of emoji.
+JOINERS = "\u200c\u200d"
+
+
+def check_namespace(name: str) -> None:
+    """Raises StoreError for a name that is empty, long, or has characters that nobody can see, such
+    as control characters; joiners may stand between others. No name is mended: two users could end
+    up with the same one."""
+    visible = name.strip(JOINERS) == name and re.sub(f"[{JOINERS}]", "", name).isprintable()
+    if not (0 < len(name) <= 200 and visible) or "\ufffd" in name:
+        raise StoreError(f"namespace {name[:40]!r}: give 1 to 200 printable characters")
 
 
 class Store:
-    """A store file, or one in memory (":memory:"). One object serves many threads.
+    """A store file, or a store in memory (":memory:"). Safe to use from threads.
 
     `wait`: seconds to wait for a lock of another process.
     Raises StoreError for a file that is no store or comes from a newer version.
     """
 
-    def __init__(self, path: str | Path = ":memory:", wait: float = 5.0):
-        self.path, self.wait = str(path), wait
-        self._lock = threading.RLock()
-        if self.path != ":memory:":
-            _make_private(Path(self.path))
-        try:
-            self._db = sqlite3.connect(
-                self.path, timeout=wait, isolation_level=None, check_same_thread=False
-            )
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"store {self.path} cannot be opened: {error}") from error
-        try:
-            with self._transaction():
-                self._prepare()
-            for pragma in ("foreign_keys=ON", "secure_delete=ON", "synchronous=FULL"):
-                self._db.execute(f"PRAGMA {pragma}")
-        except BaseException:
-            self._db.close()
-            raise
-
-    def _prepare(self) -> None:
-        application, version = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("application_id", "user_version")
-        )
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application != APPLICATION and (tables or version or application):
-            raise StoreError(f"{self.path} is a database of another program; choose another file")
-        if version > VERSION:
-            raise StoreError(
-                f"store {self.path} has schema version {version}, this program reads up to"
-                f" {VERSION}: update memalpha; the file was not changed"
-            )
-        if version == 0:
-            for statement in _SCHEMA.split(";\n"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA application_id={APPLICATION}")
-            self._db.execute(f"PRAGMA user_version={VERSION}")
-
-    @contextmanager
-    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        with self._lock:
-            try:
-                self._db.execute(f"BEGIN {kind}")
-                try:
-                    yield
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
-            except sqlite3.OperationalError as error:
-                if "locked" in str(error) or "busy" in str(error):
-                    raise StoreLockedError(
-                        f"store {self.path} is locked by another process (waited {self.wait:g} s)."
-                        " Nothing was written; try again when that one is done"
-                    ) from error
-                raise StoreError(f"store {self.path}: {error}") from error
-            except sqlite3.DatabaseError as error:
-                raise StoreError(f"{self.path} is no store, or a damaged one: {error}") from error
+    def __init__(self, path: str | Path = IN_MEMORY, wait: float = 5.0):
+        self.path = IN_MEMORY if str(path) == IN_MEMORY else str(user_path(path))
+        self.wait = wait
+        self._db = Database(self.path, wait)
 
     def namespaces(self) -> list[str]:
-        with self._transaction("DEFERRED"):
+        with self._db.transaction("DEFERRED"):
             rows = self._db.execute("SELECT name FROM namespaces ORDER BY name").fetchall()
         return [name for (name,) in rows]
 
     def create(self, namespace: str, next_id: int = 1) -> None:
-        """Makes an empty namespace whose entries count from `next_id`; does nothing if it is there.
+        """Creates an empty namespace whose first entry gets the id `next_id`; does nothing if the
+        namespace exists.
 
-        Raises StoreError for a name that is empty, long, or holds control characters.
+        Raises StoreError for a name that `check_namespace` refuses.
         """
-        if not 0 < len(namespace) <= 200 or not namespace.isprintable():
-            raise StoreError(f"namespace {namespace[:40]!r}: give 1 to 200 printable characters")
-        with self._transaction():
+        check_namespace(namespace)
+        with self._db.transaction():
             insert = "INSERT OR IGNORE INTO namespaces VALUES (?, ?, 0)"
             self._db.execute(insert, (namespace, next_id))
 
     def forget(self, namespace: str) -> None:
-        """Deletes a namespace with all of its history; what it held is overwritten with zeros."""
-        with self._transaction():
+        """Deletes a namespace and its history; SQLite overwrites the deleted text with zeros."""
+        with self._db.transaction():
             self._require(namespace)
             self._db.execute("DELETE FROM namespaces WHERE name = ?", (namespace,))
 
     def read(self, namespace: str) -> Snapshot:
-        """The memory now. Raises UnknownNamespaceError."""
-        with self._transaction("DEFERRED"):
+        """The current memory. Raises UnknownNamespaceError."""
+        with self._db.transaction("DEFERRED"):
             next_id, events = self._require(namespace)
-            mark = self._mark(namespace, events)
+            last_hash = self._hash_of_last(namespace, events)
             rows = self._db.execute(
                 "SELECT memory, id, text, event FROM entries WHERE namespace = ?"
                 " ORDER BY memory, id",
@@ -184,11 +100,11 @@ class Store:
         }
         core = lists[CORE][0] if lists[CORE] else Entry(CORE_ID, "", -1)
         return Snapshot(
-            core.text, core.written_at, lists[SEMANTIC], lists[EPISODIC], next_id, events, mark
+            core.text, core.written_at, lists[SEMANTIC], lists[EPISODIC], next_id, events, last_hash
         )
 
-    def _mark(self, namespace: str, events: int) -> str:
-        """What tells the last of so many events from that of another history."""
+    def _hash_of_last(self, namespace: str, events: int) -> str:
+        """The hash of the last of `events` events; empty where there is none."""
         row = self._db.execute(
             "SELECT at, action, author, text, response, calls FROM events"
             " WHERE namespace = ? AND number = ?",
@@ -206,14 +122,15 @@ class Store:
     ) -> Event:
         """Writes one event whole; returns it with its number and time.
 
-        `after`: the new text of every entry that it changes, None for those it deletes.
-        `based_on`: the memory that the change was made for.
-        Raises ConflictError if there are newer events or others, UnknownNamespaceError.
+        `after`: the new text of every entry that the event changes, None for those it deletes.
+        `based_on`: the memory that the change was computed from.
+        Raises ConflictError if the memory has changed since, UnknownNamespaceError.
         """
         number = based_on.events
-        with self._transaction():
-            now = self._require(namespace)[1]
-            if (now, self._mark(namespace, now)) != (number, based_on.mark):
+        with self._db.transaction():
+            events = self._require(namespace)[1]
+            last_hash = self._hash_of_last(namespace, events)
+            if (events, last_hash) != (number, based_on.last_hash):
                 raise ConflictError(
                     f"namespace {namespace!r} was changed by somebody else since it was read:"
                     " read it again"
@@ -222,11 +139,11 @@ class Store:
             return self._write(namespace, event, number, states, next_id)
 
     def undo(self, namespace: str, author: str) -> Event | None:
-        """Takes back the newest event that stands, by a new event; None if there is nothing left.
+        """Reverts the newest event that is not undone yet, by a new event; None if there is none.
 
-        Once more takes back the one before it. Ids that were given out are not given out again.
+        A second undo reverts the event before that one. Ids are never used twice.
         """
-        with self._transaction():
+        with self._db.transaction():
             next_id, events = self._require(namespace)
             last = self._db.execute(
                 "SELECT max(number) FROM events WHERE namespace = ?1 AND action != 'undo' AND"
@@ -251,14 +168,17 @@ class Store:
         states: Mapping[Key, tuple[str, int] | None],
         next_id: int,
     ) -> Event:
-        """The event, what it changes, and the entries after it, inside a transaction."""
+        """Writes an event, its changes and the resulting entries, inside a transaction.
+
+        Lone surrogates, which SQLite does not take, are replaced here, whoever the text is from.
+        """
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        done = replace(event, number=number, at=at)
+        event = replace(event, number=number, at=at)
         calls = json.dumps(event.calls, ensure_ascii=False)
+        texts = map(clean, (event.action, event.author, event.text, event.response, calls))
         self._db.execute(
             "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (namespace, number, at, done.action, done.author, done.text, done.response, calls)
-            + (done.undoes,),
+            (namespace, number, at, *texts, event.undoes),
         )
         for (memory, entry_id), state in states.items():
             key = (namespace, memory, entry_id)
@@ -266,20 +186,21 @@ class Store:
             before = self._db.execute(f"SELECT text, event FROM entries {where}", key).fetchone()
             values = (namespace, number, memory, entry_id, *(before or (None, None)))
             insert = "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-            self._db.execute(insert, values + (state or (None, None)))
+            self._db.execute(insert, values + tuple(map(clean, state or (None, None))))
             if state is None:
                 self._db.execute(f"DELETE FROM entries {where}", key)
             else:
-                self._db.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", key + state)
+                values = key + tuple(map(clean, state))
+                self._db.execute("REPLACE INTO entries VALUES (?, ?, ?, ?, ?)", values)
         self._db.execute(
             "UPDATE namespaces SET next_id = ?, events = ? WHERE name = ?",
             (next_id, number + 1, namespace),
         )
-        return done
+        return event
 
     def events(self, namespace: str, first: int = 0) -> list[Event]:
-        """Events from number `first` on, oldest first."""
-        with self._transaction("DEFERRED"):
+        """The events from number `first` on, oldest first. Raises UnknownNamespaceError."""
+        with self._db.transaction("DEFERRED"):
             self._require(namespace)
             rows = self._db.execute(
                 "SELECT action, author, text, response, calls, undoes, number, at FROM events"
@@ -289,8 +210,8 @@ class Store:
         return [Event(*row[:4], tuple(json.loads(row[4])), *row[5:]) for row in rows]
 
     def changes(self, namespace: str, number: int | None = None) -> list[Change]:
-        """What every event (or the one of this number) did to the entries, oldest first."""
-        with self._transaction("DEFERRED"):
+        """The changes of all events, or of the one with this number; oldest first."""
+        with self._db.transaction("DEFERRED"):
             self._require(namespace)
             return self._changes(namespace, number)
 
@@ -304,33 +225,34 @@ class Store:
 
     def _require(self, namespace: str) -> tuple[int, int]:
         row = self._db.execute(
-            "SELECT next_id, events FROM namespaces WHERE name = ?", (namespace,)
+            "SELECT next_id, events FROM namespaces WHERE name = ?", (clean(namespace),)
         ).fetchone()
         if row is None:
-            known = [n for (n,) in self._db.execute("SELECT name FROM namespaces LIMIT 5")]
-            there = ", ".join(map(repr, known)) or "none"
+            names = [name for (name,) in self._db.execute("SELECT name FROM namespaces LIMIT 5")]
+            known = ", ".join(map(repr, names)) or "none"
             raise UnknownNamespaceError(
-                f"no namespace {namespace[:200]!r} in store {self.path}; there are: {there}"
+                f"no namespace {namespace[:200]!r} in store {self.path}; there are: {known}"
             )
         return row
 
     def copy_to(self, path: str | Path) -> None:
-        """Writes a copy aside and renames it: the file at `path` is the old one or a whole one.
+        """Writes a copy beside `path` and renames it, so that `path` is never half a store.
 
         Raises StoreError where `path` is a file of another kind, or cannot be written.
         """
-        if self._is_at(path):
-            return  # every change is there already
-        path, aside = Path(path), None
-        with self._transaction("DEFERRED"):
-            # Reading takes the lock, or says that somebody has it; `backup` would wait for ever.
+        if self._is_at(user_path(path)):
+            return  # every change is in that file already
+        path, aside = user_path(path), None
+        with self._db.transaction("DEFERRED"):
+            # A read takes the lock, or fails where another process has it; `backup` alone would
+            # wait for that process without end.
             self._db.execute("SELECT count(*) FROM namespaces").fetchone()
             try:
-                handle, aside = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)  # private
+                # mkstemp makes a file that only its owner can read.
+                handle, aside = tempfile.mkstemp(".tmp", f"{path.name}.", path.parent)
                 os.close(handle)
-                with closing(sqlite3.connect(aside)) as target:
-                    self._db.backup(target)
-                with _held(path, self.wait):
+                self._db.backup_to(aside)
+                with lock_file(path, self.wait):
                     os.replace(aside, path)
             except OSError as error:
                 raise StoreError(f"no copy could be written to {path}: {error}") from error
@@ -339,22 +261,23 @@ class Store:
                     Path(aside).unlink(missing_ok=True)
 
     def copy_from(self, path: str | Path) -> None:
-        """Takes over all of the store at `path` in place of what is here, whole or not at all.
+        """Replaces everything in this store by the content of the one at `path`, or nothing.
 
         Raises StoreError where there is none, or one of a newer version; nothing is changed then.
         """
-        if not Path(path).is_file():
+        path = user_path(path)
+        if not path.is_file():
             raise StoreError(f"no store at {path}")
         if self._is_at(path):
             return
         if not os.path.getsize(path):
             raise StoreError(f"{path} is no store: it is empty")
-        Store(path, self.wait).close()  # refuses what is no store
-        with self._lock:
+        Store(path, self.wait).close()  # raises where it is no store
+        with self._db.lock:
             self._db.execute("ATTACH ? AS saved", (str(path),))
             try:
-                with self._transaction("DEFERRED"):  # nothing is written to the other file
-                    self._db.execute("DELETE FROM namespaces")  # and with them all the rest
+                with self._db.transaction("DEFERRED"):  # IMMEDIATE would lock the other file too
+                    self._db.execute("DELETE FROM namespaces")  # cascades to the other tables
                     for table in ("namespaces", "events", "changes", "entries"):
                         self._db.execute(f"INSERT INTO main.{table} SELECT * FROM saved.{table}")
             finally:
@@ -362,33 +285,7 @@ class Store:
 
     def _is_at(self, path: str | Path) -> bool:
         """Whether the file at `path` is this store's own."""
-        return (
-            os.path.exists(path) and self.path != ":memory:" and os.path.samefile(path, self.path)
-        )
+        return os.path.exists(path) and self.path != IN_MEMORY and os.path.samefile(path, self.path)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
-
-
-@contextmanager
-def _held(path: Path, wait: float) -> Iterator[None]:
-    """Nobody writes to the store at `path`, and what a killed process left half written there is
-    taken back: the journal of the old file would spoil the one that takes its place."""
-    if not path.exists():
-        yield
-        return
-    with closing(sqlite3.connect(path, timeout=wait, isolation_level=None)) as old:
-        try:
-            old.execute("BEGIN IMMEDIATE")
-        except sqlite3.DatabaseError as error:
-            raise StoreError(f"no copy could be written to {path}: {error}") from error
-        yield
-
-
-def _make_private(path: Path) -> None:
-    """Makes the file if it is missing, for its owner alone: memories are private."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    except OSError as error:
-        raise StoreError(f"store {path} cannot be opened: {error}") from error
+        self._db.close()

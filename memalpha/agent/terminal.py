@@ -6,8 +6,8 @@ python -m memalpha.agent chat --checkpoint=runs/tiny --store=me.db
 python -m memalpha.agent show --store=me.db
 python -m memalpha.agent serve --checkpoint=runs/tiny --store=me.db
 
-A chat model on an OpenAI-compatible server can take the place of the trained writer, and answers as
-well; its key is read from the environment variable OPENAI_API_KEY, if it needs one:
+A chat model on an OpenAI-compatible server can write in place of the trained model, and then also
+answers. If it needs a key, the key is read from the environment variable OPENAI_API_KEY:
 
 python -m memalpha.agent chat --writer-url=http://127.0.0.1:8000/v1 --writer-model=NAME --store=m.db
 """
@@ -16,7 +16,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import logging
 
@@ -26,6 +25,7 @@ from memalpha.agent.store import Store
 from memalpha.lm.roles import lm_reader, lm_writer, prompted_environment
 from memalpha.lm.server import ServerModel
 from memalpha.memory import MEMORY_NAMES, Entry
+from memalpha.paths import user_path
 from memalpha.prompts import escape
 from memalpha.tokenizer import load_tokenizer
 
@@ -34,13 +34,16 @@ HELP = "lines starting with / are commands: /memory /history /undo /quit"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):  # not where it is replaced, as in a notebook
+            stream.reconfigure(errors=errors)  # bytes that are no text must not end a conversation
+    logging.set_verbosity(logging.ERROR)  # Orbax logs every file of a checkpoint
     try:
         options.run(options)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {printable(str(error))}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; what was committed is kept")
+        sys.exit("\nstopped; what was committed is in the store")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, run, about in (
-        ("chat", chat, "talk to it; it remembers"),
-        ("observe", observe, "let it read a text"),
-        ("ask", ask, "ask its memory one question"),
+        ("chat", chat, "talk to the agent; it remembers"),
+        ("observe", observe, "let the writer read a text"),
+        ("ask", ask, "ask the memory one question"),
         ("show", show, "print a memory"),
         ("serve", serve, "OpenAI-compatible HTTP server"),
     ):
@@ -90,7 +93,7 @@ def _add_models(command: argparse.ArgumentParser) -> None:
 
 
 def printable(text: str) -> str:
-    """Text that cannot drive a terminal: control characters are shown, not sent."""
+    """Text that cannot control a terminal: control characters are made visible."""
     return escape(text)
 
 
@@ -122,8 +125,9 @@ def _server(model: str | None, url: str | None, flag: str) -> ServerModel | None
 
 
 def _existing(path: str) -> Store:
-    if not Path(path).is_file():
-        raise StoreError(f"no store at {path}; `observe` and `chat` make one")
+    path = user_path(path)
+    if not path.is_file():
+        raise StoreError(f"no store at {path}; `observe` and `chat` create one")
     return Store(path)
 
 
@@ -180,8 +184,8 @@ def show(options: argparse.Namespace) -> None:
 def serve(options: argparse.Namespace) -> None:
     from memalpha.agent.http import run, token_from
 
-    token, made = token_from(os.environ)
-    if made:
+    token, is_new = token_from(os.environ)
+    if is_new:
         print(f"no MEMALPHA_TOKEN is set; the token of this server is {token}", flush=True)
     run(_agent(options), token, options.host, options.port)
 
@@ -218,5 +222,5 @@ def _event(event: Event) -> str:
     calls = ", ".join(
         f"{printable(call['name']) or 'call'}: {call['outcome']}" for call in event.calls
     )
-    what = f"takes back {event.undoes}" if event.undoes is not None else calls or "no call"
-    return f"event {event.number} {event.at} {event.action} by {printable(event.author)}: {what}"
+    effect = f"takes back {event.undoes}" if event.undoes is not None else calls or "no call"
+    return f"event {event.number} {event.at} {event.action} by {printable(event.author)}: {effect}"

@@ -17,10 +17,11 @@ from memalpha.data.instance import Instance, validate
 from memalpha.episode import Environment, Recall, count_tokens, encode_text
 from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import Entry, MemoryView
+from memalpha.paths import user_path
 from memalpha.prompts import BUILT_IN, PromptTooLong
 from memalpha.reading import find_evidence
+from memalpha.replies import clean
 from memalpha.tokenizer import decode
-from memalpha.tools import clean
 
 FORMS = BUILT_IN / "baselines"  # the folder of the prompts
 MEMORY = 1024  # tokens of a rewritten memory (MemAgent)
@@ -155,7 +156,7 @@ def load_form(
     name: str, needed: Collection[str], allowed: Collection[str], folder: str | Path
 ) -> str:
     """A prompt of `folder` with its placeholders; ValueError where it is missing or has others."""
-    return prompts.read_form(Path(folder) / f"{name}.txt", needed, allowed)
+    return prompts.read_form(user_path(folder) / f"{name}.txt", needed, allowed)
 
 
 def load_task(instance: Instance, folder: str | Path) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from memalpha.data import SOURCES, build, checks, store, stratified, text
 from memalpha.data.keywords import lm_keywords
 from memalpha.data.sizes import FULL_TRAINING, PUBLISHED, Sizes, default_sizes
+from memalpha.paths import user_path
 
 COLUMNS = ("instances", "chunks_per_instance", "tokens_per_chunk", "questions_per_instance")
 
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status. What is wrong with the data goes to stderr."""
     args = _parser().parse_args(arguments)
     try:
+        for name, value in vars(args).items():
+            setattr(args, name, user_path(value) if isinstance(value, Path) else value)
         return args.run(args) or 0
     except (ValueError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from typing import Any
 from memalpha.data.checks import answerable
 from memalpha.data.files import sha256
 from memalpha.data.instance import BUILDER, Instance, Question, Totals, stamp, validate
+from memalpha.paths import user_path
 
 ROWS, MANIFEST = "instances.jsonl", "manifest.json"
 ASIDE, OLD = ".unfinished", ".old"  # behind the name of a folder while it is written or replaced
@@ -41,7 +42,7 @@ def write(
         ValueError: no instance at all, an instance id that stands twice, or a folder that is there
             already and `overwrite` is not set.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if folder.exists() and not overwrite:
         raise ValueError(f"{folder}: is there already; remove it, or overwrite it (--overwrite)")
     aside = folder.with_name(folder.name + ASIDE)
@@ -111,7 +112,7 @@ class Built:
 
     def __init__(self, folder: str | Path):
         """ValueError if the folder is no finished build, or was changed since."""
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise ValueError(f"{folder}: no {MANIFEST}; not a finished build (build it again)")
         try:
@@ -153,7 +154,7 @@ def every(folder: str | Path) -> dict[str, dict[str, Path]]:
 
     Raises ValueError where there is none.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     found: dict[str, dict[str, Path]] = {}
     for path in sorted({*folder.glob(MANIFEST), *folder.glob(f"*/*/{MANIFEST}")}):
         if path.parent.name.endswith((ASIDE, OLD)):  # of a build that was killed

@@ -1,4 +1,4 @@
-"""Answers of language models kept on disk, so that what was paid for once is not asked again."""
+"""Answers of language models on disk, so that no answer is paid for twice."""
 
 import json
 import sqlite3
@@ -8,18 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memalpha.paths import user_path
+
 BUSY_SECONDS = 60.0  # another process may be writing
 
 
 class DiskCache:
-    """JSON values by key in one SQLite file; nothing is ever dropped. Safe to use from threads and
-    from several processes.
+    """JSON values by key in one SQLite file, without eviction. Safe to use from threads and from
+    several processes.
 
     Raises OSError that names the file where it cannot be used.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).expanduser().absolute()
+        self.path = user_path(path).absolute()
         self._lock = threading.Lock()
         with self._named():
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +32,8 @@ class DiskCache:
 
     def get(self, key: str) -> Any | None:
         with self._lock, self._named():
-            found = self._file.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
-        return None if found is None else json.loads(found[0])
+            row = self._file.execute("SELECT value FROM kept WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def put(self, key: str, value: Any) -> None:
         text = json.dumps(value)

@@ -15,10 +15,11 @@ Chat = Sequence[Message]
 
 @dataclass(frozen=True)
 class Generation:
-    """What came back for one chat. Sizes are in the model's tokens.
+    """The reply to one chat. Sizes are in the model's tokens.
 
-    `text` is what the model said, thinking included; `error` (empty: none) is the engine's own
-    account of why there is no text. `cached`: nothing was generated for it now.
+    `text` is all that the model generated, thinking included, and tool calls in the dialect
+    `qwen3`. `error` is the engine's message where there is no reply, else empty. `cached`: the
+    reply is a stored one, nothing was generated.
     """
 
     text: str
@@ -39,16 +40,21 @@ class LanguageModel(Protocol):
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        tools: Sequence[dict] | None = None,
     ) -> list[Generation]:
-        """One generation a chat, in order; greedy at temperature 0. Does not raise for a chat that
-        could not be answered (see `Generation.error`)."""
+        """One generation per chat, in order; greedy at temperature 0. Does not raise for a chat
+        without a reply (see `Generation.error`).
+
+        `tools`: schemas in the OpenAI format, for engines that have a channel of their own for tool
+        calls. The chats describe the tools as well, so that an engine may ignore them.
+        """
         ...
 
 
 @dataclass
 class Usage:
-    """What an engine gave in all. Tokens are those generated and read now; `cached_tokens` are
-    those (of prompts and completions) of the chats that a cache answered."""
+    """Totals of an engine. `prompt_tokens` and `completion_tokens` were processed now,
+    `cached_tokens` (both together) belong to chats that a cache answered."""
 
     chats: int = 0
     failed: int = 0
@@ -71,7 +77,7 @@ class Usage:
 
 @dataclass
 class Counted:
-    """An engine that keeps account in `usage`; of use in several threads."""
+    """An engine that adds up its `usage`. Safe to use from threads."""
 
     engine: LanguageModel
     usage: Usage = field(default_factory=Usage)
@@ -85,8 +91,11 @@ class Counted:
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        tools: Sequence[dict] | None = None,
     ) -> list[Generation]:
-        generations = self.engine.generate(prompts, max_new_tokens, temperature, seed)
+        # `tools` is passed on only where it is given: engines of others may not take it.
+        more = {"tools": tools} if tools else {}
+        generations = self.engine.generate(prompts, max_new_tokens, temperature, seed, **more)
         with self._lock:
             self.usage.add(generations)
         return generations

@@ -1,8 +1,8 @@
-"""Our own Flax model as a language model of `lm`: any dense Qwen3, or a model from scratch.
+"""Our own Flax model as a language model of `lm`: a pretrained one, or a model from scratch.
 
-Chats are sorted by length and decoded in batches through `sampler.generate`, each in a bucket of
-the prompt that is a power of two, so that few shapes are compiled and little is padding. Parameters
-on a mesh are used as they lie there.
+Chats are sorted by length and decoded in batches through `sampler.generate`. A batch is padded to a
+power of two of prompt tokens, so that few shapes are compiled and little is padding. Parameters on
+a mesh keep their shardings.
 """
 
 import json
@@ -23,6 +23,7 @@ from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import encode_messages
 from memalpha.sharding import check_heads, mesh_of, shardings, spec_of
 from memalpha.tokenizer import decode, load_tokenizer
+from memalpha.tools import clean
 from memalpha.weights import load_params
 
 SMALLEST_BUCKET = 64  # tokens
@@ -45,9 +46,13 @@ class FlaxModel:
         tokens_at_once: int = 65_536,
         stop_ids: Sequence[int] = (),
     ):
-        """context_tokens: of prompt and completion together. tokens_at_once: of all rows of a batch
-        together, padding included; one chat is always tried. stop_ids: beside the tokenizer's own
-        end of sequence."""
+        """
+        Args:
+            context_tokens: limit of prompt and completion together.
+            tokens_at_once: limit of all rows of a batch together, padding included; a batch of one
+                chat may exceed it.
+            stop_ids: end a reply, as the tokenizer's end of sequence does.
+        """
         if context_tokens < 2 or tokens_at_once < 1:
             raise ValueError(
                 f"{name}: context_tokens={context_tokens}, tokens_at_once={tokens_at_once}: give at"
@@ -73,11 +78,11 @@ class FlaxModel:
         context_tokens: int = 0,
         tokens_at_once: int = 65_536,
     ) -> "FlaxModel":
-        """The Qwen3 of a folder or hub id ("name@revision"); context_tokens 0: as it states.
+        """The model of a folder or hub id ("name@revision"); context_tokens 0: as its config says.
 
         Raises:
-            ValueError: it cannot be loaded, the mesh does not divide it, or it has a shorter
-                context than asked for.
+            ValueError: it cannot be loaded, the mesh does not divide it, or its context is shorter
+                than `context_tokens`.
         """
         folder = find_folder(path_or_hub_id)
         config = read_config(folder, dtype=dtype, param_dtype=dtype, attention="auto")
@@ -109,18 +114,21 @@ class FlaxModel:
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        tools: Sequence[dict] | None = None,
     ) -> list[Generation]:
-        """See `lm.LanguageModel`. The sample of a chat depends on seed, its place in `prompts` and
-        its text alone. A chat that does not fit the context is an error in its generation."""
+        """See `lm.LanguageModel`. A sample depends only on the seed, the place of its chat in
+        `prompts`, and the text of the chat. A chat that does not fit the context is an error in its
+        generation. `tools` is not used: the chats describe the tools.
+        """
         if max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
-        encoded = [encode_messages(list(chat), self.tokenizer) for chat in prompts]
+        encoded = [self._encode(chat) for chat in prompts]
         room = self.context_tokens - max_new_tokens
         results = [
             Generation("", len(ids), error=self._refusal(len(ids), max_new_tokens))
             for ids in encoded
         ]
-        # The longest first: what does not fit the device says so at once.
+        # The longest first: a batch that does not fit the device then fails at once.
         fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= room]
         waiting = sorted(fitting, key=lambda i: -len(encoded[i]))
         while waiting:
@@ -136,16 +144,21 @@ class FlaxModel:
                 results[i] = Generation(text, len(encoded[i]), len(tokens))
         return results
 
+    def _encode(self, chat: Chat) -> list[int]:
+        """Token ids of a chat; lone surrogates, which no tokenizer takes, are replaced."""
+        messages = [{name: clean(value) for name, value in message.items()} for message in chat]
+        return encode_messages(messages, self.tokenizer)
+
     def _refusal(self, prompt: int, max_new_tokens: int) -> str:
         if not prompt:
             return "the prompt has no tokens"
         return (
-            f"the prompt has {prompt} tokens, which with {max_new_tokens} for the reply pass the"
+            f"the prompt has {prompt} tokens, which with {max_new_tokens} for the reply exceed the"
             f" context of {self.context_tokens} of {self.name}"
         )
 
     def _rows(self, width: int, waiting: int) -> int:
-        """Rows of a batch: a power of two, for few shapes, and a multiple of what the mesh cuts."""
+        """Rows of a batch: a power of two, rounded up to a multiple of the mesh's data shards."""
         most = 2 ** int(math.log2(max(1, self.tokens_at_once // width)))
         rows = min(most, _power_above(waiting))
         return -(-rows // self._parts) * self._parts
@@ -171,7 +184,7 @@ def _power_above(n: int) -> int:
 
 
 def stated_context(folder: Path) -> int:
-    """The positions that the config.json of a model folder states; ValueError if it does not."""
+    """max_position_embeddings in the config.json of a model folder; ValueError if it is missing."""
     stated = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
     if not isinstance(stated, int):
         raise ValueError(f"{folder}/config.json lacks max_position_embeddings: give the context")

@@ -1,9 +1,10 @@
 """A server that speaks the OpenAI chat API (vLLM, SGLang, hosted ones) as a language model of `lm`.
 
-Chats go out side by side, at most `concurrency` at once. What may pass (no answer in time, 429,
-5xx, a cut connection, a broken reply) is tried again after growing, jittered waits, or after the
-wait that the server asks for. What will not pass for this chat (a context that is too long) is an
-error in its generation; what will not pass for any (a wrong key, an unknown model) raises.
+At most `concurrency` chats are in flight. Transient errors (a timeout, 429, 5xx, a cut connection,
+a broken reply) are retried after growing, jittered waits, or after the wait that the server asks
+for. An error of one chat, such as a context that is too long, is returned in its generation. An
+error that every chat would meet, such as a wrong key or an unknown model, raises. A part of the
+request that a server refuses (`tools`, the system role) is left out from then on.
 """
 
 import hashlib
@@ -11,27 +12,31 @@ import json
 import os
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import openai
+from absl import logging
 
 from memalpha.lm.cache import DiskCache
+from memalpha.lm.completion import EXCERPT, error_message, read_completion, retry_after
 from memalpha.lm.interface import Chat, Generation
+from memalpha.tokenizer import merge_system
 
 LONGEST_WAIT = 60.0  # seconds between two attempts
-LONGEST_ASKED = 300.0  # seconds that a server may ask us to wait
-PASSING = (408, 409, 425, 429)  # statuses below 500 that are worth another attempt
-REFUSING = (401, 403, 404)
-WORDS = 500  # characters of an account of a failure
+LONGEST_RETRY_AFTER = 300.0  # seconds that a server may ask us to wait
+TRANSIENT = (408, 409, 425, 429)  # statuses below 500 that are worth another attempt
+FATAL = (401, 403, 404)
+# Of the rules that read a reply, stored with every answer. Under the rules before, the reply of a
+# server that gave no text could be an empty answer.
+RULES = 2
+CACHED = ("text", "prompt_tokens", "completion_tokens")  # fields of a generation
 
 
 class ServerRefusedError(RuntimeError):
@@ -40,6 +45,8 @@ class ServerRefusedError(RuntimeError):
 
 class ServerModel:
     """A model on a server as an engine. Safe to use from threads, which share its concurrency."""
+
+    first_wait = 1.0  # seconds before the first retry; doubled for each further one
 
     def __init__(
         self,
@@ -51,16 +58,14 @@ class ServerModel:
         cache: str | Path | None = None,
         key_variable: str = "OPENAI_API_KEY",
         extra: Mapping[str, Any] | None = None,
-        first_wait: float = 1.0,
     ):
         """
         Args:
             url: where /chat/completions is found; usually ends in /v1.
-            timeout: seconds without a sign of life after which an attempt is given up.
-            retries: attempts after the first; the waits between them double from `first_wait`
-                seconds.
-            cache: file of answers (`DiskCache`), by model, messages and settings but not by url.
-            key_variable: environment variable that holds the key; unset: none is needed.
+            timeout: seconds without a byte from the server after which an attempt ends.
+            retries: attempts after the first.
+            cache: file of answers (`DiskCache`); the key is model, messages and settings, not url.
+            key_variable: environment variable with the key; unset where the server needs none.
             extra: fields of the request that replace ours, None to leave one out, such as
                 {"chat_template_kwargs": {"enable_thinking": False}} for Qwen3 on vLLM.
 
@@ -78,13 +83,15 @@ class ServerModel:
             if not value >= least:
                 raise ValueError(f"server {url}: {name}={value}: give at least {least}")
         self.url, self.model, self.key_variable = url, model, key_variable
-        self.concurrency, self.retries, self.first_wait = concurrency, retries, first_wait
+        self.concurrency, self.retries = concurrency, retries
         self.extra = dict(extra or {})
-        # What is asked for beside the settings of a role changes the answers too.
-        also = f", extra {json.dumps(self.extra, sort_keys=True)}" if self.extra else ""
-        self.name = model + also
+        # The name identifies answers in caches and result files, and extra fields change answers.
+        fields = f", extra {json.dumps(self.extra, sort_keys=True)}" if self.extra else ""
+        self.name = model + fields
+        self._refused: set[str] = set()  # keys of _WITHOUT: parts that this server refuses
+        self._refusing = threading.Lock()
         self._key = os.environ.get(key_variable, "")
-        # Retries are ours: the client's own know nothing of broken replies, and cannot be stopped.
+        # We retry ourselves: the client would not retry broken replies, and cannot be stopped.
         self._client = openai.OpenAI(
             base_url=url, api_key=self._key or "none", timeout=timeout, max_retries=0
         )
@@ -97,28 +104,30 @@ class ServerModel:
         max_new_tokens: int,
         temperature: float = 0.0,
         seed: int = 0,
+        tools: Sequence[dict] | None = None,
     ) -> list[Generation]:
-        """See `lm.LanguageModel`. A chat that stands there several times is asked once when greedy,
-        else with a seed of its own each time.
+        """See `lm.LanguageModel`. Equal chats are asked once at temperature 0; at others each has
+        a seed of its own.
 
-        Raises ServerRefusedError where the server refuses us, or the model is not there.
+        Raises ServerRefusedError where the server refuses the key or does not have the model.
         """
         if max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
         bodies, seen = [], Counter()
         for chat in prompts:
             body = {"model": self.model, "messages": list(chat), "max_tokens": max_new_tokens}
-            body["temperature"] = temperature
+            body |= {"temperature": temperature, "tools": list(tools or ()) or None}
             if temperature > 0:
                 chat_key = _digest(body)
                 body["seed"] = _own_seed(seed, seen[chat_key])
                 seen[chat_key] += 1
             bodies.append({k: v for k, v in (body | self.extra).items() if v is not None})
         keys = [_digest(body) for body in bodies]
-        open_ = dict(zip(keys, bodies, strict=True))
+        different = dict(zip(keys, bodies, strict=True))
         attempt = _Attempt()
         futures = {
-            self._pool.submit(self._answer, key, body, attempt): key for key, body in open_.items()
+            self._pool.submit(self._answer, key, body, attempt): key
+            for key, body in different.items()
         }
         answers = {}
         try:
@@ -129,10 +138,10 @@ class ServerModel:
             for future in futures:
                 future.cancel()
             raise
-        results, given = [], set()
+        results, counted = [], set()
         for key in keys:
-            results.append(replace(answers[key], cached=True) if key in given else answers[key])
-            given.add(key)
+            results.append(replace(answers[key], cached=True) if key in counted else answers[key])
+            counted.add(key)
         return results
 
     def close(self) -> None:
@@ -142,82 +151,107 @@ class ServerModel:
             self._cache.close()
 
     def _answer(self, key: str, body: dict, attempt: "_Attempt") -> Generation:
-        if self._cache and (kept := self._cache.get(key)) is not None:
-            return Generation(**kept, cached=True)
+        known = self._cache and self._cache.get(key)
+        if known and (known["text"] or known.get("rules") == RULES):
+            return Generation(**{name: known[name] for name in CACHED}, cached=True)
         if attempt.given_up:
             return Generation("", error=f"not asked, others failed before it: {attempt.given_up}")
         generation = self._ask(body, attempt)
         if self._cache and not generation.error:
-            kept = ("text", "prompt_tokens", "completion_tokens")
-            self._cache.put(key, {name: getattr(generation, name) for name in kept})
+            answer = {name: getattr(generation, name) for name in CACHED}
+            self._cache.put(key, answer | {"rules": RULES})
         return generation
 
     def _ask(self, body: dict, attempt: "_Attempt") -> Generation:
-        """Asks until there is an answer, or none is to be expected."""
+        """Asks until there is an answer, a fatal error, or no attempt left."""
         for number in range(self.retries + 1):
-            asked_wait = 0.0
+            server_wait = 0.0
             try:
-                settings = {k: v for k, v in body.items() if k not in ("model", "messages")}
-                completion = self._client.chat.completions.create(
-                    model=body["model"], messages=body["messages"], extra_body=settings
-                )
-                generation = read_completion(completion)
+                generation = self._send(body)
                 attempt.count(lost=False, most=self.concurrency)
                 return generation
             except openai.APIStatusError as error:
-                words = self._words(f"{error.status_code}: {_said(error)}")
-                if error.status_code in REFUSING or error.code == "insufficient_quota":
-                    raise ServerRefusedError(self._advice(error.status_code, words)) from None
-                if error.status_code not in PASSING and error.status_code < 500:
-                    return Generation("", error=words)
-                asked_wait = retry_after(error.response.headers)
-            except openai.APIConnectionError as error:  # no answer in time is one of these
-                words = self._words(f"{error} {error.__cause__ or ''}".strip())
+                message = self._message(error)
+                if error.status_code in FATAL or error.code == "insufficient_quota":
+                    raise ServerRefusedError(self._advice(error.status_code, message)) from None
+                if error.status_code not in TRANSIENT and error.status_code < 500:
+                    return Generation("", error=message)
+                server_wait = retry_after(error.response.headers)
+            except openai.APIConnectionError as error:  # timeouts are a subclass
+                message = self._one_line(f"{error} {error.__cause__ or ''}".strip())
             except UnicodeEncodeError as error:
                 return Generation("", error=f"the chat is no Unicode text: {error}")
             except ValueError as error:
-                words = self._words(f"a broken reply: {error}")
-            wait = random.uniform(0.5, 1) * min(LONGEST_WAIT, self.first_wait * 2**number)
-            if asked_wait > LONGEST_ASKED:
-                words += f" (asks for a wait of {asked_wait:.0f} s)"
+                message = self._one_line(f"a broken reply: {error}")
+            if server_wait > LONGEST_RETRY_AFTER:
+                message += f" (asks for a wait of {server_wait:.0f} s)"
                 break
-            if asked_wait:
-                wait += asked_wait
-            if number < self.retries and attempt.stop.wait(wait):
-                return Generation("", error=f"stopped after: {words}")
-        attempt.count(lost=True, most=self.concurrency, words=words)
-        return Generation("", error=f"{words} (after {number + 1} attempts)")
+            wait = random.uniform(0.5, 1) * min(LONGEST_WAIT, self.first_wait * 2**number)
+            if number < self.retries and attempt.stop.wait(wait + server_wait):
+                return Generation("", error=f"stopped after: {message}")
+        attempt.count(lost=True, most=self.concurrency, message=message)
+        return Generation("", error=f"{message} (after {number + 1} attempts)")
 
-    def _words(self, text: str) -> str:
-        """One line of bounded length, in which the key does not stand."""
+    def _send(self, body: dict) -> Generation:
+        """One request; again without a part that the server refuses."""
+        for part in self._refused:
+            body = _WITHOUT[part](body)
+        refusals = {}  # part: the error that it met
+        while True:
+            settings = {k: v for k, v in body.items() if k not in ("model", "messages")}
+            try:
+                completion = self._client.chat.completions.create(
+                    model=body["model"], messages=body["messages"], extra_body=settings
+                )
+            except openai.APIStatusError as error:
+                part = _refused_part(body, error)
+                if part is None:
+                    raise
+                refusals[part], body = self._message(error), _WITHOUT[part](body)
+                continue
+            for part, message in refusals.items():
+                self._remember_refusal(part, message)
+            return read_completion(completion)
+
+    def _remember_refusal(self, part: str, message: str) -> None:
+        with self._refusing:
+            if part not in self._refused:
+                logging.warning("%s is asked without %s: %s", self.name, part, message)
+            self._refused = self._refused | {part}  # a new set: others may read the old one
+
+    def _message(self, error: openai.APIStatusError) -> str:
+        return self._one_line(f"{error.status_code}: {error_message(error)}")
+
+    def _one_line(self, text: str) -> str:
+        """One line of bounded length, without the key."""
         text = text.replace(self._key, "***") if self._key else text
         text = " ".join(text.split())
-        return text if len(text) <= WORDS else text[:WORDS] + "…"
+        return text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
 
-    def _advice(self, status: int, words: str) -> str:
+    def _advice(self, status: int, message: str) -> str:
         todo = f"is the url right (most end in /v1), and does the server have {self.model!r}?"
         if status != 404:
             state = "set, but refused" if self._key else "not set"
             todo = f"the environment variable {self.key_variable} is {state}: put the key there"
         if status == 429:
             todo = "the account has nothing left"
-        return f"server {self.url}: {words}; {todo}"
+        return f"server {self.url}: {message}; {todo}"
 
 
 @dataclass
 class _Attempt:
-    """What the chats of one `generate` share: whether to stop, and whether the server is gone."""
+    """What the chats of one `generate` share: whether to stop, and whether the server is down."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     lost: int = 0  # chats in a row without an answer, after all their attempts
-    given_up: str = ""  # the words that the last of them ended with
+    given_up: str = ""  # error message of the last of them
 
-    def count(self, lost: bool, most: int, words: str = "") -> None:
-        """After `most` lost chats in a row the rest is not asked: hours of waiting for a server
-        that is gone would end in the same failure."""
+    def count(self, lost: bool, most: int, message: str = "") -> None:
+        """After `most` lost chats in a row the others are not asked: with a server that is down,
+        hours of waiting would end in the same error."""
         self.lost = self.lost + 1 if lost else 0
         if self.lost >= most:
-            self.given_up = words
+            self.given_up = message
 
 
 def check_url(url: str) -> None:
@@ -232,41 +266,29 @@ def check_url(url: str) -> None:
         )
 
 
-def read_completion(completion: Any) -> Generation:
-    """The generation in a reply of the API; ValueError where it is none."""
-    try:
-        choice = completion.choices[0]
-        text = choice.message.content or getattr(choice.message, "refusal", None) or ""
-    except (AttributeError, TypeError, IndexError):
-        shown = completion if isinstance(completion, str) else completion.model_dump_json()
-        raise ValueError(f"no choices in {shown[:WORDS]!r}") from None
-    if not isinstance(text, str):
-        raise ValueError(f"the content is {type(text).__name__}, not text")
-    usage = completion.usage
-    sizes = [getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens")]
-    if not text and choice.finish_reason not in ("stop", "length"):
-        return Generation("", *sizes, error=f"no text (finish_reason {choice.finish_reason!r})")
-    return Generation(text, *sizes)
+def _without_tools(body: dict) -> dict:
+    return {name: value for name, value in body.items() if name not in ("tools", "tool_choice")}
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a reply asks to wait, as a number or a date; 0 where it says nothing."""
-    asked = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(asked))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
+# Parts of a request that some servers refuse, and the request without them.
+_WITHOUT = {
+    "tools": _without_tools,
+    "the system role": lambda body: body | {"messages": merge_system(body["messages"])},
+}
 
 
-def _said(error: openai.APIStatusError) -> str:
-    """The server's own words."""
-    body = error.body
-    said = body.get("message") if isinstance(body, dict) else body
-    return str(said or error.response.text or error.message)
+def _refused_part(body: dict, error: openai.APIStatusError) -> str | None:
+    """The part of a request that an error is about, if the chat can be asked without it.
+
+    A 400 or 422 may be about `tools` whatever its message: not every server names the field. With
+    other statuses, and for the system role, the message must name it.
+    """
+    status, message = error.status_code, error_message(error).lower()
+    named = status in (400, 404, 422, 500, 501)
+    if "tools" in body and (status in (400, 422) or named and "tool" in message):
+        return "tools"
+    system = any(one.get("role") == "system" for one in body["messages"])
+    return "the system role" if system and named and "system" in message else None
 
 
 def _own_seed(seed: int, number: int) -> int:
