@@ -18,10 +18,10 @@ from experiments.lib.objects import build_lora, build_loss, build_optimizer, ini
 from experiments.lib.step_log import StepLog
 from experiments.lib.writers import rollout_rows, training_writer
 from memalpha import credit, lora, losses
-from memalpha.batch import Batch, MicroBatch, plan_micro_batches, take
+from memalpha.batch import Batch, plan_micro_batches, take
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
-from memalpha.learner import TrainState, make_token_logps, make_update
+from memalpha.learner import Plan, TrainState, make_token_logps, make_update
 from memalpha.model import ModelConfig, Params
 from memalpha.objective import ppo_targets
 from memalpha.rewards import combine
@@ -105,8 +105,8 @@ class Learner(NamedTuple):
     update: (state, batch, plan, step) -> (state, metrics).
     """
 
-    advantages: Callable[[TrainState, Batch, list[MicroBatch]], tuple[Batch, dict]]
-    update: Callable[[TrainState, Batch, list[MicroBatch], int], tuple[TrainState, dict]]
+    advantages: Callable[[TrainState, Batch, Plan], tuple[Batch, dict]]
+    update: Callable[[TrainState, Batch, Plan, int], tuple[TrainState, dict]]
 
 
 def make_learner(
@@ -122,25 +122,25 @@ def make_learner(
     apply = make_update(model, loss, optimizer, attach)
     token_logps = make_token_logps(model, loss)
 
-    def with_reference(batch: Batch, plan) -> Batch:
+    def with_reference(batch: Batch, plan: Plan) -> Batch:
         if rl.kl == "none":
             return batch
         return batch.with_targets(ref_logps=token_logps(reference, batch, plan)[0])
 
-    def grpo_advantages(state: TrainState, batch: Batch, plan) -> tuple[Batch, dict]:
+    def grpo_advantages(state: TrainState, batch: Batch, plan: Plan) -> tuple[Batch, dict]:
         return group_advantages(config, with_reference(batch, plan))
 
-    def grpo_update(state: TrainState, batch: Batch, plan, step: int) -> tuple[TrainState, dict]:
+    def grpo_update(state: TrainState, batch: Batch, plan: Plan, step: int):
         return apply(state, batch, plan, reference)
 
-    def ppo_advantages(state: TrainState, batch: Batch, plan) -> tuple[Batch, dict]:
+    def ppo_advantages(state: TrainState, batch: Batch, plan: Plan) -> tuple[Batch, dict]:
         batch = with_reference(batch, plan)
         logps, values = token_logps(attach(state.params, reference), batch, plan)
         batch = batch.with_targets(old_logps=logps, values=values)
         total = combine(batch.rows.rewards, reward_weights(config))
         return ppo_targets(batch, total, loss), {}
 
-    def ppo_update(state: TrainState, batch: Batch, plan, step: int) -> tuple[TrainState, dict]:
+    def ppo_update(state: TrainState, batch: Batch, plan: Plan, step: int):
         updates = []
         for rows in minibatches(config, batch, step):
             part, part_plan = batch, plan

@@ -5,7 +5,6 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from experiments.lib.setup import check
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
 from experiments.lib import needs, objects

@@ -392,11 +392,10 @@ def test_rows_of_a_batch(micro):
     assert batch.rows.chunk.tolist() == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2, -1, -1]
     assert not batch.tokens.completion_mask[10:].any() and not batch.tokens.prompt_mask[10:].any()
     for row, (e, step) in enumerate(steps):
-        tokens, response = batch.tokens, step.response
-        assert tokens.prompt[row][tokens.prompt_mask[row]].tolist() == response.prompt.tolist()
-        assert (
-            tokens.completion[row][tokens.completion_mask[row]].tolist() == response.tokens.tolist()
-        )
+        tokens = batch.tokens
+        prompt, completion = tokens.prompt[row], tokens.completion[row]
+        np.testing.assert_array_equal(prompt[tokens.prompt_mask[row]], step.response.prompt)
+        np.testing.assert_array_equal(completion[tokens.completion_mask[row]], step.response.tokens)
         assert step.response.tokens[-1] == micro.tokenizer.eos_token_id  # it is trained
         wanted = {"r1": episodes[e].r1, "r2": step.r2, "r3": episodes[e].r3, "r4": step.r4}
         assert {k: v[row] for k, v in batch.rows.rewards.items()} == pytest.approx(wanted)

@@ -26,6 +26,7 @@ from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
+from memalpha.paths import user_path
 from memalpha.policy import (
     EnvironmentSpec,
     Policy,
