@@ -20,8 +20,8 @@ from memalpha.sharding import complete, device_memory
 OUT_OF_MEMORY = """
 
 The device has too little memory for what it was doing. Lower config.rl.micro_batch,
-config.rl.head_chunk or config.rl.rollout_rows, set config.model.remat=full, or cut over more
-devices. What takes how much: python -m experiments.plan --config=..."""
+config.rl.head_chunk or config.rl.rollout_rows, set config.model.remat=full, or shard over
+more devices. What takes how much: python -m experiments.plan --config=..."""
 
 
 def advice(error: Exception) -> str:
