@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memalpha.batch import Batch
-from memalpha.learner import LossConfig, init_state, make_update
+from memalpha.batch import Batch, Targets, Tokens, plan_micro_batches
+from memalpha.learner import init_state, make_update
 from memalpha.model import ModelConfig, Params, init_params
-from memalpha.optimizer import make_optimizer
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.sampler import generate, row_keys
 
 SIZES = {  # layers, width, heads, key-value heads, head width, MLP, vocabulary
@@ -142,21 +143,22 @@ def train(args, size: int, rates: list[float]) -> str:
     rows, p, t = args.rows, args.prompt, args.response
     rng = np.random.default_rng(0)
     ids = rng.integers(10, config.vocab_size, (rows, p + t)).astype(np.int32)
+    masks = np.ones((rows, p), bool), np.ones((rows, t), bool)
     batch = Batch(
-        prompt=ids[:, :p],
-        prompt_mask=np.ones((rows, p), bool),
-        completion=ids[:, p:],
-        completion_mask=np.ones((rows, t), bool),
-        sample_logps=np.full((rows, t), -np.log(config.vocab_size), np.float32),
-        advantages=rng.normal(size=rows).astype(np.float32),
+        Tokens(ids[:, :p], masks[0], ids[:, p:], masks[1]),
+        Targets(
+            sample_logps=np.full((rows, t), -np.log(config.vocab_size), np.float32),
+            advantages=rng.normal(size=rows).astype(np.float32),
+        ),
     )
-    optimizer = make_optimizer(1e-6)
-    update = make_update(config, LossConfig(head_chunk=128), optimizer, size)
+    plan = plan_micro_batches(batch, size)
+    optimizer = make_optimizer(OptimizerConfig(1e-6))
+    update = make_update(config, LossConfig(head_chunk=128), optimizer)
     state = init_state(params, optimizer)
 
     def step():
         nonlocal state
-        state, metrics = update(state, batch)
+        state, metrics = update(state, batch, plan)
         return metrics
 
     taken = seconds(step, args.rounds)

@@ -43,7 +43,7 @@ PARTS = (
     (sampler, "generate", "write", True),
     (memory, "apply_batch", "apply", True),
     (memory, "newest", "apply", True),
-    (learner, "micro_batches", "update", False),
+    (learner, "take_micro_batch", "update", False),
 )
 
 

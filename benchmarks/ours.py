@@ -6,10 +6,11 @@ import numpy as np
 
 from benchmarks.shapes import BETA, CLIP, FIRST_ID, LEARNING_RATE, MAX_NORM, Shape, check_count
 from memalpha import losses
-from memalpha.batch import Batch
-from memalpha.learner import LossConfig, init_state, make_token_logps, make_update
+from memalpha.batch import Batch, Targets, Tokens, plan_micro_batches
+from memalpha.learner import init_state, make_token_logps, make_update
 from memalpha.model import ModelConfig, Params, init_params
-from memalpha.optimizer import make_optimizer
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.sampler import Samples, row_keys
 from memalpha.sampler import generate as sample
 
@@ -55,22 +56,17 @@ def draw_prompts(shape: Shape, rng: np.random.Generator) -> np.ndarray:
     return np.repeat(different, shape.group, axis=0).astype(np.int32)
 
 
-def make_batch(prompts: np.ndarray, completions: np.ndarray, **fields) -> Batch:
-    return Batch(
-        prompt=prompts,
-        prompt_mask=np.ones_like(prompts, bool),
-        completion=completions,
-        completion_mask=np.ones_like(completions, bool),
-        **fields,
-    )
+def make_batch(prompts: np.ndarray, completions: np.ndarray, **targets) -> Batch:
+    masks = np.ones_like(prompts, bool), np.ones_like(completions, bool)
+    return Batch(Tokens(prompts, masks[0], completions, masks[1]), Targets(**targets))
 
 
-def make_trainer(shape: Shape, micro_batch: int | None):
+def make_trainer(shape: Shape):
     """(config, parameters, fresh state, update, token_logps)."""
     config, params = build(shape)
-    optimizer = make_optimizer(LEARNING_RATE, max_grad_norm=MAX_NORM)
-    update = make_update(config, LOSS, optimizer, micro_batch)
-    token_logps = make_token_logps(config, LOSS, micro_batch)
+    optimizer = make_optimizer(OptimizerConfig(LEARNING_RATE, max_grad_norm=MAX_NORM))
+    update = make_update(config, LOSS, optimizer)
+    token_logps = make_token_logps(config, LOSS)
     state = init_state(jax.tree.map(jnp.copy, params), optimizer)
     return config, params, state, update, token_logps
 
@@ -88,7 +84,7 @@ def step(settings: dict, rounds) -> None:
     """One GRPO step on given rollouts, with given old and reference log-probs."""
     micro_batch = settings.pop("micro_batch")
     shape = Shape(**settings)
-    _, _, state, update, _ = make_trainer(shape, micro_batch)
+    _, _, state, update, _ = make_trainer(shape)
     rng = np.random.default_rng(0)
     given = np.full((shape.batch, shape.new), -np.log(shape.vocab), np.float32)
     batch = make_batch(
@@ -99,7 +95,7 @@ def step(settings: dict, rounds) -> None:
         advantages=rng.normal(size=shape.batch).astype(np.float32),
     )
     for _ in rounds:
-        state, metrics = update(state, batch)
+        state, metrics = update(state, batch, plan_micro_batches(batch, micro_batch))
         metrics = jax.device_get(jax.block_until_ready((state, metrics))[1])
         check_finite(metrics)
         rounds.note(loss=float(metrics["loss"]))
@@ -109,7 +105,7 @@ def iteration(settings: dict, rounds) -> None:
     """Rollout, reference log-probs, reward, advantages within groups, GRPO step."""
     micro_batch = settings.pop("micro_batch")
     shape = Shape(**settings)
-    config, reference, state, update, token_logps = make_trainer(shape, micro_batch)
+    config, reference, state, update, token_logps = make_trainer(shape)
     rng = np.random.default_rng(0)
     groups = np.arange(shape.batch) // shape.group
     for number, _ in enumerate(rounds):
@@ -120,8 +116,10 @@ def iteration(settings: dict, rounds) -> None:
         advantages, _ = losses.group_advantages(
             rewards / shape.new, groups, np.ones(shape.batch, bool)
         )
-        batch = batch.replace(ref_logps=token_logps(reference, batch)[0], advantages=advantages)
-        state, metrics = update(state, batch)
+        plan = plan_micro_batches(batch, micro_batch)
+        logps, _ = token_logps(reference, batch, plan)
+        batch = batch.with_targets(ref_logps=logps, advantages=advantages)
+        state, metrics = update(state, batch, plan)
         check_finite(jax.device_get(jax.block_until_ready((state, metrics))[1]))
 
 

@@ -20,11 +20,11 @@ TOP = 20
 BM25, BM25S = ("rank-bm25",), ("bm25s",)
 CONTENDERS = (
     Contender("memalpha", "benchmarks.retrieval:ours"),
-    Contender("memalpha, index kept", "benchmarks.retrieval:ours", (), {"kept": True}),
+    Contender("memalpha, index kept", "benchmarks.retrieval:ours", (), {"reuse": True}),
     Contender("rank_bm25, index rebuilt for every question", "benchmarks.retrieval:rebuilt", BM25),
     Contender("rank_bm25, index kept", "benchmarks.retrieval:rank_bm25", BM25),
     Contender("bm25s", "benchmarks.retrieval:bm25s", BM25S),
-    Contender("bm25s, index kept", "benchmarks.retrieval:bm25s", BM25S, {"kept": True}),
+    Contender("bm25s, index kept", "benchmarks.retrieval:bm25s", BM25S, {"reuse": True}),
 )
 
 
@@ -38,7 +38,7 @@ def ours(settings: dict, rounds) -> None:
     from memalpha.retrieval import make_index
 
     documents, queries = draw(settings)
-    index = make_index(documents) if settings.get("kept") else None
+    index = make_index(documents) if settings.get("reuse") else None
     for _ in rounds:
         ids, _ = (index or make_index(documents)).search(queries, TOP)
         rounds.note(ranking=ids.tolist())
@@ -90,11 +90,11 @@ def bm25s(settings: dict, rounds) -> None:
         index.index([tokenize(document) for document in documents], show_progress=False)
         return index
 
-    kept = build() if settings.get("kept") else None
+    built = build() if settings.get("reuse") else None
     for _ in rounds:
         words = [tokenize(query) for query in queries]
-        found, _ = (kept or build()).retrieve(words, k=TOP, show_progress=False)
-        rounds.note(ranking=np.asarray(found).tolist())
+        best, _ = (built or build()).retrieve(words, k=TOP, show_progress=False)
+        rounds.note(ranking=np.asarray(best).tolist())
 
 
 def agreement(timings: list[Timing]) -> str:
@@ -129,13 +129,13 @@ def main() -> None:
     if args.quick:
         given = {"entries": 200, "questions": 20}
     timings = run(args, CONTENDERS, given)
-    said = agreement(timings)
+    compared = agreement(timings)
     print(f"\n{given['entries']} entries, {given['questions']} questions, min / median / max\n")
     print(table(timings, given["questions"], "questions/s"))
-    kept = [timing for timing in timings if timing.name != timings[0].name]
-    if kept and kept[0].seconds:
-        print(f"\n{table(kept, given['questions'], 'questions/s')}")
-    print(f"\n{said}")
+    others = timings[1:]
+    if others and others[0].seconds:
+        print(f"\n{table(others, given['questions'], 'questions/s')}")
+    print(f"\n{compared}")
     write(args, "retrieval", given, {"retrieval": timings}, CONTENDERS)
 
 

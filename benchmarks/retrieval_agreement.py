@@ -31,20 +31,20 @@ def zipf_documents(count: int, rng: np.random.Generator) -> list[str]:
 
 
 def draw_queries(documents: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    """Draws `count` queries, each some words of one document."""
+    """Draws `count` queries, each a few words of one document."""
     chosen = [documents[i].split() for i in rng.integers(0, len(documents), count)]
     return [" ".join(rng.choice(w, min(QUERY_WORDS, len(w)), replace=False)) for w in chosen]
 
 
 def overlap(exact: np.ndarray, ids: np.ndarray, k: int) -> float:
-    """Mean share of the top k of `exact` [Q, N] scores found among `ids` [Q, >= k]."""
+    """Mean share of the top k of `exact` [Q, N] scores that is among `ids` [Q, >= k]."""
     k = min(k, exact.shape[1])
     shares = []
     for scores, row in zip(exact, ids, strict=True):
         kth = np.sort(scores)[-k]
-        found = scores[row[:k]]
+        returned = scores[row[:k]]
         places_for_ties = k - np.sum(scores > kth)
-        shares.append((np.sum(found > kth) + min(np.sum(found == kth), places_for_ties)) / k)
+        shares.append((np.sum(returned > kth) + min(np.sum(returned == kth), places_for_ties)) / k)
     return float(np.mean(shares))
 
 
@@ -99,7 +99,7 @@ def main() -> None:
         if args.documents is None:
             documents = zipf_documents(size, rng)
         else:
-            lines = args.documents.read_text(encoding="utf-8").splitlines()
+            lines = args.documents.read_text(encoding="utf-8").split("\n")
             documents = [line for line in lines if line.strip()][:size]
             if len(documents) < size:
                 parser.error(f"{args.documents} has {len(documents)} lines, fewer than {size}")

@@ -27,16 +27,16 @@ def main(_) -> None:
         count = devices[0] * devices[1] * devices[2]
         jax.config.update("jax_num_cpu_devices", count)
         setting = build_setting(config, count)
-        from memalpha.footprint import make_plan
+        from memalpha.footprint import measure_footprint
 
-        show(config, setting, make_plan(setting))
+        show(config, setting, measure_footprint(setting))
     except ValueError as error:
         sys.exit(str(error))
 
 
-def show(config: ConfigDict, setting, plan) -> None:
+def show(config: ConfigDict, setting, footprint) -> None:
     from experiments.lib.progress import console
-    from memalpha.footprint import DEPTHS, DEVICES, USABLE, suggest
+    from memalpha.footprint import DEPTHS, DEVICES, USABLE, suggest_micro_batch
 
     data, fsdp, tensor = setting.mesh
     console.print(
@@ -45,24 +45,24 @@ def show(config: ConfigDict, setting, plan) -> None:
         f" {setting.response} tokens; micro-batch {setting.micro_batch} of {setting.step_rows} rows"
     )
     table = Table("on each device", "GB", title="Memory (GB = 10^9 bytes)")
-    for stage in ("kept", "rollout", "update"):
-        for name, size in getattr(plan, stage).items():
+    for stage in ("persistent", "rollout", "update"):
+        for name, size in getattr(footprint, stage).items():
             table.add_row(f"{stage}: {name}", f"{size / 1e9:.2f}")
-    table.add_row("peak", f"{plan.peak / 1e9:.2f}")
+    table.add_row("peak", f"{footprint.peak / 1e9:.2f}")
     console.print(table)
     if setting.model.num_layers > DEPTHS[1]:
         console.print(
             f"Prefill, decode and activations are estimates: compiled with {DEPTHS[0]} and"
             f" {DEPTHS[1]} layers by the CPU compiler (float32 products, no flash attention) and"
-            f" continued to {setting.model.num_layers}. The rest is exact."
+            f" extrapolated to {setting.model.num_layers}. The rest is exact."
         )
     table = Table("device", "fits", "largest micro-batch", title=f"Of which {USABLE:.0%} is usable")
     for name, capacity in DEVICES.items():
-        fits = plan.peak <= USABLE * capacity
-        size = suggest(plan, setting, capacity)
+        fits = footprint.peak <= USABLE * capacity
+        size = suggest_micro_batch(footprint, setting, capacity)
         table.add_row(name, "yes" if fits else "no", str(size) if size else "none fits")
     console.print(table)
-    work = ", ".join(f"{name} {count:.2e}" for name, count in plan.flops.items())
+    work = ", ".join(f"{name} {count:.2e}" for name, count in footprint.flops.items())
     console.print(f"Floating point operations of a step, all devices, full widths: {work}")
 
 

@@ -252,7 +252,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
     args = flags.FLAGS
     try:
-        pool = read_pool(args.results, args.small)
+        pool = read_pool(args.results, args.small, args.first_box)
         tables = [*paper_tables(pool), *data_tables(args.data, args.full_data)]
         tables = [*small_tables(pool), *tables]
         folder = user_path(args.out)
@@ -271,6 +271,9 @@ def main(argv: list[str]) -> None:
 def define_flags() -> None:
     flags.DEFINE_list("results", [], "Folders of experiments.evaluate; the first is the main one.")
     flags.DEFINE_list("small", [], "Folders whose real sources too go to the small tables.")
+    flags.DEFINE_bool(
+        "first_box", False, "Score the first of several boxed answers, as the paper's code does."
+    )
     flags.DEFINE_string("data", "", "Built folder of tables 7 and 8.")
     flags.DEFINE_string("full_data", "", "Built folder of table 6 (build --full).")
     flags.DEFINE_string("out", "tables", "Folder of tables.md, tables.tex and tables.html.")

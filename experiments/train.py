@@ -18,11 +18,12 @@ from experiments.lib.objects import build_lora, build_loss, build_optimizer, ini
 from experiments.lib.step_log import StepLog
 from experiments.lib.writers import rollout_rows, training_writer
 from memalpha import credit, lora, losses
-from memalpha.batch import Batch, take
+from memalpha.batch import Batch, plan_micro_batches, take
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
-from memalpha.learner import TrainState, make_token_logps, make_update, ppo_targets
+from memalpha.learner import Plan, TrainState, make_token_logps, make_update
 from memalpha.model import ModelConfig, Params
+from memalpha.objective import ppo_targets
 from memalpha.rewards import combine
 from memalpha.rollout import run_episodes, to_batch
 
@@ -55,8 +56,9 @@ def train(
             episodes = rollout(config, env, model, whole(state), group, step, clock)
             with clock("update"):
                 batch = agree(training_batch(config, env, episodes))
-                batch, counts = learner.advantages(state, batch)
-                state, metrics = learner.update(state, batch, step)
+                whole = plan(config, batch)
+                batch, counts = learner.advantages(state, batch, whole)
+                state, metrics = learner.update(state, batch, whole, step)
             log.finish(step, state, metrics | counts, episodes)
     return lora.merge(state.params, params, adapters)
 
@@ -91,20 +93,25 @@ def agree(batch: Batch) -> Batch:
     """With the rewards of the first process: a server may answer each process differently."""
     if jax.process_count() == 1:
         return batch
-    agreed = (batch.rewards, batch.fit, batch.valid)
+    agreed = (batch.rows.rewards, batch.rows.fit, batch.rows.valid)
     rewards, fit, valid = multihost_utils.broadcast_one_to_all(agreed)
-    return batch.replace(rewards=rewards, fit=fit, valid=valid)
+    return batch.with_rows(rewards=rewards, fit=fit, valid=valid)
+
+
+def plan(config: ConfigDict, batch: Batch) -> Plan:
+    """The micro-batches of a step; its log-probs and updates share them."""
+    return plan_micro_batches(batch, config.rl.micro_batch or None)
 
 
 class Learner(NamedTuple):
     """The two halves of learning from a batch.
 
-    advantages: (state, batch) -> (batch with all that the loss needs, metrics).
-    update: (state, batch, step) -> (state, metrics).
+    advantages: (state, batch, plan) -> (batch with all that the loss needs, metrics).
+    update: (state, batch, plan, step) -> (state, metrics).
     """
 
-    advantages: Callable[[TrainState, Batch], tuple[Batch, dict]]
-    update: Callable[[TrainState, Batch, int], tuple[TrainState, dict]]
+    advantages: Callable[[TrainState, Batch, Plan], tuple[Batch, dict]]
+    update: Callable[[TrainState, Batch, Plan, int], tuple[TrainState, dict]]
 
 
 def make_learner(
@@ -117,32 +124,35 @@ def make_learner(
     adapters are attached to."""
     rl, loss = config.rl, build_loss(config)
     attach = partial(lora.attach, config=build_lora(config))
-    apply = make_update(model, loss, optimizer, rl.micro_batch or None, attach)
-    token_logps = make_token_logps(model, loss, rl.micro_batch or None)
+    apply = make_update(model, loss, optimizer, attach)
+    token_logps = make_token_logps(model, loss)
 
-    def with_reference(batch: Batch) -> Batch:
+    def with_reference(batch: Batch, whole: Plan) -> Batch:
         if rl.kl == "none":
             return batch
-        return batch.replace(ref_logps=token_logps(reference, batch)[0])
+        return batch.with_targets(ref_logps=token_logps(reference, batch, whole)[0])
 
-    def grpo_advantages(state: TrainState, batch: Batch) -> tuple[Batch, dict]:
-        return group_advantages(config, with_reference(batch))
+    def grpo_advantages(state: TrainState, batch: Batch, whole: Plan) -> tuple[Batch, dict]:
+        return group_advantages(config, with_reference(batch, whole))
 
-    def grpo_update(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
-        return apply(state, _lean(batch), reference)
+    def grpo_update(state: TrainState, batch: Batch, whole: Plan, step: int):
+        return apply(state, batch, whole, reference)
 
-    def ppo_advantages(state: TrainState, batch: Batch) -> tuple[Batch, dict]:
-        batch = with_reference(batch)
-        logps, values = token_logps(attach(state.params, reference), batch)
-        batch = batch.replace(old_logps=logps, values=values)
-        total = combine(batch.rewards, config.reward.beta, config.reward.gamma)
+    def ppo_advantages(state: TrainState, batch: Batch, whole: Plan) -> tuple[Batch, dict]:
+        batch = with_reference(batch, whole)
+        logps, values = token_logps(attach(state.params, reference), batch, whole)
+        batch = batch.with_targets(old_logps=logps, values=values)
+        total = combine(batch.rows.rewards, reward_weights(config))
         return ppo_targets(batch, total, loss), {}
 
-    def ppo_update(state: TrainState, batch: Batch, step: int) -> tuple[TrainState, dict]:
-        batch, updates = _lean(batch), []
+    def ppo_update(state: TrainState, batch: Batch, whole: Plan, step: int):
+        updates = []
         for rows in minibatches(config, batch, step):
-            part = take(batch, rows) if rl.minibatches > 1 else batch
-            state, metrics = apply(state, part, reference)
+            part, cut = batch, whole
+            if rl.minibatches > 1:
+                part = take(batch, rows)
+                cut = plan(config, part)
+            state, metrics = apply(state, part, cut, reference)
             updates.append(metrics)
         worst = {name: max(m[name] for m in updates) for name in ("nonfinite", "ratio_max")}
         means = {name: sum(m[name] for m in updates) / len(updates) for name in updates[0]}
@@ -156,28 +166,27 @@ def make_learner(
 def group_advantages(config: ConfigDict, batch: Batch) -> tuple[Batch, dict]:
     """Advantages of each row among those of its group (`config.rl.groups`); with
     `config.rl.call_credit` each call is paid for its own content."""
-    rl, reward = config.rl, config.reward
-    groups = losses.group_ids(batch.group, batch.episode, batch.chunk, rl.groups)
-    gamma = 0.0 if rl.call_credit else reward.gamma
+    rl, rows = config.rl, batch.rows
+    groups = losses.group_ids(rows.instance, rows.episode, rows.chunk, rl.groups)
+    of_response = reward_weights(config) | ({"r4": 0.0} if rl.call_credit else {})
     values, counts = losses.combined_advantages(
-        batch.rewards, {"r1": 1.0, "r2": 1.0, "r3": reward.beta, "r4": gamma}, groups, batch.valid,
-        normalise_each=reward.normalise_each, divide_by_std=rl.divide_by_std,
-        episode=batch.episode if rl.groups == "episodes" else None,
+        rows.rewards, of_response, groups, rows.valid,
+        normalise_each=config.reward.normalise_each, divide_by_std=rl.divide_by_std,
+        episode=rows.episode if rl.groups == "episodes" else None,
     )  # fmt: skip
     if rl.call_credit:
-        values = values[:, None] + credit.call_advantages(batch, reward.gamma, groups)
-    return batch.replace(advantages=values), counts
+        values = values[:, None] + credit.call_advantages(batch, config.reward.gamma, groups)
+    return batch.with_targets(advantages=values), counts
+
+
+def reward_weights(config: ConfigDict) -> dict[str, float]:
+    """The weight of each reward in the sum (Mem-alpha, section 3.3)."""
+    return {"r1": 1.0, "r2": 1.0, "r3": config.reward.beta, "r4": config.reward.gamma}
 
 
 def minibatches(config: ConfigDict, batch: Batch, step: int) -> list[np.ndarray]:
     """Row numbers of every update of a PPO step, in order."""
     rng = np.random.default_rng([config.seed, step, 13])
-    size, count = batch.completion.shape[0], config.rl.minibatches
+    size, count = len(batch.tokens.completion), config.rl.minibatches
     epochs = [np.array_split(rng.permutation(size), count) for _ in range(config.rl.epochs)]
     return [rows for epoch in epochs for rows in epoch]
-
-
-def _lean(batch: Batch) -> Batch:
-    """Without what the update does not read."""
-    unread = ("rewards", "part", "fit", "group", "episode", "chunk")
-    return batch.replace(**dict.fromkeys(unread))

@@ -2,20 +2,23 @@
 
 r4 is the share of fit calls of a response. With one advantage for all of its tokens (the paper) a
 note in the right memory is punished for the one beside it in the wrong memory, and a further call
-is a risk without a gain. Here the tokens of call j get
+is a risk without a gain. Here token t of row r, which belongs to call j = call[r, t], gets
 
-    A(r1 + r2 + beta r3) + gamma (fit_j - mean fit of the executed j-th calls of the group)
+    A_r + gamma (fit[r, j] - mean_j),   A_r the advantage of r1 + r2 + beta r3 of the response
+    mean_j = mean of fit[s, j] over the rows s of the group of r whose j-th call was executed
 
-A(...) is the advantage of the whole response, as ever. A call that failed has nothing to be judged
-and gets A alone, as the tokens after the last call do: whether to call, and how often, is left to
-the other rewards. That is why a call is compared with those in its own place: later ones are filed
-worse, and against the mean of all they would be discouraged as such.
+A call that failed has nothing to be judged and gets A_r alone, as the tokens after the last call
+do: whether to call, and how often, is left to the other rewards.
 
-Axes: R rows, T completion tokens, S calls a response can have.
+The mean is over calls in the same place, the j-th of a response, because later calls go to the
+wrong memory more often: a mean over all positions would penalise later calls for being late.
+
+Axes: R rows, T completion tokens, K calls a response can have, and one for what follows them.
 """
 
 from collections.abc import Sequence
 
+import chex
 import numpy as np
 
 from memalpha.batch import Batch
@@ -26,20 +29,20 @@ from memalpha.tools import DELETE
 
 
 def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> Batch:
-    """The batch that `to_batch` made of these episodes, with `part` and `fit` (numpy).
+    """The batch that `to_batch` made of these episodes, with `rows.call` and `rows.fit` (numpy).
 
     Raises:
         ValueError: a call does not say where in its response it ends.
     """
     steps = [step for episode in episodes for step in episode.steps]
     most = max(len(step.calls) for step in steps)
-    part = np.zeros(batch.completion.shape, np.int32)
-    fit = np.full((len(part), most + 1), np.nan, np.float32)  # the last: what follows the calls
+    call = np.zeros(batch.tokens.completion.shape, np.int32)
+    fit = np.full((len(call), most + 1), np.nan, np.float32)  # the last: what follows the calls
     for row, step in enumerate(steps):
-        if batch.valid[row]:
-            part[row, : len(step.response.tokens)] = token_parts(env, step)
+        if batch.rows.valid[row]:
+            call[row, : len(step.response.tokens)] = token_calls(env, step)
             fit[row, : len(step.calls)] = call_fit(step)
-    return batch.replace(part=part, fit=fit)
+    return batch.with_rows(call=call, fit=fit)
 
 
 def call_fit(step: Step) -> list[float]:
@@ -51,7 +54,7 @@ def call_fit(step: Step) -> list[float]:
     ]
 
 
-def token_parts(env: Environment, step: Step) -> np.ndarray:
+def token_calls(env: Environment, step: Step) -> np.ndarray:
     """The call that each token of a response belongs to; after the last one, their number:
     [tokens] int32.
 
@@ -59,7 +62,7 @@ def token_parts(env: Environment, step: Step) -> np.ndarray:
     call that is cut off has all that follows: ending there is what was wrong with it.
     """
     tokens, text = step.response.tokens, response_text(env, step.response)
-    parts = np.full(len(tokens), len(step.calls), np.int32)
+    of_token = np.full(len(tokens), len(step.calls), np.int32)
     start = 0
     for number, call in enumerate(step.calls):
         if call.end < 0:
@@ -69,9 +72,9 @@ def token_parts(env: Environment, step: Step) -> np.ndarray:
             )
         cut_off = call.error and call.end >= len(text)
         stop = len(tokens) if cut_off else _tokens_of(env, tokens, call.end)
-        parts[start:stop] = number
+        of_token[start:stop] = number
         start = max(start, stop)
-    return parts
+    return of_token
 
 
 def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
@@ -87,14 +90,23 @@ def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
 
 
 def call_advantages(batch: Batch, gamma: float, groups: np.ndarray) -> np.ndarray:
-    """What r4 adds to the advantage of every token: [R, T] float32. `groups` [R] int: rows that
-    are compared."""
-    executed = ~np.isnan(batch.fit)
-    fit = np.where(executed, batch.fit, 0)
+    """What r4 adds to the advantage of every token: [R, T] float32.
+
+        gamma (fit_j - mean fit of the executed j-th calls of the group)
+
+    `groups`: [R] int, the group of each row (`losses.group_ids`).
+    """
+    rows, mask = batch.rows, batch.tokens.completion_mask
+    chex.assert_rank([rows.fit, rows.call, mask, groups], [2, 2, 2, 1])
+    chex.assert_type([rows.fit, rows.call, mask, groups], [float, int, bool, int])
+    chex.assert_equal_shape([rows.call, mask])
+    chex.assert_equal_shape_prefix([rows.fit, mask, groups], 1)
+    executed = ~np.isnan(rows.fit)
+    fit = np.where(executed, rows.fit, 0)
     _, of_group = np.unique(groups, return_inverse=True)
     total, count = (np.zeros((of_group.max() + 1, fit.shape[1])) for _ in range(2))
     np.add.at(total, of_group, fit)
     np.add.at(count, of_group, executed)
     mean = (total / np.maximum(count, 1))[of_group]
     of_call = np.where(executed, gamma * (fit - mean), 0).astype(np.float32)
-    return np.where(batch.completion_mask, np.take_along_axis(of_call, batch.part, axis=1), 0)
+    return np.where(mask, np.take_along_axis(of_call, rows.call, axis=1), 0)

@@ -16,10 +16,12 @@ import numpy as np
 
 from memalpha import scoring
 from memalpha.data.instance import Instance
-from memalpha.judge import Verdict, judge
+from memalpha.judge import ContentJudge
+from memalpha.judge_rules import judge_contents
 from memalpha.memory import MemoryView, Outcome
 from memalpha.prompts import PromptSpec
-from memalpha.reader import Answer, Answerer, Request, extractive_answers
+from memalpha.reader import Answer, Answerer, Request
+from memalpha.reader_rules import extractive_answers
 from memalpha.tokenizer import cached_encoder, decode
 from memalpha.tools import Call
 
@@ -53,7 +55,7 @@ class ReadingSpec:
     dimensions: int = 512
     top_k: int = 20
     answerer: Answerer = extractive_answers
-    content_judge: Callable[[Sequence[Call]], list[Verdict]] = judge
+    content_judge: ContentJudge = judge_contents
     answer_judge: scoring.Judge | None = None
     failures: deque[str] = field(default_factory=lambda: deque(maxlen=MESSAGES), compare=False)
 

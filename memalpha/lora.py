@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685): a kernel W [in, out] becomes W + scale A B.
 
 A [in, rank] starts random and B [rank, out] at zero, so that training begins at the model itself;
-scale = alpha / rank. Adapters are a tree of their own, in the places of the kernels they belong to,
-and in float32. Only they are trained: the rest of the model is an argument that no gradient is
-taken of, and no optimiser state belongs to it.
+scale = alpha / rank. Adapters are a tree of their own, in float32, whose paths are those of the
+kernels they belong to. Only they are trained: the rest of the model is an argument without gradient
+and without optimiser state.
 """
 
 import re
@@ -22,8 +22,9 @@ Array = jax.Array
 class LoraConfig:
     """rank 0: no adapters, all of the model is trained.
 
-    layers: a regular expression; a kernel gets an adapter where it is found in the kernel's path,
-      such as "layers_0/attention/q_proj". The embedding and the heads get none.
+    layers: a regular expression, searched for in the path of each kernel, such as
+      "layers_0/attention/q_proj"; those that match get an adapter. The embedding and the heads get
+      none.
     """
 
     rank: int = 0
@@ -72,7 +73,7 @@ def init(params: Params, config: LoraConfig, key: Array) -> Params:
 def attach(adapters: Params, params: Params, config: LoraConfig) -> Params:
     """Parameters that `Transformer` applies with their adapters, unmerged. Copies nothing.
 
-    Differentiable in the adapters; with rank 0 they are the whole model already.
+    Differentiable in the adapters. With rank 0 they are the whole model and come back.
     """
     if not config.rank:
         return adapters
@@ -84,8 +85,8 @@ def attach(adapters: Params, params: Params, config: LoraConfig) -> Params:
 
 
 def merge(adapters: Params, params: Params, config: LoraConfig) -> Params:
-    """A plain model that does what the adapted one does, to rounding: W + scale A B, added in
-    float32 and of the dtype of W. This is what is exported, or sampled from at full speed."""
+    """A model without adapters that computes the same up to rounding: W + scale A B, added in
+    float32 and cast to the dtype of W. This is what is exported, or sampled from at full speed."""
     flat = flatten_dict(attach(adapters, params, config))
     for path in [path[:-1] for path in flat if path[-1] == "lora_a"]:
         a, b = (flat.pop((*path, name)) for name in LORA)

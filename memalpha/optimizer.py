@@ -1,5 +1,6 @@
 """Optimisers and schedules; they compute in float32 whatever the precision of the parameters."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -11,86 +12,86 @@ import optax.contrib
 from memalpha.model import Params
 from memalpha.sharding import name_of
 
-MUON_RMS = 0.2  # of an update at learning rate 1, as AdamW's
+MUON_RMS = 0.2  # root mean square of Muon's updates at learning rate 1, as large as AdamW's
+SCHEDULES = ("constant", "cosine", "stable_decay")
+OPTIMIZERS = ("adamw", "muon")
 
 
-def make_schedule(
-    learning_rate: float,
-    warmup_steps: int,
-    total_steps: int,
-    schedule: str = "constant",
-    decay_share: float = 0.25,
-) -> optax.Schedule:
-    """Linear warm-up to `learning_rate`, then constant; or a cosine to 0 over what is left of
-    `total_steps`; or "stable_decay": constant, and a straight line to 0 over their last
-    `decay_share`.
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Everything that shapes an optimiser and its schedule (`make_optimizer`, `make_schedule`).
+
+    optimizer: "adamw"; or "muon": the matrices of the layers by Muon (Jordan et al. 2024, "Muon"),
+      its updates scaled to the size of AdamW's (arXiv:2502.16982, section 2.2), and all else by
+      AdamW with Nesterov's momentum and without weight decay.
+    schedule: after a linear warm-up to `learning_rate`, "constant"; "cosine" to 0 over what is left
+      of `total_steps`; or "stable_decay": constant, then a straight line to 0 over the last
+      `decay_share` of `total_steps`.
+    max_grad_norm: the global norm that gradients are clipped to; None: no clipping.
+    b2: decay of the squared gradients' mean.
+    """
+
+    learning_rate: float
+    warmup_steps: int = 0  # updates
+    total_steps: int = 0  # updates
+    schedule: str = "constant"
+    decay_share: float = 0.25
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = 1.0
+    b2: float = 0.999
+
+    def __post_init__(self):
+        for name, allowed in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+                raise ValueError(f"{name} {getattr(self, name)!r}: choose {choices}")
+
+
+def make_schedule(config: OptimizerConfig) -> optax.Schedule:
+    """The learning rate of each update: a function of the number of updates before it.
 
     The first update already moves: update i (from 1) of the warm-up has i / warmup_steps of it.
-
-    Raises:
-        ValueError: unknown schedule.
     """
-    if schedule not in ("constant", "cosine", "stable_decay"):
-        raise ValueError(f"schedule {schedule!r}: choose 'constant', 'cosine' or 'stable_decay'")
 
     def rate(count):
-        warm = jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
-        if schedule == "constant":
-            return learning_rate * warm
-        if schedule == "stable_decay":
-            left = 1 - count / total_steps
-            return learning_rate * warm * jnp.clip(left / decay_share, 0.0, 1.0)
-        done = jnp.clip((count - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
-        return learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        warm = jnp.minimum(1.0, (count + 1) / max(config.warmup_steps, 1))
+        if config.schedule == "constant":
+            return config.learning_rate * warm
+        if config.schedule == "stable_decay":
+            left = 1 - count / config.total_steps
+            return config.learning_rate * warm * jnp.clip(left / config.decay_share, 0.0, 1.0)
+        after_warmup = max(config.total_steps - config.warmup_steps, 1)
+        progress = jnp.clip((count - config.warmup_steps) / after_warmup, 0.0, 1.0)
+        return config.learning_rate * warm * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
     return rate
 
 
-def make_optimizer(
-    learning_rate: float,
-    warmup_steps: int = 0,
-    total_steps: int = 0,
-    schedule: str = "constant",
-    weight_decay: float = 0.01,
-    max_grad_norm: float | None = 1.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    optimizer: str = "adamw",
-    decay_share: float = 0.25,
-) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The optimiser after clipping the global gradient norm; only matrices decay, not norm scales.
 
-    optimizer: "adamw"; or "muon": the matrices of the layers by Muon (Jordan et al. 2024, "Muon"),
-    its updates scaled to the size of AdamW's (arXiv:2502.16982, section 2.2), and all else, which
-    then does not decay, by AdamW with Nesterov's momentum.
-    `schedule`, `decay_share`: see `make_schedule`.
     All of it in float32: parameters of lower precision get a float32 copy in the state.
-
-    Raises:
-        ValueError: unknown optimizer, or as `make_schedule`.
     """
-    rate = make_schedule(learning_rate, warmup_steps, total_steps, schedule, decay_share)
-    if optimizer == "adamw":
+    rate = make_schedule(config)
+    if config.optimizer == "adamw":
         matrices = partial(jax.tree.map, lambda x: x.ndim > 1)
-        steps = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=matrices)
-    elif optimizer == "muon":
+        steps = optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay, mask=matrices)
+    else:
         steps = optax.contrib.muon(
             rate,
-            weight_decay=weight_decay,
-            adam_b1=b1,
-            adam_b2=b2,
+            weight_decay=config.weight_decay,
+            adam_b2=config.b2,
             muon_weight_dimension_numbers=_muon_matrices,
             consistent_rms=MUON_RMS,
         )
-    else:
-        raise ValueError(f"optimizer {optimizer!r}: choose 'adamw' or 'muon'")
-    if max_grad_norm:
-        steps = optax.chain(optax.clip_by_global_norm(max_grad_norm), steps)
+    if config.max_grad_norm:
+        steps = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), steps)
     return in_float32(steps)
 
 
 def _muon_matrices(params: Params):
-    """What Muon is for: the kernels of the layers, and neither embedding nor heads."""
+    """The parameters that Muon moves: the kernels of the layers, not embedding or heads."""
     return jax.tree.map_with_path(
         lambda path, x: optax.contrib.MuonDimensionNumbers() if "_proj/" in name_of(path) else None,
         params,
@@ -105,11 +106,11 @@ class Float32State(NamedTuple):
 
 
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` on a float32 copy of the parameters; they themselves follow, rounded.
+    """`inner` on a float32 copy of the parameters; the parameters are that copy, rounded.
 
     bfloat16 has 8 significant bits: an update below 1/512 of a weight is rounded away, and at the
-    learning rates of reinforcement nearly all are. The copy keeps them until they add up. Moments
-    are float32 too. Parameters that are all float32 get no copy and the state of `inner`.
+    learning rates of reinforcement learning nearly all are. In the copy they add up. Moments are
+    float32 too. Parameters that are all float32 get no copy, and the state is that of `inner`.
     """
 
     def init(params: Params) -> optax.OptState:
@@ -124,7 +125,8 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
         grads = optax.tree.cast(grads, jnp.float32)
         updates, inner_state = inner.update(grads, state.inner, state.exact)
         exact = optax.apply_updates(state.exact, updates)
-        # From the rounded to the rounded: their difference is exact, so the sum is too.
+        # The update is round(exact) - params. Both have few significant bits, so the difference
+        # is exact in float32, and params + update is round(exact) to the bit.
         moves = jax.tree.map(
             lambda e, p: e.astype(p.dtype).astype(jnp.float32) - p.astype(jnp.float32),
             exact,

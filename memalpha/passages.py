@@ -10,16 +10,31 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-# A date, time or number with inner marks is one term, so that dates that share a year differ.
-_TERM = re.compile(r"\d+(?:[-/:.,]\d+)+|\w+")
+from memalpha.retrieval.words import has_no_spaces, normalize, split_pieces, split_words
+
 _ABBREVIATIONS = ("Mr", "Ms", "Dr", "St", "No", "vs", "Mrs", "Prof")
 _NO_STOP = "".join(rf"(?<!\b{word}\.)" for word in _ABBREVIATIONS) + r"(?<!\b[A-Z]\.)"
-_BREAK = re.compile(rf"(?<=[.!?]){_NO_STOP}\s+|(?<=;)\s+|\s*\n\s*")
+# The stops that need no space behind them, and the brackets and quotes that may close after them.
+_STOPS, _CLOSERS = "。！？；｡။។", "”’」』）》】"
+_BREAK = re.compile(
+    rf"(?<=[.!?؟۔।॥]){_NO_STOP}\s+|(?<=[;؛])\s+|\s*\n\s*"
+    rf"|(?<=[{_STOPS}])(?![{_STOPS}{_CLOSERS}])\s*|(?<=[{_STOPS}][{_CLOSERS}])\s*"
+)
 _STOP_WORDS = frozenset(
     """a an and any are as at be been being but by can could did do does for from had has have he
     her hers him his how if in into is it its me my no not now of on or our she should so some s t
     than that the their them then there these they this those to us was we were what when where
     which who whom whose why will with would you your""".split()
+)
+# What stop words are to English, in Chinese, Japanese and Thai: question words and particles.
+_STOP_PHRASES = re.compile(
+    "|".join(
+        """什么时候 什麼時候 为什么 為什麼 什么 什麼 哪里 哪裡 哪儿 哪个 哪個 哪些 哪 怎么 怎麼 怎样
+        怎樣 多少 请问 請問 谁 誰 吗 嗎 呢 的 了 是 在
+        でしょうか ですか ました ます です いつ どこ どの どれ なぜ どう 何
+        は が の を に で と も か
+        เมื่อไหร่ เมื่อไร ที่ไหน อย่างไร อะไร ทำไม ใคร ของ คือ เป็น ที่ ใน และ""".split()
+    )
 )
 _IRREGULAR = {
     "ate": "eat", "became": "become", "began": "begin", "bought": "buy", "broke": "break",
@@ -89,10 +104,16 @@ def _without_ending(word: str) -> str:
 
 @lru_cache(maxsize=1 << 17)
 def stems(text: str) -> Stems:
-    """Stems of a text."""
-    words = _TERM.findall(text)
-    terms = [(stem(word.lower()), word) for word in words]
-    content = [(term, word) for term, word in terms if word.lower() not in _STOP_WORDS]
+    """Stems of a text. Of scripts without spaces the terms are those of `retrieval.words`.
+
+    A date, time or number with inner marks is one term, so that dates that share a year differ.
+    """
+    terms = [(stem(word.lower()), word) for word in split_words(text, whole_numbers=True)]
+    telling = terms
+    if has_no_spaces(text):
+        cut = _STOP_PHRASES.sub(" ", normalize(text))
+        telling = [(stem(word.lower()), word) for word in split_words(cut, whole_numbers=True)]
+    content = [(term, word) for term, word in telling if word.lower() not in _STOP_WORDS]
     return Stems(
         frozenset(term for term, _ in terms),
         frozenset(term for term, _ in content),
@@ -120,11 +141,12 @@ def idf(terms: Collection[str], documents: Sequence[Collection[str]]) -> dict[st
 def best_window(text: str, weights: dict[str, float], max_words: int) -> tuple[str, int]:
     """The run of at most max_words words with most weight, and how many words are left over.
 
-    Of equal runs the middle one: what surrounds the matched words is what is asked for.
+    Of equal runs the middle one: what surrounds the matched words is what is asked for. In scripts
+    without spaces two letters are a word (`split_pieces`).
     """
-    words = text.split()
+    words = split_pieces(text)
     if len(words) <= max_words:
-        return " ".join(words), max_words - len(words)
+        return "".join(words).strip(), max_words - len(words)
     totals = [0.0]
     for word in words:
         totals.append(totals[-1] + sum(weights.get(term, 0.0) for term in sorted(stems(word).all)))
@@ -133,7 +155,7 @@ def best_window(text: str, weights: dict[str, float], max_words: int) -> tuple[s
     best = max(gains) - 1e-9  # the totals are sums in another order
     equal = [start for start in starts if gains[start] >= best]
     start = equal[len(equal) // 2]
-    return " ".join(words[start : start + max_words]), 0
+    return "".join(words[start : start + max_words]).strip(), 0
 
 
 # ---------------------------------------------------------------------------- labelled examples
@@ -145,7 +167,7 @@ _TAGGED = re.compile(
     rf"{_TEXT_TAG}\s*:\s*(?P<text>.+?)[\s,;|]*\b(?:labels?|class|category)\s*[:=]?\s*(?P<label>\d{{1,4}})\b",
     re.I | re.S,
 )
-_TIE = r"(?:->|=>|→|=|:)"
+_TIE = r"(?:->|=>|→|=|:|：)"
 _FORMS = tuple(
     re.compile(form, re.I)
     for form in (

@@ -21,6 +21,7 @@ from memalpha.model import ModelConfig, Params, init_params
 from memalpha.paths import user_path
 from memalpha.prompts import PromptSpec, load_template
 from memalpha.tokenizer import load_tokenizer
+from memalpha.tools import parse_prompted_calls
 from memalpha.weights import load_params
 from memalpha.writer import policy_writer
 
@@ -148,7 +149,9 @@ def load_policy(
     name = str(path_or_hub_id)
     origin = find_folder(name)
     model = read_config(origin, attention="auto")
-    env = Environment(PromptSpec(load_tokenizer(name), load_template("full")))
+    env = Environment(
+        PromptSpec(load_tokenizer(name), load_template("full"), parse=parse_prompted_calls)
+    )
     return Policy(name, model, load_params(origin, model), env)
 
 

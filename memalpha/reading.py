@@ -7,6 +7,7 @@ whose scores are all NaN has r1 = NaN and is not `Episode.valid`; `rollout.to_ba
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -65,15 +66,16 @@ def find_evidence(
             return index(texts)
         return make_index(list(texts), env.reading.retriever, env.reading.dimensions)
 
-    return gather(
+    requests = gather(
         [question.question for question in instance.questions],
         instance.source,
         view,
-        index_of(view.semantic),
-        index_of(view.episodic),
+        (index_of(view.semantic), index_of(view.episodic)),
         env.reading.top_k,
         count_tokens=lambda text: count_tokens(env, text),
     )
+    dates = [question.asked_at for question in instance.questions]
+    return [replace(r, asked_at=date) for r, date in zip(requests, dates, strict=True)]
 
 
 def run_baseline(
@@ -167,7 +169,6 @@ def _episode(
 def _claim(instance: Instance, number: int, reply: str) -> scoring.Claim:
     question = instance.questions[number]
     types, ids = (instance.metadata.get(f"question_{name}", ()) for name in ("types", "ids"))
-    kind = str(types[number]) if number < len(types) else ""
-    if number < len(ids) and str(ids[number]).endswith("_abs"):  # as LongMemEval marks them
-        kind = scoring.ABSTENTION
+    kind, name = (str(field[number]) if number < len(field) else "" for field in (types, ids))
+    kind = scoring.question_kind(kind, name)
     return scoring.Claim(instance.source, question.question, reply, question.answers, kind)

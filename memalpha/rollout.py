@@ -307,8 +307,7 @@ def to_batch(
 ) -> Batch:
     """Rows of all steps, episode by episode, filled to `rows` (numpy).
 
-    Consecutive runs of `rollouts` episodes belong to one instance. Rewards stay apart; `group`
-    holds the number of the instance. Rows of an episode without any judged question are not valid,
+    Consecutive runs of `rollouts` episodes belong to one instance. The rewards stay apart. Rows of an episode without any judged question are not valid,
     nor are those of a step whose calls the judge failed on.
     """
     steps = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
@@ -318,7 +317,9 @@ def to_batch(
         prompt_tokens,
         response_tokens,
     )
-    logps = np.full(batch.completion.shape, np.nan, np.float32)  # no log-prob: neutral, counted
+    logps = np.full(
+        batch.tokens.completion.shape, np.nan, np.float32
+    )  # no log-prob: neutral, counted
     for row, (_, step) in enumerate(steps):
         if step.response.logps is not None:
             logps[row, : len(step.response.logps)] = step.response.logps
@@ -330,8 +331,7 @@ def to_batch(
         "r3": [episodes[e].r3 for e in episode_of_row],
         "r4": [step.r4 for _, step in steps],
     }
-    batch = batch.replace(
-        sample_logps=logps,
+    batch = batch.with_targets(sample_logps=logps).with_rows(
         rewards={k: np.where(valid, v, 0).astype(np.float32) for k, v in columns.items()},
         group=episode_of_row // rollouts,
         episode=episode_of_row,

@@ -1,9 +1,9 @@
 """Sampling: prompts padded to a bucket, then prefill and decoding in one jitted call.
 
-Static: the prompt bucket P, the response buffer T, the row count B. Everything else is traced, so a
-new temperature, top-p, limit or stop id neither recompiles nor is ignored.
+Static: the prompt bucket P, the response buffer T, the row count B. Everything else is traced, so
+that a new temperature, top-p, limit or stop id takes effect without a recompilation.
 
-Axes: B rows, P prompt slots, T response slots, V vocabulary.
+Axes: B rows, P prompt slots, T response slots, V vocabulary. A row is one prompt with its response.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from functools import partial, reduce
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,14 +62,27 @@ class Samples:
 
 
 @struct.dataclass
-class _State:
-    """The decoding loop. step: the next response slot; last [B]: the newest token of each row."""
+class _Inputs:
+    """The traced arguments of `generate`, as its docstring has them."""
 
-    step: Array
-    last: Array
-    done: Array
+    prompts: Array  # [B, P] int32
+    prompt_mask: Array  # [B, P] bool
+    keys: Array  # [B] typed random keys
+    temperature: Array  # [] float32
+    top_p: Array  # [] float32
+    limits: Array  # [B] int32
+    stop_ids: Array  # [n] int32
+
+
+@struct.dataclass
+class _State:
+    """The state of the decoding loop."""
+
+    step: Array  # [] int32, the next response slot
+    last: Array  # [B] int32, the newest token of each row
+    done: Array  # [B] bool
     samples: Samples
-    cache: object
+    cache: Cache | None
 
 
 def pad_prompts(
@@ -76,8 +90,13 @@ def pad_prompts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Right-align prompts in the smallest bucket that holds the longest.
 
-    rows: fill up to this many rows with empty ones (give those a limit of 0).
-    Returns tokens [B, P] int32 and mask [B, P] bool. ValueError if no bucket is long enough.
+    rows: B, filled up with empty prompts (give those a limit of 0); None: one for each prompt.
+
+    Returns:
+        tokens [B, P] int32 and mask [B, P] bool.
+
+    Raises:
+        ValueError: no bucket is long enough, or there are more prompts than rows.
     """
     rows = len(prompts) if rows is None else rows
     if len(prompts) > rows:
@@ -99,19 +118,23 @@ def pad_prompts(
 
 
 def row_keys(key: Array, *ids: Array | Sequence[int]) -> Array:
-    """One typed key a row, [B], from a run's key and the rows' own numbers (not their places): one
-    or several [B] each, which are folded in one after the other."""
+    """One typed key for each row, [B], from the key of a run and one or several numbers of the rows
+    themselves, [B] int each, which are folded in one after the other. These should not be places in
+    the batch: a row's sample must not depend on its company."""
 
     def one(*numbers):
         return reduce(jax.random.fold_in, numbers, key)
 
-    return jax.vmap(one)(*(jnp.asarray(some, jnp.uint32) for some in ids))
+    numbers = [np.asarray(x) if isinstance(x, Sequence) else x for x in ids]
+    chex.assert_rank(numbers, 1)
+    chex.assert_type(numbers, int)
+    return jax.vmap(one)(*(jnp.asarray(x, jnp.uint32) for x in numbers))
 
 
 def prefill(params: Params, config: ModelConfig, tokens: Sequence[int]) -> Cache:
     """The keys and values of a prefix that prompts share, for `generate`.
 
-    One row; on a mesh one for each part of data x fsdp, so that every device computes its own.
+    One row; on a mesh one for each shard of data x fsdp, so that every device computes its own.
     """
     if not len(tokens):
         raise ValueError("prefill: no tokens; call generate without a prefix")
@@ -151,8 +174,11 @@ def generate(
     all prompts begin with, from `prefill` with the same parameters; `prompts` are then the rest.
 
     `logps` are those of the whole distribution at this temperature (not of its top-p part), and of
-    the raw distribution when greedy. Parameters on a mesh: rows are cut over data x fsdp, of which
-    B has to be a multiple.
+    the raw distribution when greedy. With parameters on a mesh, rows are sharded over data x fsdp,
+    of which B has to be a multiple.
+
+    Raises:
+        ValueError: a shape or type that does not fit, or rows that the mesh does not divide.
     """
     b = prompts.shape[0]
     if prompts.ndim != 2 or prompts.shape != prompt_mask.shape:
@@ -180,26 +206,15 @@ def generate(
         mesh,
         WHOLE,
     )
+    inputs = _Inputs(prompts, prompt_mask, keys, temperature, top_p, limits, stop_ids)
     with use(mesh):
-        return _generate(
-            params,
-            config,
-            prompts,
-            prompt_mask,
-            keys,
-            temperature,
-            top_p,
-            limits,
-            stop_ids,
-            max_new_tokens,
-            prefix,
-        )
+        return _generate(params, config, inputs, max_new_tokens, prefix)
 
 
 def lower(params: Params, config: ModelConfig, rows: int, prompt_tokens: int, max_new_tokens: int):
     """`generate` on shapes alone, to be compiled ahead of time: `lower(...).compile()`.
 
-    params: arrays or shapes, whose shardings say where all of it would be.
+    params: arrays or shapes, with the shardings that all of it would have.
     """
     mesh = mesh_of(params)
 
@@ -208,52 +223,40 @@ def lower(params: Params, config: ModelConfig, rows: int, prompt_tokens: int, ma
         return jax.ShapeDtypeStruct(of, dtype, sharding=where)
 
     keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), jnp.arange(rows)))
+    inputs = _Inputs(
+        prompts=shape((rows, prompt_tokens), jnp.int32, ROWS),
+        prompt_mask=shape((rows, prompt_tokens), bool, ROWS),
+        keys=shape((rows,), keys.dtype, ROWS),
+        temperature=shape((), jnp.float32),
+        top_p=shape((), jnp.float32),
+        limits=shape((rows,), jnp.int32, ROWS),
+        stop_ids=shape((1,), jnp.int32),
+    )
     with use(mesh):
-        return _generate.lower(
-            params,
-            config,
-            shape((rows, prompt_tokens), jnp.int32, ROWS),
-            shape((rows, prompt_tokens), bool, ROWS),
-            shape((rows,), keys.dtype, ROWS),
-            shape((), jnp.float32),
-            shape((), jnp.float32),
-            shape((rows,), jnp.int32, ROWS),
-            shape((1,), jnp.int32),
-            max_new_tokens,
-        )
+        return _generate.lower(params, config, inputs, max_new_tokens)
 
 
 @partial(jax.jit, static_argnames=("config", "max_new_tokens"))
 def _generate(
-    params, config, prompts, prompt_mask, keys, temperature, top_p, limits, stop_ids,
-    max_new_tokens, prefix=None,
-) -> Samples:  # fmt: skip
-    b, p = prompts.shape
+    params: Params,
+    config: ModelConfig,
+    inputs: _Inputs,
+    max_new_tokens: int,
+    prefix: Cache | None = None,
+) -> Samples:
+    """Prefill, the first token, then one loop for each segment of the response."""
+    b, p = inputs.prompts.shape
+    prompt_mask = inputs.prompt_mask
     shared = 0 if prefix is None else prefix.valid.shape[1]
     model = Transformer(config)
     lengths = shared + jnp.sum(prompt_mask, axis=1)
-    uniforms = _uniforms(keys, max_new_tokens)
+    uniforms = _uniforms(inputs.keys, max_new_tokens)
 
-    def advance(state: _State, hidden: Array, cache) -> _State:
-        """Sample slot `state.step` from hidden [B, D]."""
+    def advance(state: _State, hidden: Array, cache: Cache) -> _State:
         u = lax.dynamic_index_in_dim(uniforms, state.step, axis=1, keepdims=False)
-        token, logp = choose(logits(params, hidden, config), u, temperature, top_p)
-        live = ~state.done
-        stopped = live & jnp.any(token[:, None] == stop_ids, axis=1)
-        s = state.samples
-
-        def write(buffer, value):
-            return lax.dynamic_update_slice(buffer, value[:, None], (0, state.step))
-
-        samples = Samples(
-            tokens=write(s.tokens, jnp.where(live, token, 0)),
-            mask=write(s.mask, live),
-            logps=write(s.logps, jnp.where(live, logp, 0.0)),
-            finished=s.finished | stopped,
-        )
-        step = state.step + 1
-        done = state.done | stopped | (step >= limits)
-        return _State(step=step, last=token, done=done, samples=samples, cache=cache)
+        scores = logits(params, hidden, config)
+        token, logp = choose(scores, u, inputs.temperature, inputs.top_p)
+        return _record(state, token, logp, inputs).replace(cache=cache)
 
     def decode(state: _State) -> _State:
         positions = (lengths + state.step - 1)[:, None]
@@ -266,18 +269,9 @@ def _generate(
     positions = shared + jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
     past = None if prefix is None else _repeat(prefix, b)
     hidden, cache = model.apply(
-        {"params": params}, prompts, positions, prompt_mask, past, last=1, full=True
+        {"params": params}, inputs.prompts, positions, prompt_mask, past, last=1, full=True
     )
-    empty = Samples(
-        tokens=jnp.zeros((b, max_new_tokens), jnp.int32),
-        mask=jnp.zeros((b, max_new_tokens), bool),
-        logps=jnp.zeros((b, max_new_tokens), jnp.float32),
-        finished=jnp.zeros(b, bool),
-    )
-    start = _State(
-        step=jnp.int32(0), last=prompts[:, -1], done=limits <= 0, samples=empty, cache=None
-    )
-    state = advance(start, hidden[:, -1], cache)
+    state = advance(_start(inputs, max_new_tokens), hidden[:, -1], cache)
     # The cache grows from segment to segment, so that no step attends to slots far ahead of it.
     segment = max(MIN_SEGMENT, math.ceil(max_new_tokens / MAX_SEGMENTS))
     for begin in range(0, max_new_tokens, segment):
@@ -287,8 +281,41 @@ def _generate(
     return constrain_tree(state.samples, WHOLE)  # small, and read by every process
 
 
+def _start(inputs: _Inputs, max_new_tokens: int) -> _State:
+    """Before the first token."""
+    b = len(inputs.prompts)
+    empty = Samples(
+        tokens=jnp.zeros((b, max_new_tokens), jnp.int32),
+        mask=jnp.zeros((b, max_new_tokens), bool),
+        logps=jnp.zeros((b, max_new_tokens), jnp.float32),
+        finished=jnp.zeros(b, bool),
+    )
+    last, done = inputs.prompts[:, -1], inputs.limits <= 0
+    return _State(step=jnp.int32(0), last=last, done=done, samples=empty, cache=None)
+
+
+def _record(state: _State, token: Array, logp: Array, inputs: _Inputs) -> _State:
+    """Write token and logp, [B] each, to slot `state.step` of the rows that are not done yet."""
+    live = ~state.done
+    stopped = live & jnp.any(token[:, None] == inputs.stop_ids, axis=1)
+    before = state.samples
+
+    def write(buffer, value):
+        return lax.dynamic_update_slice(buffer, value[:, None], (0, state.step))
+
+    samples = Samples(
+        tokens=write(before.tokens, jnp.where(live, token, 0)),
+        mask=write(before.mask, live),
+        logps=write(before.logps, jnp.where(live, logp, 0.0)),
+        finished=before.finished | stopped,
+    )
+    step = state.step + 1
+    done = state.done | stopped | (step >= inputs.limits)
+    return state.replace(step=step, last=token, done=done, samples=samples)
+
+
 def _repeat(prefix: Cache, rows: int) -> Cache:
-    """The same prefix in every one of `rows` rows; those of a device repeat its own."""
+    """The same prefix in each of `rows` rows; every device repeats its own copy."""
 
     def each(x, spec):
         return constrain(jnp.repeat(x, rows // x.shape[0], axis=0), spec)
@@ -315,6 +342,9 @@ def choose(scores: Array, uniform: Array, temperature: Array, top_p: Array) -> t
     Sampling inverts the cumulative distribution at `uniform`: exact, and on CPU many times cheaper
     than a Gumbel draw for each of V tokens.
     """
+    chex.assert_rank([scores, uniform, temperature, top_p], [2, 1, 0, 0])
+    chex.assert_type([scores, uniform, temperature, top_p], float)
+    chex.assert_equal_shape_prefix([scores, uniform], 1)
     scaled = scores * inverse_temperature(temperature)
     peak = jnp.max(scaled, axis=-1, keepdims=True)
     weights = jnp.exp(scaled - peak)
@@ -332,8 +362,8 @@ def choose(scores: Array, uniform: Array, temperature: Array, top_p: Array) -> t
 
 def _first(flags: Array) -> Array:
     """Index [B] of the first True of flags [B, V] (argmax does not vectorise on CPU)."""
-    places = jnp.arange(flags.shape[-1], dtype=jnp.int32)
-    return jnp.min(jnp.where(flags, places, flags.shape[-1] - 1), axis=-1)
+    indices = jnp.arange(flags.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(flags, indices, flags.shape[-1] - 1), axis=-1)
 
 
 def _invert(weights: Array, uniform: Array) -> Array:
@@ -352,8 +382,8 @@ def _invert(weights: Array, uniform: Array) -> Array:
 def _locate(ends: Array, point: Array) -> tuple[Array, Array]:
     """The first interval that ends beyond point [B], and how far into it the point lies.
 
-    ends [B, n]: non-decreasing. A point that rounding put at the end of all is moved just before
-    it, so that the interval found is never an empty one.
+    ends [B, n]: non-decreasing. A point that rounding put at the last end is moved just before it,
+    so that the result is never an empty interval.
     """
     point = jnp.minimum(point, ends[:, -1] * (1 - 2**-23))[:, None]
     past = ends <= point
@@ -364,8 +394,8 @@ def _locate(ends: Array, point: Array) -> tuple[Array, Array]:
 def _nucleus(weights: Array, top_p: Array) -> Array:
     """weights [B, V], zero outside the fewest likeliest tokens that together reach top_p.
 
-    Tokens as likely as the last one needed stay too. The threshold is found by bisection over the
-    bit patterns of float32, which are in the order of the numbers: exact, without a sort.
+    Ties with the last of them stay too. The threshold comes from a bisection over the bit patterns
+    of float32, which are in the order of the numbers: exact, without a sort.
     """
     bits = lax.bitcast_convert_type(weights, jnp.int32)
     goal = top_p * jnp.sum(weights, axis=-1)

@@ -1,11 +1,12 @@
-"""Where arrays stand on many devices: a mesh, and rules as data; XLA (GSPMD) does the rest.
+"""How arrays are sharded over many devices: a mesh, and rules as data; XLA (GSPMD) does the rest.
 
-Mesh axes: `data` (whole copies), `fsdp` (parameters and optimiser state cut, gathered layer by
-layer) and `tensor` (heads, MLP columns, vocabulary cut). Rows of a batch are cut over data x fsdp.
+Mesh axes: `data` (replicas), `fsdp` (parameters and optimiser state sharded, and gathered layer by
+layer) and `tensor` (heads, MLP columns and vocabulary sharded). Rows of a batch are sharded over
+data x fsdp.
 
 No mesh is passed around: it is that of the parameters (`mesh_of`), under which a jitted function
-is called (`use`); inside, `constrain` and `constrain_tree` say where results belong, and without a
-mesh they are nothing at all. Several processes run the same program on the same host data.
+is called (`use`). Inside, `constrain` and `constrain_tree` say how results are sharded; without a
+mesh they are no-ops. Several processes run the same program on the same host data.
 """
 
 import math
@@ -25,12 +26,12 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))  # [B, ...] and [R, ...]
 CACHE = P(("data", "fsdp"), "tensor")  # [B, K, ...] keys and values
-LOOKUP = P("tensor")  # [V, D] embedding as it is read: XLA gathers an uncut D best beforehand
+LOOKUP = P("tensor")  # [V, D] embedding at a look-up: D is replicated so that XLA gathers the table
 WHOLE = P()
 
-# The first that is found in the path of an array; the same for gradients and optimiser state, whose
-# paths end like those of the parameters. A layer that reads the residual stream is cut by columns,
-# one that writes to it by rows, so that the two together communicate once.
+# The first expression that matches the path of an array counts; it is the same for gradients and
+# optimiser state, whose paths end like those of the parameters. A layer that reads the residual
+# stream is sharded by columns, one that writes to it by rows, so that the two communicate once.
 RULES: Rules = (
     (r"embed/embedding$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
@@ -49,9 +50,10 @@ RULES: Rules = (
 def make_mesh(
     data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh | None:
-    """The mesh of a config; None for 1, 1, 1: one device. One axis may be -1: what is left.
+    """The mesh of a config; None for 1, 1, 1: one device. One axis may be -1: the devices that the
+    other axes leave.
 
-    devices: all of every process when None.
+    devices: those of all processes when None.
 
     Raises:
         ValueError: the axes do not multiply to the number of devices.
@@ -77,7 +79,7 @@ def make_mesh(
 
 
 def complete(sizes: Sequence[int], devices: int) -> tuple[int, ...]:
-    """The sizes with a -1 replaced by what the others leave of so many devices, rounded down."""
+    """The sizes with a -1 replaced by the devices that the others leave, rounded down."""
     known = math.prod(size for size in sizes if size != -1)
     return tuple(devices // known if size == -1 else size for size in sizes)
 
@@ -93,7 +95,7 @@ def spec_of(path: str, rules: Rules = RULES) -> PartitionSpec:
 def specs(tree: Tree, rules: Rules = RULES) -> Tree:
     """Specs of parameters, or of what holds such trees: gradients, optimiser state, TrainState.
 
-    Arrays without axes (steps, counts) are whole everywhere.
+    Scalars (steps, counts) are replicated.
     """
     return jax.tree.map_with_path(
         lambda path, x: spec_of(name_of(path), rules) if x.ndim else WHOLE, tree
@@ -106,7 +108,7 @@ def shardings(tree: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
     Raises:
         ValueError: an axis of the mesh does not divide a dimension; names every such array.
     """
-    made = specs(tree, rules)
+    tree_specs = specs(tree, rules)
     wrong = []
 
     def check(path, x, spec):
@@ -115,24 +117,24 @@ def shardings(tree: Tree, mesh: Mesh, rules: Rules = RULES) -> Tree:
             if x.shape[axis] % parts:
                 wrong.append(f"{name_of(path)} {x.shape}: axis {axis} into {parts} ({names})")
 
-    jax.tree.map_with_path(check, tree, made)
+    jax.tree.map_with_path(check, tree, tree_specs)
     if wrong:
         more = f"\n  and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(
             f"mesh {_text(mesh)} does not divide these arrays; choose a size of that axis that"
             " does:\n  " + "\n  ".join(wrong[:8]) + more
         )
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), made)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), tree_specs)
 
 
 def cache_shardings(cache: Tree, mesh: Mesh) -> Tree:
     """NamedShardings of a `model.Cache` of arrays or shapes: rows, and heads over `tensor`."""
-    spec = {4: CACHE, 2: ROWS, 0: WHOLE}  # keys and values, valid, index
+    spec = {4: CACHE, 2: ROWS, 0: WHOLE}  # by rank: keys and values, mask of the slots, index
     return jax.tree.map(lambda x: NamedSharding(mesh, spec[x.ndim]), cache)
 
 
 def row_parts(mesh: Mesh | None) -> int:
-    """data x fsdp: how many parts the rows of a batch are cut into."""
+    """data x fsdp: how many shards the rows of a batch have."""
     return 1 if mesh is None else _parts(mesh, ROWS[0])
 
 
@@ -141,7 +143,7 @@ def check_rows(mesh: Mesh | None, rows: int, what: str) -> None:
     parts = row_parts(mesh)
     if rows % parts:
         raise ValueError(
-            f"{what}: {rows} rows are cut over data x fsdp = {parts} of the mesh {_text(mesh)};"
+            f"{what}: {rows} rows are sharded over data x fsdp = {parts} of the mesh {_text(mesh)};"
             f" choose a multiple of {parts}, or a smaller mesh"
         )
 
@@ -156,7 +158,7 @@ def check_heads(mesh: Mesh | None, kv_heads: int) -> None:
 
 
 def mesh_of(tree: Tree) -> Mesh | None:
-    """The mesh that the arrays of a tree (or their shapes) are laid out on; None on one device."""
+    """The mesh that the arrays of a tree (or their shapes) are sharded over; None on one device."""
     sharding = getattr(jax.tree.leaves(tree)[0], "sharding", None)
     if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
         return sharding.mesh
@@ -169,23 +171,23 @@ def use(mesh: Mesh | None) -> AbstractContextManager:
 
 
 def constrain(x: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """Inside jit: x laid out as `spec` of the mesh in use; x itself without one."""
+    """Inside jit: x sharded as `spec` over the mesh in use; x itself without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec)
 
 
 def constrain_tree(tree: Tree, spec: PartitionSpec | None = None) -> Tree:
-    """Inside jit: all of a tree as `spec`, or as the rules say when None."""
+    """Inside jit: all arrays of a tree sharded as `spec`, or by the rules when None."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
-    made = specs(tree) if spec is None else jax.tree.map(lambda x: spec, tree)
-    return jax.tree.map(constrain, tree, made)
+    tree_specs = specs(tree) if spec is None else jax.tree.map(lambda x: spec, tree)
+    return jax.tree.map(constrain, tree, tree_specs)
 
 
 def place(tree: Tree, mesh: Mesh | None, spec: PartitionSpec) -> Tree:
     """Host arrays (or keys), the same in every process, as arrays on the mesh; each device gets its
-    own part. Without a mesh the tree itself.
+    own shard. Without a mesh the tree itself.
 
     Raises:
         ValueError: the mesh does not divide the rows.
@@ -194,8 +196,8 @@ def place(tree: Tree, mesh: Mesh | None, spec: PartitionSpec) -> Tree:
 
 
 def shard(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Parameters that stand on the host or on one device, laid out by the rules; those that stand
-    on the mesh already stay. Without a mesh the tree itself."""
+    """Parameters sharded by the rules, from the host or from one device; those that are on the mesh
+    already stay as they are. Without a mesh the tree itself."""
     if mesh is None:
         return tree
 
@@ -208,8 +210,8 @@ def shard(tree: Tree, mesh: Mesh | None) -> Tree:
 
 
 def gather(params: Tree) -> Tree:
-    """A copy for sampling, cut over `tensor` alone: parameters that are cut over fsdp would be
-    gathered anew for every token. Without a mesh, or with fsdp=1, the tree itself."""
+    """A copy for sampling, sharded over `tensor` alone: parameters that are sharded over fsdp would
+    be gathered again for every token. Without a mesh, or with fsdp=1, the tree itself."""
     mesh = mesh_of(params)
     if mesh is None or mesh.shape["fsdp"] == 1:
         return params
@@ -245,4 +247,5 @@ def _text(mesh: Mesh) -> str:
 
 
 def name_of(path) -> str:
+    """The path of a leaf, as jax gives it, as text: "layers_0/mlp/up_proj/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

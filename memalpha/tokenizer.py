@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from memalpha.paths import user_path
+from memalpha.replies import MARKS
 
 PAD_TOKEN, EOS_TOKEN = "<|endoftext|>", "<|im_end|>"  # the names that Qwen3 uses
 _PIECES = Regex(r"\d{4}| ?\d{1,2}| ?\p{L}+|\s+(?=\S)| ?[^\s\p{L}\d]+|\s+")
@@ -100,8 +101,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of token ids; special tokens are left out."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """Text of token ids; special tokens are left out, but for marks of calls and of thinking, which
+    some tokenizers hold as special tokens."""
+    left_out = _special_ids_but_marks(tokenizer)
+    if left_out is None:
+        kept, skip = list(ids), True
+    else:
+        kept, skip = [token for token in map(int, ids) if token not in left_out], False
+    return tokenizer.decode(kept, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+
+
+@lru_cache(maxsize=8)
+def _special_ids_but_marks(tokenizer: PreTrainedTokenizerBase) -> frozenset[int] | None:
+    """Ids to leave out of a text; None if the tokenizer leaves out the right ones by itself."""
+    added = tokenizer.added_tokens_decoder
+    special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    texts = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in special}
+    marks = {i for i, text in texts.items() if any(mark in text for mark in MARKS)}
+    return frozenset(special - marks) if marks else None
 
 
 @lru_cache(maxsize=8)

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from memalpha import learner, lora, sampler, sharding
-from memalpha.batch import from_tokens
+from memalpha.batch import from_tokens, plan_micro_batches
 from memalpha.model import ModelConfig, Transformer, init_params
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 
 MODEL = ModelConfig(
     vocab_size=16,
@@ -24,50 +26,50 @@ MODEL = ModelConfig(
     mlp_size=24,
 )
 ADAPTERS = lora.LoraConfig(rank=2)
-LOSS = learner.LossConfig(entropy_coef=0.01, kl="k3", kl_coef=0.1)
+LOSS = LossConfig(entropy_coef=0.01, kl="k3", kl_coef=0.1)
 R, P, T = 16, 4, 8
-LENGTHS = [(4, 8), (1, 2), (3, 7), (2, 5)] * 4
+LENGTHS = [(1, 8), (4, 2), (4, 7), (4, 5)] * 4  # micro-batches of 8 rows have one shape
 
 
 def batch():
     rng = np.random.default_rng(0)
-    made = from_tokens(
+    rows = from_tokens(
         [rng.integers(0, 16, p).tolist() for p, _ in LENGTHS],
         [rng.integers(0, 16, t).tolist() for _, t in LENGTHS],
     )
     advantages = rng.normal(size=R).astype(np.float32)
-    return made.replace(advantages=advantages, valid=np.arange(R) != 5)
+    return rows.with_targets(advantages=advantages).with_rows(valid=np.arange(R) != 5)
 
 
 def run(params, adapters: lora.LoraConfig) -> tuple[dict, learner.TrainState]:
     """Everything a training step does, on whatever `params` stand on."""
     rows, mesh = batch(), sharding.mesh_of(params)
+    plan, prompts = plan_micro_batches(rows, 8), (rows.tokens.prompt, rows.tokens.prompt_mask)
     limits, keys = np.arange(R) % 6, sampler.row_keys(jax.random.key(3), range(R))
     sampled = sampler.generate(
-        sharding.gather(params), MODEL, rows.prompt, rows.prompt_mask, keys, 1.0, 1.0, limits, [3],
+        sharding.gather(params), MODEL, *prompts, keys, 1.0, 1.0, limits, [3],
         5,
     )  # fmt: skip
     prefix = sampler.prefill(sharding.gather(params), MODEL, [5, 4, 3])
     prefixed = sampler.generate(
-        sharding.gather(params), MODEL, rows.prompt, rows.prompt_mask, keys, 1.0, 1.0, limits, [3],
+        sharding.gather(params), MODEL, *prompts, keys, 1.0, 1.0, limits, [3],
         5, prefix,
     )  # fmt: skip
-    scores, _ = learner.make_token_logps(MODEL, LOSS, 8)(params, rows)
-    rows = rows.replace(ref_logps=scores - 0.1)
-    optimizer = learner.make_optimizer(1e-3)
+    scores, _ = learner.make_token_logps(MODEL, LOSS)(params, rows, plan)
+    rows = rows.with_targets(ref_logps=scores - 0.1)
+    optimizer = make_optimizer(OptimizerConfig(1e-3))
     trained = sharding.shard(lora.init(params, adapters, jax.random.key(1)), mesh)
     state = learner.init_state(trained, optimizer)
 
     def attach(part, whole):
         return lora.attach(part, whole, adapters)
 
-    update = learner.make_update(MODEL, LOSS, optimizer, 8, attach)
-    state, metrics = update(state, rows, params)
+    update = learner.make_update(MODEL, LOSS, optimizer, attach)
+    state, metrics = update(state, rows, plan, params)
     moments = {i: x for i, x in enumerate(jax.tree.leaves(state.opt_state)) if x.ndim}
-    found = dict(
-        sampled=sampled, prefixed=prefixed, scores=scores * rows.completion_mask, metrics=metrics
-    )
-    return found | dict(gradient=moments, params=state.params), state
+    scores = scores * rows.tokens.completion_mask
+    results = dict(sampled=sampled, prefixed=prefixed, scores=scores, metrics=metrics)
+    return results | dict(gradient=moments, params=state.params), state
 
 
 def fetch(tree):

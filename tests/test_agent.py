@@ -30,7 +30,7 @@ from memalpha.lm.roles import lm_writer
 from memalpha.lm.server import ServerModel
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import init_params
-from memalpha.optimizer import make_optimizer
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.policy import load_policy, read_spec
 from memalpha.prompts import fit_prompt
 from memalpha.rollout import run_episodes, scripted_writer
@@ -451,7 +451,7 @@ def workdir(micro, tmp_path_factory):
     model = read_spec(folder).model
     params = init_params(model, jax.random.key(3))
     with open_checkpoints(folder / "checkpoints" / "rl") as checkpoints:
-        save(checkpoints, 7, init_state(params, make_optimizer(1e-3, 1, 10, "constant", 0.0)))
+        save(checkpoints, 7, init_state(params, make_optimizer(OptimizerConfig(1e-3))))
     return folder, params
 
 

@@ -183,7 +183,7 @@ def test_memories_are_full_and_their_operations_succeed():
 
 def test_stages_add_up_and_both_parts_are_named():
     clock = {"render": 1.0, "write": 5.0, "apply": 2.0, "update": 9.0}
-    inner = {"generate": 4.0, "apply_batch": 0.25, "newest": 0.25, "micro_batches": 1.0}
+    inner = {"generate": 4.0, "apply_batch": 0.25, "newest": 0.25, "take_micro_batch": 1.0}
     found = episode.shares(clock, inner)
     assert found["apply, device"] == 0.5 and found["apply, host"] == 1.5
     assert found["write, device"] == 4.0 and found["write, host"] == 1.0

@@ -8,6 +8,7 @@ import pytest
 from configs import tiny
 from experiments import train
 from memalpha import credit, losses, rollout
+from memalpha.batch import from_tokens
 from memalpha.data.instance import Instance, Question
 from memalpha.tokenizer import encode
 from memalpha.tools import DELETE, INSERT, Call, format_call, format_response
@@ -40,17 +41,17 @@ def batch_of(env, *responses):
 
 def values(batch, gamma=0.1, groups=None):
     """Advantages by row and call: {(row, call): value}; every token of a call has the same."""
-    groups = batch.group if groups is None else groups
-    made = credit.call_advantages(batch, gamma, groups)
-    assert made.shape == batch.completion.shape and made.dtype == np.float32
-    assert (made[~batch.completion_mask] == 0).all()
-    found = {}
-    for row, call in np.ndindex(len(made), batch.fit.shape[1]):
-        mine = made[row][batch.completion_mask[row] & (batch.part[row] == call)]
+    groups = batch.rows.instance if groups is None else groups
+    paid = credit.call_advantages(batch, gamma, groups)
+    assert paid.shape == batch.tokens.completion.shape and paid.dtype == np.float32
+    assert (paid[~batch.tokens.completion_mask] == 0).all()
+    of_call = {}
+    for row, call in np.ndindex(len(paid), batch.rows.fit.shape[1]):
+        mine = paid[row][batch.tokens.completion_mask[row] & (batch.rows.call[row] == call)]
         if mine.size:
             assert (mine == mine[0]).all()
-            found[row, call] = float(mine[0])
-    return found
+            of_call[row, call] = float(mine[0])
+    return of_call
 
 
 def test_only_what_was_executed_is_judged(micro):
@@ -76,7 +77,7 @@ def test_every_token_belongs_to_the_call_it_writes(micro, dialect):
     env = micro.env.replace(dialect=dialect)
     calls = [insert("Zürich ❤ " + ANNA), insert(BERT), insert(DIARY, "episodic")]
     (step,) = episode(env, calls).steps
-    parts = credit.token_parts(env, step)
+    parts = credit.token_calls(env, step)
     assert parts.tolist() == sorted(parts.tolist()) and parts[-1] == 3  # the end of the response
     for part, call in enumerate(calls):
         mine = [t for t, p in zip(step.response.tokens, parts, strict=True) if p == part]
@@ -88,17 +89,17 @@ def test_a_call_cut_off_has_the_end_of_its_response(micro):
     cut = format_call(INSERT, insert(BERT).arguments, "qwen3")[:-20]
     good = format_call(INSERT, insert(ANNA).arguments, "qwen3")
     (step,) = episode(micro.env, good + "\n" + cut).steps
-    parts = credit.token_parts(micro.env, step)
+    parts = credit.token_calls(micro.env, step)
     assert set(parts.tolist()) == {0, 1} and parts[-1] == 1
     (silent,) = episode(micro.env, "").steps
-    assert credit.token_parts(micro.env, silent).tolist() == [0]
+    assert credit.token_calls(micro.env, silent).tolist() == [0]
 
 
 def test_borders_are_found_as_a_scan_finds_them(micro):
     text = "añb ❤ c" * 3
     tokens = encode(micro.tokenizer, text)
     step = rollout.Step(0, [], rollout.Response(tokens), text, [Call("x", {}, end=9)], [], [], 0, 0)
-    parts = credit.token_parts(micro.env, step)
+    parts = credit.token_calls(micro.env, step)
     lengths = [len(micro.tokenizer.decode(tokens[:n])) for n in range(len(tokens) + 1)]
     assert (parts == 0).sum() == next(n for n, size in enumerate(lengths) if size >= 9)
 
@@ -109,27 +110,27 @@ def test_calls_of_another_parser_are_refused_unless_they_keep_their_place(micro)
         batch_of(env, "remember Anna")
     keeping = lambda text, dialect: [dataclasses.replace(insert(ANNA), end=8)]
     batch = batch_of(env.replace(parse=keeping), "remember Anna")
-    assert set(batch.part[0].tolist()) == {0, 1}
+    assert set(batch.rows.call[0].tolist()) == {0, 1}
 
 
 def test_advantages_by_hand(micro):
     bad = [insert(ANNA), insert(DIARY), insert(ANNA)]  # fit; not fit; a duplicate
     good = [insert(DIARY, "episodic"), insert(BERT)]
-    found = values(batch_of(micro.env, [insert(DIARY)], bad, good, ""))
+    paid = values(batch_of(micro.env, [insert(DIARY)], bad, good, ""))
     # Of three first calls two were fit, of two second ones one.
-    assert found[0, 0] == pytest.approx(-0.1 * 2 / 3)
-    assert found[1, 0] == found[2, 0] == pytest.approx(0.1 / 3)
-    assert found[1, 1] == pytest.approx(-0.05) and found[2, 1] == pytest.approx(0.05)
+    assert paid[0, 0] == pytest.approx(-0.1 * 2 / 3)
+    assert paid[1, 0] == paid[2, 0] == pytest.approx(0.1 / 3)
+    assert paid[1, 1] == pytest.approx(-0.05) and paid[2, 1] == pytest.approx(0.05)
     # The duplicate, the silent response, and what follows the last call.
-    assert found[1, 2] == found[3, 0] == found[0, 1] == found[1, 3] == found[2, 2] == 0
+    assert paid[1, 2] == paid[3, 0] == paid[0, 1] == paid[1, 3] == paid[2, 2] == 0
 
 
 def test_calls_in_one_place_gain_nothing_on_average(micro):
     """Else a place that is filed worse than others would be unlearned as such."""
     batch = batch_of(micro.env, [insert(ANNA)], [insert(BERT), insert(DIARY)], [insert(DIARY)])
-    found = values(batch)
-    assert sum(found[row, 0] for row in range(3)) == pytest.approx(0) and found[2, 0] < 0
-    assert found[1, 1] == 0  # not fit, but nobody else made a second call
+    paid = values(batch)
+    assert sum(paid[row, 0] for row in range(3)) == pytest.approx(0) and paid[2, 0] < 0
+    assert paid[1, 1] == 0  # not fit, but nobody else made a second call
 
 
 def test_groups_are_apart(micro):
@@ -143,7 +144,7 @@ def test_rows_of_filler_and_of_masked_episodes_take_no_part(micro):
     masked.r1 = NAN
     episodes = [masked, whole]
     batch = credit.add_credit(rollout.to_batch(episodes, 2, 320, 96, 3), episodes, micro.env)
-    assert np.isnan(batch.fit[[0, 2]]).all()
+    assert np.isnan(batch.rows.fit[[0, 2]]).all()
     assert (credit.call_advantages(batch, 1.0, np.zeros(3, int)) == 0).all()
 
 
@@ -153,7 +154,7 @@ def test_the_learner_is_given_the_sum_of_both(micro, monkeypatch, credited):
     config = tiny.get_config(f"rl.call_credit={credited},rl.kl=none")
     seen = {}
 
-    def update(state, batch, reference):
+    def update(state, batch, plan, reference):
         seen["batch"] = batch
         return state, {}
 
@@ -161,16 +162,33 @@ def test_the_learner_is_given_the_sum_of_both(micro, monkeypatch, credited):
     batch = batch_of(micro.env, [insert(ANNA), insert(DIARY)], [insert(DIARY)], "")
     learn = train.make_learner(config, micro.model, None, {})
     learn(None, batch, 0)
-    given = np.asarray(seen["batch"].advantages)
+    given = np.asarray(seen["batch"].targets.advantages)
     weights = {"r1": 1.0, "r2": 1.0, "r3": config.reward.beta, "r4": config.reward.gamma}
     of_response = weights | ({"r4": 0.0} if credited else {})
     whole, _ = losses.combined_advantages(
-        batch.rewards, of_response, batch.group, batch.valid, divide_by_std=False
+        batch.rows.rewards, of_response, batch.rows.instance, batch.rows.valid, divide_by_std=False
     )
     if credited:
-        own = credit.call_advantages(batch, config.reward.gamma, batch.group)
+        own = credit.call_advantages(batch, config.reward.gamma, batch.rows.instance)
         assert given == pytest.approx(np.asarray(whole)[:, None] + own) and own.any()
     else:
         assert given == pytest.approx(np.asarray(whole))
-    left_out = ("rewards", "part", "fit", "group", "episode", "chunk")
-    assert all(getattr(seen["batch"], name) is None for name in left_out)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        dict(fit=np.zeros((2, 3), int)),
+        dict(fit=np.zeros(2)),
+        dict(call=np.zeros((2, 4), np.float32)),
+    ],
+)
+def test_a_wrong_rank_or_type_raises(broken):
+    batch = from_tokens([[1], [2]], [[1, 2, 3, 4], [5]])
+    batch = batch.with_rows(fit=np.zeros((2, 3)), call=np.zeros((2, 4), int))
+    groups = np.zeros(2, int)
+    assert (credit.call_advantages(batch, 0.1, groups) == 0).all()
+    with pytest.raises(AssertionError):
+        credit.call_advantages(batch.with_rows(**broken), 0.1, groups)
+    with pytest.raises(AssertionError):
+        credit.call_advantages(batch, 0.1, groups.astype(float))

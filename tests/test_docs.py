@@ -11,6 +11,7 @@ import pytest
 from configs import tiny
 from memalpha import scoring
 from memalpha.data import SOURCES
+from memalpha.data.sizes import Sizes
 from memalpha.memory import Outcome
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +80,7 @@ def test_the_code_of_extending_runs_and_each_part_is_short(tmp_path, monkeypatch
     page = (ROOT / "docs" / "extending.md").read_text("utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("memalpha.data.SOURCES", SOURCES)
-    for table in (SOURCES, scoring.FAMILIES):
+    for table in (SOURCES, scoring.METRICS):
         monkeypatch.setitem(table, "diary", None)  # taken out again afterwards
     names = {}
     for part in page.split("\n## ")[1:]:
@@ -91,9 +92,9 @@ def test_the_code_of_extending_runs_and_each_part_is_short(tmp_path, monkeypatch
     first = names["diary"][0]
     assert len(first.chunks) == len(first.questions) == 3 and "2024-05-" in first.chunks[0]
     with pytest.raises(ValueError, match="longer than 5 tokens"):
-        names["load_source"]("diary", "data", "train", 1, 0, 3, 5, 10, len)
+        names["load_source"]("diary", "data", "train", Sizes(1, 3, 5, 10), 0, len)
     with pytest.raises(ValueError, match="nowhere/diary holds no"):
-        names["load_source"]("diary", "nowhere", "train", 1, 0, 3, 100, 10, len)
+        names["load_source"]("diary", "nowhere", "train", Sizes(1, 3, 100, 10), 0, len)
 
     steps = names["moved"].steps
     assert [s.outcomes for s in steps] == [[Outcome.OK], [Outcome.DUPLICATE], [Outcome.DUPLICATE]]
@@ -107,10 +108,10 @@ def test_the_code_of_extending_runs_and_each_part_is_short(tmp_path, monkeypatch
     assert [e.r1 for e in names["forgetful"]] == pytest.approx([1 / 3, 1 / 3])
 
     batch, advantages = names["batch"], names["advantages"]
-    assert batch.rewards["r5"].shape == advantages.shape == (8,)
+    assert batch.rows.rewards["r5"].shape == advantages.shape == (8,)
     limit = names["limit"]
-    used = batch.completion_mask.sum(1)
-    assert batch.rewards["r5"] == pytest.approx(1 - used / limit)
+    used = batch.tokens.completion_mask.sum(1)
+    assert batch.rows.rewards["r5"] == pytest.approx(1 - used / limit)
     assert names["metrics"]["grad_norm"] >= 0 and int(names["state"].step) == 1
 
 

@@ -80,17 +80,17 @@ def test_a_shared_prefix_gives_the_samples_of_whole_prompts(params, length):
 
     def first(config, prompts, width, *shared):
         tokens, mask = sampler.pad_prompts(prompts, [width], 3)
-        made = sampler.generate(
+        samples = sampler.generate(
             params, config, tokens, mask, keys, 0.0, 1.0, limits, np.array([-1]), 1, *shared
         )
-        return jax.device_get((made.tokens[:, 0], made.logps[:, 0]))
+        return jax.device_get((samples.tokens[:, 0], samples.logps[:, 0]))
 
     whole = [prefix + prompt for prompt in prompts]
     with PRECISE:
         tokens, exact = first(EXACT, whole, 80)
-    for made in (
+    for flash_tokens, logps in (
         first(FLASH, whole, 80),
         first(FLASH, prompts, 9, sampler.prefill(params, FLASH, prefix)),
     ):
-        np.testing.assert_array_equal(made[0], tokens)
-        np.testing.assert_allclose(made[1], exact, atol=0.05)
+        np.testing.assert_array_equal(flash_tokens, tokens)
+        np.testing.assert_allclose(logps, exact, atol=0.05)

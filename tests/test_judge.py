@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memalpha.judge import judge, judge_content
+from memalpha.judge import Verdict
+from memalpha.judge_rules import judge_content, judge_contents
 from memalpha.memory import CORE, EPISODIC, SEMANTIC
 from memalpha.tools import Call
 
@@ -30,49 +31,58 @@ from memalpha.tools import Call
         (EPISODIC, "May 8th, 2023: Otto moved house"),
         (EPISODIC, "On Monday at 14:30 Mira visited the dentist."),
         (EPISODIC, "In May 2023 the user moved to Lund."),
+        (SEMANTIC, "小明的宠物是一只鹦鹉。"),
+        (SEMANTIC, "แมวของมานะชื่อสีดา"),
+        (EPISODIC, "小明在2024年1月7日买了一只鹦鹉。"),
+        (EPISODIC, "2024年1月7日、田中さんは猫を買った。"),
+        (EPISODIC, "2024년 1월 7일: 미라는 카약을 샀다."),
     ],
 )
 def test_fit_content(memory_type, content):
-    verdict = judge_content(memory_type, content)
-    assert verdict.valid and verdict.issues == ()
+    assert judge_content(memory_type, content) == Verdict(True)
 
 
 @pytest.mark.parametrize(
-    ("memory_type", "content", "issue"),
+    ("memory_type", "content"),
     [
-        (CORE, "", "placeholder"),
-        (CORE, " ... ", "placeholder"),
-        (CORE, "N/A", "placeholder"),
-        (CORE, "None.", "placeholder"),
-        (CORE, "[empty]", "placeholder"),
-        (CORE, "No information yet.", "placeholder"),
-        (CORE, "The core memory has been updated.", "itself"),
-        (CORE, "This is the core memory of the user.", "itself"),
-        (CORE, "Memory has been updated with the new facts.", "itself"),
-        (CORE, "Updated summary saved.", "itself"),
-        (CORE, "All information has been saved to memory.", "itself"),
-        (SEMANTIC, "I added two facts to the semantic memory.", "itself"),
-        (SEMANTIC, "none", "placeholder"),
-        (SEMANTIC, "kayak", "fragment"),
-        (SEMANTIC, "2024-01-07: Mira bought a blue kayak.", "episodic"),
-        (SEMANTIC, "[2024/01/07 (Sun) 01:55] Mira bought a kayak", "episodic"),
-        (SEMANTIC, "Mira bought a blue kayak on 8 May 2023.", "episodic"),
-        (SEMANTIC, "Mira left on May 8 at 14:30.", "episodic"),
-        (SEMANTIC, "8 May 2023: a child was born", "episodic"),
-        (EPISODIC, "Mira bought a blue kayak.", "no clear time"),
-        (EPISODIC, "Mira bought a blue kayak in 2023.", "no clear time"),
-        (EPISODIC, "Yesterday Mira bought a blue kayak.", "no clear time"),
-        (EPISODIC, "2024-13-45: Mira bought a kayak.", "no clear time"),
-        (EPISODIC, "2024-01-07 14:30", "what happened"),
-        (EPISODIC, "2024-01-07: none", "what happened"),
-        (EPISODIC, "2024-01-07: nothing happened", "what happened"),
-        (EPISODIC, "2024-01-07: memory updated", "itself"),
+        (CORE, ""),
+        (CORE, " ... "),
+        (CORE, "N/A"),
+        (CORE, "None."),
+        (CORE, "[empty]"),
+        (CORE, "No information yet."),
+        (CORE, "The core memory has been updated."),
+        (CORE, "This is the core memory of the user."),
+        (CORE, "Memory has been updated with the new facts."),
+        (CORE, "Updated summary saved."),
+        (CORE, "All information has been saved to memory."),
+        (SEMANTIC, "I added two facts to the semantic memory."),
+        (SEMANTIC, "none"),
+        (SEMANTIC, "kayak"),
+        (SEMANTIC, "2024-01-07: Mira bought a blue kayak."),
+        (SEMANTIC, "[2024/01/07 (Sun) 01:55] Mira bought a kayak"),
+        (SEMANTIC, "Mira bought a blue kayak on 8 May 2023."),
+        (SEMANTIC, "Mira left on May 8 at 14:30."),
+        (SEMANTIC, "8 May 2023: a child was born"),
+        (EPISODIC, "Mira bought a blue kayak."),
+        (EPISODIC, "Mira bought a blue kayak in 2023."),
+        (EPISODIC, "Yesterday Mira bought a blue kayak."),
+        (EPISODIC, "2024-13-45: Mira bought a kayak."),
+        (EPISODIC, "2024-01-07 14:30"),
+        (EPISODIC, "2024-01-07: none"),
+        (EPISODIC, "2024-01-07: nothing happened"),
+        (EPISODIC, "2024-01-07: memory updated"),
+        (SEMANTIC, "猫"),
+        (SEMANTIC, "हिन्दी"),
+        (SEMANTIC, "e\u0301lan"),
+        (SEMANTIC, "2024年1月7日小明买了一只鹦鹉。"),
+        (EPISODIC, "小明买了一只鹦鹉。"),
+        (EPISODIC, "2024年13月7日小明买了一只鹦鹉。"),
+        (EPISODIC, "2024年1月7日"),
     ],
 )
-def test_unfit_content_says_why(memory_type, content, issue):
-    verdict = judge_content(memory_type, content)
-    assert not verdict.valid
-    assert issue in "; ".join(verdict.issues)
+def test_unfit_content(memory_type, content):
+    assert judge_content(memory_type, content) == Verdict(False)
 
 
 def test_the_same_text_fits_one_list_and_not_the_other():
@@ -95,14 +105,14 @@ def test_calls_are_judged_by_the_text_they_write():
         Call(update, {"memory_type": "core", "content": fact}),  # not update's argument
         Call("", {}, error="no JSON"),
     ]
-    verdicts = judge(calls)
+    verdicts = judge_contents(calls)
     expected = [True, False, True, False, True, False, False, False, False, False]
     assert [v.valid for v in verdicts] == expected
-    assert all(v.valid == (v.issues == ()) for v in verdicts)
+    assert not any(v.failed for v in verdicts)
 
 
 def test_no_calls_no_verdicts():
-    assert judge([]) == []
+    assert judge_contents([]) == []
 
 
 def test_unknown_memory_type_is_refused():
@@ -110,10 +120,9 @@ def test_unknown_memory_type_is_refused():
         judge_content(3, "text")
 
 
-@given(st.sampled_from((CORE, SEMANTIC, EPISODIC)), st.text())
+@given(st.sampled_from((CORE, SEMANTIC, EPISODIC)), st.text(st.characters()))
 def test_any_text_gets_a_verdict(memory_type, text):
-    verdict = judge_content(memory_type, text)
-    assert verdict.valid == (verdict.issues == ())
+    assert judge_content(memory_type, text) in (Verdict(True), Verdict(False))
 
 
 @given(st.text(alphabet=" .,;:-_/()[]\n\t*#", max_size=40))

@@ -74,6 +74,15 @@ def test_the_reader_sees_the_evidence_and_answers_without_its_thinking():
     assert lm_reader(engine, load_template("compact"), 9, 0.5).name == name
 
 
+def test_the_reader_is_told_when_a_question_is_asked():
+    engine = Scripted(lambda text: "Rex")
+    dated = Request("How long ago?", "lme_train", EVIDENCE, "2023/05/20 (Sat) 02:21")
+    lm_reader(engine)([dated, Request("How long ago?", "lme_train", EVIDENCE)])
+    one, two = map(text_of, engine.chats)
+    assert "[Asked at 2023/05/20 (Sat) 02:21] How long ago?\n</question>" in one
+    assert "<question>\nHow long ago?\n</question>" in two
+
+
 def test_a_reader_that_fails_says_none_and_why():
     said = []
     engine = Scripted(lambda text: FAILED if "Who?" in text else "<think>never ends")
@@ -132,7 +141,7 @@ def test_the_content_judge_is_asked_of_contents_alone():
     verdicts = lm_content_judge(engine, on_failure=said.append)(calls)
     assert [v.valid for v in verdicts] == [True, False, False, True, False, False]
     assert [v.failed for v in verdicts] == [False, False, True, False, False, False]
-    assert verdicts[1].issues == ("no time",) and len(engine.chats) == 3
+    assert len(engine.chats) == 3
     assert said == ["judge scripted: 400: too long"]
     assert "episodic memory" in text_of(engine.chats[0])
     assert lm_content_judge(engine)([]) == []
@@ -143,7 +152,7 @@ def test_the_content_judge_is_asked_of_contents_alone():
     [
         ('{"VALID": true, "ISSUES": []}', Verdict(True)),
         ('```json\n{"VALID": True, "ISSUES": ["none"]}\n```', Verdict(True)),
-        ('{"VALID": "false", "ISSUES": "one"}', Verdict(False, ("one",))),
+        ('{"VALID": "false", "ISSUES": "one"}', Verdict(False)),
         ('{"VALID": false}', Verdict(False)),
         *[(text, None) for text in ("", None, "yes", "{}", '{"VALID": "perhaps"}', "}{", "[true]")],
     ],
@@ -195,8 +204,8 @@ def test_reader_and_judges_from_end_to_end(micro):
         env.reading.failures
     )
     batch = to_batch(episodes, 1, 320, 128, 4)
-    assert batch.valid.tolist() == [True, False, False, True]
-    assert np.isfinite(np.stack(list(batch.rewards.values()))).all()
+    assert batch.rows.valid.tolist() == [True, False, False, True]
+    assert np.isfinite(np.stack(list(batch.rows.rewards.values()))).all()
 
 
 def test_a_step_whose_calls_could_not_be_judged_is_not_a_row_but_its_episode_counts(micro):

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from memalpha import memory
 from memalpha.memory import CORE, EPISODIC, SEMANTIC, OpKind, Ops, Outcome
+from memalpha.memory.hash_tables import content_hash
+from tests.test_hash_tables import decode
 
 INSERT, UPDATE, DELETE = OpKind.INSERT, OpKind.UPDATE, OpKind.DELETE
 OK, DUPLICATE, UNKNOWN_ID = Outcome.OK, Outcome.DUPLICATE, Outcome.UNKNOWN_ID
 WRONG_TYPE, FULL, TOO_LONG = Outcome.WRONG_TYPE, Outcome.FULL, Outcome.TOO_LONG
 
-R, N, L, C, O = 256, 3, 2, 5, 8  # noqa: E741 (the axes of memory.py)
+R, N, L, C, O = 61, 3, 2, 5, 8  # noqa: E741 (the axes of memory/state.py)
 MARK = (8, 9)
 ALL_ON = np.array([True, True, True])
 
@@ -54,9 +56,9 @@ def run(*calls, state=None, chunk=0, enabled=ALL_ON, capacity=N):
     state, outcomes, ids = memory.apply_batch(
         state, pack([calls]), np.array([chunk], np.int32), np.array(MARK, np.int32), enabled
     )
-    given = len(calls)
-    assert not outcomes[0, given:].any() and (ids[0, given:] == -1).all()
-    return state, outcomes[0, :given].tolist(), ids[0, :given].tolist()
+    count = len(calls)
+    assert not outcomes[0, count:].any() and (ids[0, count:] == -1).all()
+    return state, outcomes[0, :count].tolist(), ids[0, :count].tolist()
 
 
 def assert_equal(a, b):
@@ -69,31 +71,21 @@ def without_chains(state):
 
 
 def chain_lengths(state, row=0):
-    """Nodes of every bucket [4 * N] of a row; fails where its chains do not fit its entries."""
+    """Nodes of every bucket that has any, of a row; fails where its chains do not fit its
+    entries."""
     one = jax.tree.map(lambda x: np.asarray(x)[row], state)
     slots = one.id.shape[1]
-    cells = 4 * slots
-    hashes = np.asarray(memory._hash(jnp.asarray(one.tokens), jnp.asarray(one.length)))
+    hashes = np.asarray(content_hash(jnp.asarray(one.tokens), jnp.asarray(one.length)))
     keys = np.stack([one.id, hashes], axis=1).reshape(4, slots).view(np.uint32)
-    after, before = one.chains[: 2 * cells], one.chains[2 * cells :]
-    lengths, met = [], []
-    for bucket in range(cells):
-        cell, chain = bucket, []
-        while node := after[cell]:
-            assert before[node - 1] == cell
-            chain.append(node - 1)
-            cell = cells + node - 1
-        for node in chain:
-            table, slot = divmod(int(node), slots)
+    chains = decode(one.chains, slots)
+    for bucket, chain in chains.items():
+        for table, slot in (divmod(node, slots) for node in chain):
             assert bucket == table * slots + keys[table, slot] % slots
-        lengths.append(len(chain))
-        met += chain
     count = np.repeat(one.count, 2)
     expected = [table * slots + slot for table in range(4) for slot in range(count[table])]
-    assert sorted(met) == expected, "every entry in one chain of either table"
-    spare = np.setdiff1d(np.arange(cells), expected)
-    assert not before[spare].any() and not after[cells + spare].any()
-    return lengths
+    nodes = sorted(node for chain in chains.values() for node in chain)
+    assert nodes == expected, "every entry is in one chain of either table"
+    return [len(chain) for chain in chains.values()]
 
 
 # --- each rule, worked by hand ---
@@ -173,9 +165,9 @@ def test_the_last_slot_closes_the_gap_and_the_view_stands_in_the_order_of_ids():
     state, outcomes, _ = run((DELETE, SEMANTIC, 1, ()), state=state)
     assert outcomes == [OK] and state.id[0, 0].tolist() == [3, 2, 0]
     assert state.tokens[0, 0, :, 0].tolist() == [7, 6, 0]
-    for last, shown in ((None, [2, 3]), (1, [3])):
+    for last, ids in ((None, [2, 3]), (1, [3])):
         view = memory.view(jax.device_get(state), 0, str, last)
-        assert [entry.id for entry in view.semantic] == shown
+        assert [entry.id for entry in view.semantic] == ids
     state, outcomes, _ = run(
         (UPDATE, SEMANTIC, 3, (8,)),  # where it stands now
         (INSERT, SEMANTIC, -1, (6,)),
@@ -321,30 +313,34 @@ class Model:
         return self.core, self.lists[SEMANTIC], self.lists[EPISODIC], self.next_id
 
 
-def random_rows(rng, rows=R, steps=O):
-    """Rows of calls over three words, short contents and few ids, so that every rule is met."""
+def random_rows(rng, rows=R, steps=O, entries=()):
+    """Rows of calls over three words, short contents and few ids, so that every rule is met.
+
+    `entries`: contents to choose from for the lists; else any."""
 
     def call():
         kind = rng.choice(6, p=[0.05, 0.5, 0.2, 0.15, 0.05, 0.05])
         target = rng.choice([0, 1, 2, 3, -1], p=[0.2, 0.35, 0.35, 0.05, 0.05])
         longest = C + 2 if target == CORE else L + 1
         content = tuple(rng.integers(0, 3, rng.integers(0, longest + 1)).tolist())
+        if entries and target != CORE and len(content) <= L:
+            content = entries[rng.integers(len(entries))]
         return int(kind), int(target), int(rng.integers(-1, 9)), content
 
     return [[call() for _ in range(rng.integers(0, steps + 1))] for _ in range(rows)]
 
 
-def play(seed, enabled, chunks=3, capacity=N, apply=memory.apply_batch):
-    """R random sequences of `chunks` steps on model and arrays; -> outcomes met, and the longest
-    chain of those looked at."""
+def play(seed, enabled, chunks=3, capacity=N, entries=()):
+    """R random sequences of `chunks` steps on model and arrays; returns how often each outcome
+    came, and the longest chain of the rows that were checked."""
     rng = np.random.default_rng(seed)
     first = rng.integers(1, 3, R)
     state = memory.init(R, capacity, L, C, first)
     models = [Model(capacity, L, C, int(f)) for f in first]
-    met, given_out, longest = [], [[] for _ in range(R)], 0
+    all_outcomes, issued, longest = [], [[] for _ in range(R)], 0
     for chunk in range(chunks):
-        rows = random_rows(rng)
-        state, outcomes, ids = apply(
+        rows = random_rows(rng, entries=entries)
+        state, outcomes, ids = memory.apply_batch(
             state,
             pack(rows),
             np.full(R, chunk, np.int32),
@@ -358,35 +354,36 @@ def play(seed, enabled, chunks=3, capacity=N, apply=memory.apply_batch):
             got = list(zip(outcomes[r].tolist(), ids[r].tolist(), strict=True))
             assert got == expected, (row, contents(host, r))
             assert contents(host, r) == model.contents()
-            given_out[r] += [
+            issued[r] += [
                 i for call, (_, i) in zip(row, got, strict=False) if call[0] == INSERT and i >= 0
             ]
-        met.append(outcomes)
+        all_outcomes.append(outcomes)
         longest = max(longest, *(max(chain_lengths(host, r)) for r in range(0, R, 16)))
         spare = np.arange(capacity) >= host.count[:, :, None]
         assert not any(x[spare].any() for x in (host.tokens, host.length, host.id, host.written_at))
-    assert all(x == sorted(set(x)) for x in given_out), "an id was given out twice"
-    return np.bincount(np.concatenate(met).ravel(), minlength=len(Outcome)), longest
+    assert all(x == sorted(set(x)) for x in issued), "an id was issued twice"
+    return np.bincount(np.concatenate(all_outcomes).ravel(), minlength=len(Outcome)), longest
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.tuples(st.booleans(), st.booleans(), st.booleans()))
 def test_any_sequence_agrees_with_the_model(seed, enabled):
     play(seed, np.array(enabled))
 
 
 def test_random_sequences_meet_every_outcome():
-    assert (play(0, ALL_ON)[0] >= 20).all()
+    assert (play(0, ALL_ON)[0] >= 10).all()
 
 
-@pytest.mark.parametrize("shared", [1, 2])
-def test_contents_that_share_a_hash_are_told_apart(shared, monkeypatch):
-    """All contents have one of so few hashes: a chain then holds nearly a whole list."""
-    monkeypatch.setattr(memory, "_hash", lambda tokens, length: (length % shared).astype(np.int32))
-    monkeypatch.setattr(memory, "_chains_of", None)  # was traced with the hash that it should have
-    apply = jax.jit(lambda *args: jax.vmap(memory.apply_ops, (0, 0, 0, None, None))(*args))
-    met, longest = play(1, ALL_ON, capacity=7, apply=apply)
-    assert longest > 3 and (np.delete(met, FULL) >= 20).all()
+def test_contents_of_one_bucket_are_told_apart():
+    """All contents share a bucket of the table, so that a chain holds nearly a whole list."""
+    capacity = 7
+    pairs = np.array([(a, b) for a in range(12) for b in range(12)], np.int32)
+    hashes = np.asarray(content_hash(pairs, np.full(len(pairs), 2, np.int32))).view(np.uint32)
+    entries = [tuple(pair) for pair in pairs[hashes % capacity == 0].tolist()]
+    assert len(entries) > capacity
+    outcomes, longest = play(1, ALL_ON, capacity=capacity, entries=entries[: capacity + 3])
+    assert longest > 3 and (np.delete(outcomes, FULL) >= 5).all()
 
 
 # --- equivalences ---
@@ -408,7 +405,7 @@ def test_vmapped_is_one_at_a_time():
     state, ops = random_memories(1)
     together = jax.device_get(memory.apply_batch(state, ops, *rest(R)))
     one = jax.jit(memory.apply_ops)
-    for r in range(31):
+    for r in range(7):
         at = partial(jax.tree.map, lambda x, r=r: x[r])
         assert_equal(one(at(state), at(ops), jnp.int32(1), *rest(1)[1:]), at(together))
 
@@ -451,15 +448,15 @@ def test_capacity_growth_changes_nothing():
         chain_lengths(memory.grow(small, 32), r), chain_lengths(large, r)
 
 
-def test_chains_made_anew_are_as_good():
+def test_rebuilt_chains_are_as_good():
     state, ops = random_memories(10)
     lost = np.full_like(state.chains, 10**6)
-    made = memory.reindex(state.replace(chains=lost))
-    assert isinstance(made.chains, np.ndarray)
+    rebuilt = memory.reindex(state.replace(chains=lost))
+    assert isinstance(rebuilt.chains, np.ndarray)
     for r in range(0, R, 16):
-        chain_lengths(made, r)
+        chain_lengths(rebuilt, r)
     one, *one_out = memory.apply_batch(state, ops, *rest(R))
-    other, *other_out = memory.apply_batch(made, ops, *rest(R))
+    other, *other_out = memory.apply_batch(rebuilt, ops, *rest(R))
     assert_equal(one_out, other_out)
     assert_equal(without_chains(one), without_chains(other))
 
@@ -495,9 +492,9 @@ def test_the_host_copy_survives_the_donated_state():
     state, ops = random_memories(5)
     device = jax.tree.map(jnp.asarray, state)
     host = jax.device_get(device)
-    kept = jax.tree.map(np.copy, host)
+    copy = jax.tree.map(np.copy, host)
     after, _, _ = memory.apply_batch(device, ops, *rest(R))
-    assert_equal(host, kept)
+    assert_equal(host, copy)
     assert contents(after) != contents(host)
 
 
@@ -529,17 +526,20 @@ def test_taken_rows_are_those_memories_in_that_order():
     ]
 
 
-def test_one_trace_a_shape(monkeypatch):
-    traces, check = [], memory._check
-    monkeypatch.setattr(memory, "_check", lambda *args: (traces.append(1), check(*args)))
-    state, ops = random_memories(9, rows=13)  # rows no other test has, so not traced before
-    assert len(traces) == 1
+def test_one_trace_a_shape():
+    traces = []
+
+    @jax.jit
+    def apply(state, ops, *others):
+        traces.append(state.tokens.shape)
+        return jax.vmap(memory.apply_ops, (0, 0, 0, None, None))(state, ops, *others)
+
+    state, ops = random_memories(9)
     for seed in range(3):
-        chunk, mark, _ = rest(13, seed)
-        enabled = np.array([seed > 1, True, False])
-        state, _, _ = memory.apply_batch(state, ops, chunk, mark + seed, enabled)
+        chunk, mark, _ = rest(R, seed)
+        state, _, _ = apply(state, ops, chunk, mark + seed, np.array([seed > 1, True, False]))
     assert len(traces) == 1
-    memory.apply_batch(memory.grow(state, N + 1), ops, chunk, mark, enabled)
+    apply(memory.grow(state, N + 1), ops, *rest(R))
     assert len(traces) == 2
 
 
@@ -587,26 +587,26 @@ def test_view_shows_the_last_entries_and_counts_them_all():
     assert state.size.tolist() == [10]
 
 
-@pytest.mark.parametrize("last", [0, 1, 3, N, N + 5])
+@pytest.mark.parametrize("last", [0, 1, N + 5])
 def test_the_newest_entries_show_what_the_whole_state_shows(last):
     state, _ = random_memories(6)
-    shown = jax.device_get(memory.newest(state, last))
-    assert shown.tokens.shape[2] == min(last, N)
-    for r in range(0, R, 20):
-        assert memory.view(shown, r, letters, last) == memory.view(state, r, letters, last)
+    newest = jax.device_get(memory.newest(state, last))
+    assert newest.tokens.shape[2] == min(last, N)
+    for r in range(0, R, 7):
+        assert memory.view(newest, r, letters, last) == memory.view(state, r, letters, last)
 
 
 def test_view_reads_its_row():
     state, _ = random_memories(6)
-    for r in range(0, R, 50):
-        shown = memory.view(state, r, letters)
+    for r in range(0, R, 15):
+        view = memory.view(state, r, letters)
         core, semantic, episodic, _ = contents(state, r)
-        assert shown.core == letters(core)
-        for entries, expected in ((shown.semantic, semantic), (shown.episodic, episodic)):
+        assert view.core == letters(core)
+        for entries, expected in ((view.semantic, semantic), (view.episodic, episodic)):
             assert [(e.id, e.text, e.written_at) for e in entries] == [
                 (i, letters(words), at) for i, words, at in expected
             ]
-        assert shown.tokens == int(state.size[r])
+        assert view.tokens == int(state.size[r])
 
 
 def test_capacity_bucket():

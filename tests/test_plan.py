@@ -1,18 +1,20 @@
-"""The plan of a pod: stored bytes against real arrays, and figures worked by hand."""
+"""The footprint on a pod: stored bytes against real arrays, and figures worked by hand."""
 
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from experiments.lib.setup import check
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
 from experiments.lib import needs, setup
-from experiments.lib.checks import check
 from experiments.lib.needs import build_setting, mesh_sizes
-from memalpha import learner, plan, sharding
+from memalpha import footprint, learner, sharding
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, init_params
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 
 MODEL = ModelConfig(
     vocab_size=40,
@@ -24,11 +26,11 @@ MODEL = ModelConfig(
     mlp_size=16,
     param_dtype="bfloat16",
 )
-SETTING = plan.Setting(
+SETTING = footprint.Setting(
     model=MODEL,
-    loss=learner.LossConfig(kl="k3", kl_coef=0.1),
+    loss=LossConfig(kl="k3", kl_coef=0.1),
     lora=LoraConfig(),
-    optimizer=learner.make_optimizer(1e-3),
+    optimizer=make_optimizer(OptimizerConfig(1e-3)),
     mesh=(1, 1, 1),
     gather=True,
     prompt=7,
@@ -39,36 +41,42 @@ SETTING = plan.Setting(
 )
 
 
-def test_a_plan_counts_what_is_stored_and_compiles_the_rest():
-    made = plan.make_plan(SETTING)
+@pytest.fixture(scope="module")
+def measured():
+    return footprint.measure_footprint(SETTING)
+
+
+def test_a_footprint_counts_what_is_stored_and_compiles_the_rest(measured):
     params = init_params(MODEL, jax.random.key(0))
     state = learner.init_state(params, SETTING.optimizer)
     sizes = [sum(x.nbytes for x in jax.tree.leaves(t)) for t in (params, state.opt_state)]
-    assert made.kept["parameters"] == made.kept["start and reference"] == sizes[0]
-    assert made.kept["optimiser"] == sizes[1]
-    assert made.update["gradients, two sets"] == 2 * 2 * sizes[0]  # float32
+    names = ("parameters", "start and reference", "optimiser")
+    assert [measured.persistent[name] for name in names] == [sizes[0], sizes[0], sizes[1]]
+    assert measured.update["gradients, two sets"] == 2 * 2 * sizes[0]  # float32
     # 2 layers, keys and values, 6 rows, 12 slots, 2 heads of 6, float32
-    assert made.rollout["cache"] == 2 * 2 * 6 * 12 * 2 * 6 * 4
-    assert made.rollout["prefill and decode"] > 0
+    assert measured.rollout["cache"] == 2 * 2 * 6 * 12 * 2 * 6 * 4
+    assert measured.rollout["prefill and decode"] > 0
     # At least the logits of a row, 5 positions over 40 tokens.
-    assert made.row_bytes > 5 * 40 * 4
-    rows = {name: size for name, size in made.update.items() if name.startswith("activations")}
-    assert rows == {"activations, 3 rows": 3 * made.row_bytes}
-    kept = sum(made.kept.values())
-    assert made.peak == kept + max(sum(made.rollout.values()), sum(made.update.values()))
+    assert measured.row_bytes > 5 * 40 * 4
+    rows = {name: size for name, size in measured.update.items() if name.startswith("activations")}
+    assert rows == {"activations, 3 rows": 3 * measured.row_bytes}
+    persistent, rollout, update = (
+        sum(part.values()) for part in (measured.persistent, measured.rollout, measured.update)
+    )
+    assert measured.peak == persistent + max(rollout, update)
 
 
 def test_a_loop_over_layers_needs_their_weights_and_gradients_once_more():
     params = init_params(MODEL, jax.random.key(0))
     layers = {name: x for name, x in params.items() if name.startswith("layers_")}
     size = sum(x.nbytes for x in jax.tree.leaves(layers))
-    whole = plan.abstract_params(MODEL, None)
-    assert plan._looped(whole, whole) == 2 * size
+    whole = footprint.abstract_params(MODEL, None)
+    assert footprint.stacked_bytes(whole, whole) == 2 * size
 
 
-def test_depth_is_continued_on_a_straight_line():
+def test_depth_is_extrapolated_on_a_straight_line():
     deep = replace(MODEL, num_layers=11)
-    assert plan._at_depth(lambda m: 5.0 + 3.0 * m.num_layers, deep) == 5 + 3 * 11
+    assert footprint.extrapolate(lambda m: 5.0 + 3.0 * m.num_layers, deep) == 5 + 3 * 11
 
 
 def test_work_by_hand():
@@ -76,16 +84,16 @@ def test_work_by_hand():
     layer = 2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 16
     forward = 2 * (2 * layer * 12 + 8 * 40 * 5) + 4 * 24 * 2 * 12**2 / 2
     # Gradient three passes, reference one.
-    assert plan.count_flops(SETTING) == {"rollout": 12 * forward, "update": 12 * 4 * forward}
+    assert footprint.count_flops(SETTING) == {"rollout": 12 * forward, "update": 12 * 4 * forward}
 
 
 def test_suggestion_by_hand():
-    made = plan.Plan(
-        kept={"a": 10.0},
+    example = footprint.Footprint(
+        persistent={"a": 10.0},
         rollout={"b": 20.0},
         update={
             "gradients, two sets": 4.0,
-            "layers side by side": 2.0,
+            "stacked layers": 2.0,
             "activations, 1 rows": 3.0,
         },
         flops={},
@@ -93,19 +101,18 @@ def test_suggestion_by_hand():
     )
     setting = replace(SETTING, mesh=(2, 1, 1), step_rows=48)
     # 0.92 x 50 - 10 = 36 for 6 and rows of 3: ten rows, so 8 on each of two.
-    assert plan.suggest(made, setting, 50.0) == 16
-    assert plan.suggest(made, setting, 30.0) == 0  # the rollout does not fit
-    assert plan.suggest(made, replace(setting, step_rows=4), 1000.0) == 4
+    assert footprint.suggest_micro_batch(example, setting, 50.0) == 16
+    assert footprint.suggest_micro_batch(example, setting, 30.0) == 0  # the rollout does not fit
+    assert footprint.suggest_micro_batch(example, replace(setting, step_rows=4), 1000.0) == 4
 
 
-def test_too_little_memory_names_what_is_too_large(monkeypatch):
-    made = plan.make_plan(SETTING)
-    needed = sum(made.kept.values()) + made.update["gradients, two sets"]
-    plan.check_fits(SETTING, needed)
+def test_too_little_memory_names_what_is_too_large(monkeypatch, measured):
+    needed = sum(measured.persistent.values()) + measured.update["gradients, two sets"]
+    footprint.check_fits(SETTING, needed)
     # The exact copy of the embedding in the optimiser: 40 x 8 float32.
     largest = r"The largest array is \S*embed/embedding \[40, 8\] of the optimiser: 0.0 GB"
     with pytest.raises(ValueError, match=largest):
-        plan.check_fits(SETTING, needed - 1)
+        footprint.check_fits(SETTING, needed - 1)
 
     config = qwen3_4b.get_config("model.path=,mesh.fsdp=1")
     monkeypatch.setattr(needs, "machine_memory", lambda: 80e9)
@@ -135,22 +142,22 @@ def test_meshes_of_a_command():
         mesh_sizes(tiny.get_config(), 8)
 
 
-@pytest.mark.parametrize("made", [qwen3_4b, qwen3_0_6b_single_gpu])
-def test_pretrained_configs_pass_the_early_checks_with_a_model_at_hand(made):
+@pytest.mark.parametrize("preset", [qwen3_4b, qwen3_0_6b_single_gpu])
+def test_pretrained_configs_pass_the_early_checks_with_a_model_at_hand(preset):
     here = "tests/fixtures/qwen3_tied"
-    check(made.get_config(f"model.path={here}"))
-    check(made.get_config(f"lora,released,model.path={here}"))
-    ablation = made.get_config("beta=0.2,gamma=0.1,seed=3")
+    check(preset.get_config(f"model.path={here}"))
+    check(preset.get_config(f"lora,released,model.path={here}"))
+    ablation = preset.get_config("beta=0.2,gamma=0.1,seed=3")
     assert (ablation.reward.beta, ablation.reward.gamma, ablation.seed) == (0.2, 0.1, 3)
     with pytest.raises(ValueError, match="unknown config argument 'fast'"):
-        made.get_config("fast")
+        preset.get_config("fast")
 
 
 def test_rows_of_the_config_are_cut_over_the_pod(monkeypatch):
     mesh = jax.sharding.AbstractMesh((1, 32, 1), sharding.AXES)
     monkeypatch.setattr(setup, "make_mesh", lambda *sizes: mesh)
     check(qwen3_4b.get_config("model.path="))
-    with pytest.raises(ValueError, match="config.rl.micro_batch: 16 rows are cut over .* = 32"):
+    with pytest.raises(ValueError, match="config.rl.micro_batch: 16 rows are sharded over .* = 32"):
         check(qwen3_4b.get_config("model.path=,rl.micro_batch=16"))
     with pytest.raises(ValueError, match="config.rl.instances x config.rl.rollouts: 8 rows"):
         check(qwen3_4b.get_config("model.path=,rl.instances=1"))
@@ -166,7 +173,7 @@ def test_the_paper_on_32_devices():
     setting = build_setting(config, 32)
     assert setting.mesh == (1, 32, 1) and setting.micro_batch % 32 == 0
     mesh = jax.sharding.AbstractMesh(setting.mesh, sharding.AXES)
-    params = plan.abstract_params(setting.model, mesh)
+    params = footprint.abstract_params(setting.model, mesh)
     count = sum(np.prod(x.shape) for x in jax.tree.leaves(params))
     assert count == 4_022_468_096  # Qwen3-4B
-    assert plan.stored(params) < 1.01 * 2 * count / 32
+    assert footprint.stored(params) < 1.01 * 2 * count / 32

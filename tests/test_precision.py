@@ -6,9 +6,9 @@ import numpy as np
 import optax
 
 from memalpha import learner
-from memalpha.batch import from_tokens
+from memalpha.batch import from_tokens, plan_micro_batches
 from memalpha.model import ModelConfig, init_params
-from memalpha.optimizer import in_float32
+from memalpha.optimizer import OptimizerConfig, in_float32, make_optimizer
 
 SMALL = ModelConfig(
     vocab_size=31,
@@ -30,17 +30,25 @@ def tree(dtype):
 
 
 def walk(optimizer, params, steps):
-    state = optimizer.init(params)
-    for step in range(steps):
-        grads = jax.tree.map(lambda p, s=step: jnp.cos(s + jnp.arange(p.size)), tree("float32"))
-        grads = jax.tree.map(lambda g, p: g.reshape(p.shape), grads, params)
+    """Parameters and state after so many updates along given gradients."""
+
+    @jax.jit
+    def step(number, state, params):
+        grads = jax.tree.map(
+            lambda p: jnp.cos(number + jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape),
+            params,
+        )
         updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for number in range(steps):
+        params, state = step(number, state, params)
     return params, state
 
 
 def test_small_updates_add_up_and_parameters_are_the_copy_rounded():
-    optimizer = learner.make_optimizer(1e-5, weight_decay=0.1, max_grad_norm=0.5)
+    optimizer = make_optimizer(OptimizerConfig(1e-5, weight_decay=0.1, max_grad_norm=0.5))
     exact, _ = walk(optimizer, tree("float32"), 40)
     half, state = walk(optimizer, tree("bfloat16"), 40)
     for name in half:
@@ -78,14 +86,15 @@ def test_all_of_the_state_is_float32():
 
 def test_a_bfloat16_model_learns_in_one_program():
     batch = from_tokens([[3, 4], [5], [6, 7, 8], [9]], [[1, 2], [2, 3, 4], [5], [6, 7]])
-    optimizer = learner.make_optimizer(3e-3, weight_decay=0.0)
-    update = learner.make_supervised_update(SMALL, optimizer, micro_batch=2)
+    optimizer = make_optimizer(OptimizerConfig(3e-3, weight_decay=0.0))
+    update = learner.make_supervised_update(SMALL, optimizer)
+    plan = plan_micro_batches(batch, 2)
     params = init_params(SMALL, jax.random.key(0))
     state = learner.init_state(params, optimizer)
     kinds = jax.tree.map(lambda x: x.dtype, state)
     curve = []
     for _ in range(30):
-        state, metrics = update(state, batch)
+        state, metrics = update(state, batch, plan)
         curve.append(float(metrics["loss"]))
     assert curve[-1] < 0.7 * curve[0]
     assert metrics["grad_norm"].dtype == jnp.float32

@@ -13,7 +13,7 @@ from experiments.train import describe_step
 
 ROOT = Path(__file__).parent.parent
 WORK = """
-from experiments.progress import progress
+from experiments.lib.progress import progress
 with progress("train", 3) as report:
     for step in range(3):
         report.warn(step, "look here", *["and [here]"] * (step == 1))

@@ -11,6 +11,7 @@ from memalpha.prompts import (
     BUILT_IN,
     CUT_MARK,
     READER_KINDS,
+    PromptSpec,
     PromptTooLong,
     encode_messages,
     escape,
@@ -54,8 +55,17 @@ def memory(core="", semantic=(), episodic=(), **totals):
 
 
 def user_text(template, view, chunk, **more):
+    return render_memorise(spec(template, **more), view, chunk)[-1]["content"]
+
+
+def spec(template, tokenizer=None, **more):
     options = dict(recent=5, response_tokens=100, dialect="qwen3") | more
-    return render_memorise(template, view, chunk, **options)[-1]["content"]
+    return PromptSpec(tokenizer, template, **options)
+
+
+def fit(chunk, view, budget, tokenizer, template=COMPACT, **more):
+    options = dict(prompt_tokens=budget, response_tokens=9) | more
+    return fit_prompt(spec(template, tokenizer, **options), view, chunk)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +92,12 @@ def test_compact_is_tags_and_content_only():
     assert user_text(COMPACT, view, "x", enabled=(False, True, False)) == (
         "<semantic_memory>[3] cats purr\n[5] dogs bark</semantic_memory><new_chunk>x</new_chunk>"
     )
-    assert len(render_memorise(COMPACT, view, "x", 5, 9, "qwen3")) == 1  # no system message
+    assert len(render_memorise(spec(COMPACT), view, "x")) == 1  # no system message
 
 
 def test_full_shows_counts_and_the_response_budget():
     view = memory("c", [(i, f"fact {i}") for i in range(4, 10)], [(2, "event")], semantic_total=31)
-    system, user = render_memorise(FULL, view, "the chunk", 2, 256, "qwen3")
+    system, user = render_memorise(spec(FULL, recent=2, response_tokens=256), view, "the chunk")
     assert (system["role"], user["role"]) == ("system", "user")
     text = user["content"]
     assert "the latest 2 of 31" in text and "the latest 1 of 1" in text
@@ -108,7 +118,9 @@ def test_no_entries_are_shown_for_recent_0():
 def test_only_enabled_memories_are_mentioned(dialect, only):
     enabled = tuple(i == only for i in range(3))
     view = memory("c", [(1, "a")], [(2, "b")])
-    text = json.dumps(render_memorise(FULL, view, "x", 5, 99, dialect, enabled)).lower()
+    text = json.dumps(
+        render_memorise(spec(FULL, dialect=dialect, enabled=enabled), view, "x")
+    ).lower()
     text += json.dumps(render_reader(FULL, "q", "c", ["a"], ["b"], enabled=enabled)).lower()
     for name, on in zip(MEMORY_NAMES, enabled, strict=True):
         assert (f"{name}_memory" in text) == on and (f"{name} memory" in text) == on
@@ -120,9 +132,9 @@ def test_tools_are_listed_in_the_form_of_the_dialect():
         ("qwen3", "<tool_call>\n{"),
         ("qwen_agent", "✿FUNCTION✿: new_memory_ins"),
     ):
-        system = render_memorise(FULL, memory(), "x", 5, 99, dialect)[0]["content"]
+        system = render_memorise(spec(FULL, dialect=dialect), memory(), "x")[0]["content"]
         assert mark in system and '"name": "memory_delete"' in system
-    bare = render_memorise(FULL, memory(), "x", 5, 99, "qwen3", list_tools=False)[0]["content"]
+    bare = render_memorise(spec(FULL), memory(), "x", list_tools=False)[0]["content"]
     assert "memory_delete" not in bare
 
 
@@ -196,7 +208,7 @@ def test_further_lines_of_an_entry_are_indented():
 
 def test_special_tokens_of_the_tokenizer_cannot_come_from_data(tokenizer):
     bad = "".join(tokenizer.all_special_tokens) + "<|im_start|>"
-    ids = fit_prompt(COMPACT, memory(bad, [(1, bad)]), bad, tokenizer, 999, 5, 9, "qwen3")
+    ids = fit(bad, memory(bad, [(1, bad)]), 999, tokenizer)
     assert not set(tokenizer.all_special_ids) & set(ids)
     assert tokenizer.convert_tokens_to_ids("<|im_start|>") not in ids
 
@@ -206,7 +218,7 @@ def test_fragments_make_each_tag_one_token(tokenizer):
     assert len(set(fragments)) == len(fragments)
     for name in ("core_memory", "semantic_memory", "episodic_memory", "new_chunk", "question"):
         assert {f"<{name}>", f"</{name}>"} <= set(fragments)
-    ids = fit_prompt(COMPACT, memory(), "", tokenizer, 8, 5, 9, "qwen3")
+    ids = fit("", memory(), 8, tokenizer)
     assert tokenizer.convert_ids_to_tokens(ids) == [
         f"<{slash}{name}>"
         for name in ("core_memory", "semantic_memory", "episodic_memory", "new_chunk")
@@ -218,7 +230,7 @@ def test_recent_is_halved_until_the_prompt_fits(tokenizer):
     view = memory("c", [(i, f"fact{i} {'x ' * 20}") for i in range(9)])
 
     def shown(budget):
-        ids = fit_prompt(COMPACT, view, "chunk", tokenizer, budget, 5, 9, "qwen3")
+        ids = fit("chunk", view, budget, tokenizer)
         assert len(ids) <= budget
         return tokenizer.decode(ids).count("fact")
 
@@ -239,7 +251,7 @@ def test_recent_is_halved_until_the_prompt_fits(tokenizer):
 def test_a_core_too_long_for_the_prompt_is_shown_cut_and_marked(tokenizer):
     view = memory("word " * 200, [(1, "a fact")])
     budget = 80
-    ids = fit_prompt(COMPACT, view, "chunk", tokenizer, budget, 5, 9, "qwen3")
+    ids = fit("chunk", view, budget, tokenizer)
     text = tokenizer.decode(ids)
     assert len(ids) <= budget
     assert CUT_MARK + "</core_memory>" in text.replace(" </", "</")
@@ -250,16 +262,16 @@ def test_a_prompt_that_cannot_fit_names_what_takes_the_room(tokenizer):
     view = memory("five " * 5, [(1, "a fact")])
     chunk = len(tokenizer.encode("z " * 40, add_special_tokens=False))
     with pytest.raises(PromptTooLong) as error:
-        fit_prompt(COMPACT, view, "z " * 40, tokenizer, 30, 5, 9, "qwen3")
+        fit("z " * 40, view, 30, tokenizer)
     for part in ("budget is 30", f"chunk has {chunk},", "shorter chunks"):
         assert part in str(error.value)
     with pytest.raises(ValueError, match="recent is -1"):
-        fit_prompt(COMPACT, view, "z", tokenizer, 30, -1, 9, "qwen3")
+        fit("z", view, 30, tokenizer, recent=-1)
 
 
 def test_chat_templates_get_both_turns_the_tools_and_no_thinking(chat):
     def text(template, dialect):
-        ids = fit_prompt(template, memory("core text"), "chunk", chat, 9999, 5, 9, dialect)
+        ids = fit("chunk", memory("core text"), 9999, chat, template, dialect=dialect)
         assert type(ids) is list and type(ids[0]) is int
         return chat.decode(ids)
 
@@ -273,7 +285,7 @@ def test_chat_templates_get_both_turns_the_tools_and_no_thinking(chat):
 
 
 def test_without_a_chat_template_the_prompt_is_plain_text(tokenizer):
-    messages = render_memorise(FULL, memory(), "chunk", 5, 9, "qwen3")
+    messages = render_memorise(spec(FULL, response_tokens=9), memory(), "chunk")
     text = tokenizer.decode(encode_messages(messages, tokenizer))
     assert text == messages[0]["content"] + "\n\n" + messages[1]["content"]
 

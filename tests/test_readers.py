@@ -15,8 +15,8 @@ from experiments.lib.objects import build_environment
 from experiments.lib.readers import build_engines, check_readers, probe, with_readers
 from experiments.lib.workdir import WorkdirError, open_workdir
 from memalpha.data import synthetic
-from memalpha.judge import judge
-from memalpha.reader import extractive_answers
+from memalpha.judge_rules import judge_contents
+from memalpha.reader_rules import extractive_answers
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.scoring import recall_judge
 from memalpha.tools import format_call
@@ -72,7 +72,7 @@ def test_every_config_has_the_fields_and_is_offline(made, micro):
     env = with_readers(micro.env, settings, {})
     assert (env.reading.answerer, env.reading.content_judge, env.reading.answer_judge) == (
         extractive_answers,
-        judge,
+        judge_contents,
         recall_judge,
     )
 
@@ -87,9 +87,15 @@ def test_roles_of_the_same_model_share_an_engine_and_count_together(chat_server,
     other = build_engines(config(*server(URL), *server(URL, "judge", model="n")))
     assert other["reader"] is not other["judge"]
     env = build_environment(same, micro.tokenizer, engines)
-    assert env.reading.answerer is not extractive_answers and env.reading.content_judge is not judge
+    assert (
+        env.reading.answerer is not extractive_answers
+        and env.reading.content_judge is not judge_contents
+    )
     one = build_environment(config(*server(chat_server.url)), micro.tokenizer)
-    assert one.answerer is not extractive_answers and one.judge is judge
+    assert (
+        one.reading.answerer is not extractive_answers
+        and one.reading.content_judge is judge_contents
+    )
 
 
 def test_the_probe_speaks_in_the_words_of_the_server(chat_server):

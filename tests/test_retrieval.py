@@ -1,14 +1,18 @@
 """BM25 against hand-worked values and rank_bm25; ScaNN against BM25."""
 
 import math
+import re
+import unicodedata
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memalpha import retrieval
-from memalpha.retrieval import BM25Index, ScannIndex, count_postings, make_index, sketch_columns
+from memalpha.retrieval import RETRIEVERS, BM25Index, ScannIndex, bm25, make_index, tokenize, words
+from memalpha.retrieval.bm25 import count_postings
+from memalpha.retrieval.scann_index import sketch_columns
 
 FRUIT = ["apple pear", "apple plum plum", "fig", "pear fig fig date", "kiwi"]
 # Few words over many short documents: repeats, duplicates and exact ties are the normal case.
@@ -28,8 +32,111 @@ def zipf_corpus(count, seed=0, words=400):
 
 
 def test_tokenize_lower_cases_word_runs():
-    assert retrieval.tokenize("It's Ümit_7,  at 9:30!") == ["it", "s", "ümit_7", "at", "9", "30"]
-    assert retrieval.tokenize(" .,! ") == []
+    assert tokenize("It's Ümit_7,  at 9:30!") == ["it", "s", "ümit_7", "at", "9", "30"]
+    assert tokenize(" .,! ") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("小明的猫", "小明 明的 的猫 小 明 的 猫"),
+        ("猫", "猫"),
+        ("iPhone手机2024年", "iphone 手机 手 机 2024 年"),
+        ("東京タワー", "東京 京タ タワ ワー 東 京"),
+        ("แมวน้ำ ๒๕๖๗", "แม มว วน้ น้ำ ๒๕๖๗"),
+        ("ກິນ", "ກິນ"),
+        ("ភាសា", "ភាសា"),
+        ("မြန်မာ", "မြန် န်မာ"),
+        ("한국어 문장", "한국어 문장"),
+        ("हिन्दी भाषा", "हिन्दी भाषा"),
+        ("السَّلام عليكم", "السَّلام عليكم"),
+        ("cafe\u0301 CAFÉ", "café café"),
+        ("葛\U000e0100飾", "葛飾 葛 飾"),  # a variation selector chooses a picture
+        ("1\ufe0f\u20e3 ok", "1 ok"),  # an emoji of a digit
+        ("\u0301 a \ud83d b\ud83dc", "a b c"),
+    ],
+)
+def test_words_of_many_scripts(text, terms):
+    assert tokenize(text) == [unicodedata.normalize("NFC", term) for term in terms.split()]
+
+
+ANY_TEXT = st.text(st.characters())  # lone surrogates and unassigned code points too
+SCRIPTS = st.text("aÉ\u0301\u0e01\u0e34\u0e49กนคำ猫的あｶﾞ한दि् 1-2.。？\ud83d\ufe0f\u200d\u0378")
+
+
+@given(ANY_TEXT | SCRIPTS)
+def test_both_normal_forms_have_the_same_words(text):
+    composed, apart = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    assert tokenize(composed) == tokenize(apart) == tokenize(text)
+
+
+@given(ANY_TEXT)
+def test_without_marks_and_scripts_without_spaces_words_are_word_characters(text):
+    text = unicodedata.normalize("NFC", words.normalize(text).lower())
+    hypothesis.assume(not words.has_no_spaces(text) and words.drop_marks(text) == text)
+    assert tokenize(text) == re.findall(r"\w+", text)
+    assert words.split_words(text, True) == re.findall(r"\d+(?:[-/:.,]\d+)+|\w+", text)
+    assert words.spread(text) == text
+    assert "".join(words.split_pieces(text)).strip() == " ".join(text.split())
+
+
+@given(ANY_TEXT | SCRIPTS)
+def test_pieces_join_to_the_text_with_single_spaces(text):
+    pieces = words.split_pieces(text)
+    assert "".join(pieces).strip() == " ".join(text.split())
+    assert all(len(words.split_words(piece)) <= 3 for piece in pieces if words.has_no_spaces(piece))
+
+
+def test_pieces_of_a_script_without_spaces_are_two_letters_long():
+    assert words.split_pieces("小明的猫，  iPhone手机。") == [
+        " 小明",
+        "的猫，",
+        " iPhone",
+        "手机。",
+    ]
+    assert words.spread("2024年5月8日买") == "2024 年 5 月 8 日买 "
+
+
+# ------------------------------------------------------------------------------------- scripts
+
+CHINESE = ["小红的狗叫旺财。", "小明住在北京。", "小明的猫叫雪球。", "昨天下雨了。", "他喜欢下棋。"]
+THAI = ["แมวของมานะชื่อสีดา", "มานะอยู่ที่เชียงใหม่", "สุนัขของปิติชื่อโบโบ้", "เมื่อวานฝนตก", "เขาชอบหมากรุก"]
+JAPANESE = [
+    "田中さんは大阪に住んでいる。",
+    "鈴木さんの猫はタマです。",
+    "昨日は雨だった。",
+    "山田さんは医者です。",
+]
+ACCENTS = ["She met him at the café.", "The resume was long.", "A kayak is blue.", "It rained."]
+
+
+@pytest.mark.parametrize(
+    ("documents", "query", "best"),
+    [
+        (CHINESE, "小明的猫叫什么名字？", 2),
+        (CHINESE, "小明住在哪里？", 1),
+        (CHINESE, "猫", 2),
+        (THAI, "สุนัขของปิติชื่ออะไร", 2),
+        (THAI, "มานะอยู่ที่ไหน", 1),
+        (JAPANESE, "鈴木さんの猫の名前は何ですか？", 1),
+        (ACCENTS, "cafe\u0301", 0),
+        ([unicodedata.normalize("NFD", text) for text in ACCENTS], "CAFÉ", 0),
+    ],
+)
+def test_the_right_entry_comes_first_in_every_script(retriever, documents, query, best):
+    ids, scores = make_index(documents, retriever).search([query], 2)
+    assert ids[0, 0] == best and scores[0, 0] > max(scores[0, 1], 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ANY_TEXT | SCRIPTS, max_size=5), ANY_TEXT | SCRIPTS)
+def test_any_unicode_is_indexed_and_asked(documents, query):
+    texts = [*documents, query]
+    ids, scores = BM25Index(texts).search([query], 3)
+    dense, dense_scores = ScannIndex(texts, dimensions=3).search([query], 3)
+    count = min(3, len(texts))
+    assert len({*ids[0, :count].tolist()}) == len({*dense[0, :count].tolist()}) == count
+    assert np.isfinite(scores[0, :count]).all() and np.isfinite(dense_scores[0, :count]).all()
 
 
 # ----------------------------------------------------------------------------------------- BM25
@@ -68,8 +175,8 @@ def test_bm25_counts_repeated_query_words():
 def reference_order(documents, query):
     """Scores and ranking of rank_bm25, ties by document order as a stable sort leaves them."""
     rank_bm25 = pytest.importorskip("rank_bm25")
-    okapi = rank_bm25.BM25Okapi([retrieval.tokenize(text) for text in documents])
-    scores = okapi.get_scores(retrieval.tokenize(query))
+    okapi = rank_bm25.BM25Okapi([tokenize(text) for text in documents])
+    scores = okapi.get_scores(tokenize(query))
     return scores, sorted(range(len(documents)), key=lambda i: -scores[i])
 
 
@@ -79,12 +186,12 @@ def test_bm25_ranks_like_rank_bm25(documents, queries, k):
     if not any(documents):
         documents = [*documents, "a"]  # rank_bm25 divides by zero without a single word
     ids, scores = BM25Index(documents).search(queries, k)
-    kept = min(k, len(documents))
+    filled = min(k, len(documents))
     for row, query in enumerate(queries):
         expected, order = reference_order(documents, query)
-        assert ids[row].tolist() == order[:kept] + [-1] * (k - kept)
-        np.testing.assert_allclose(scores[row, :kept], expected[order[:kept]], atol=1e-5)
-        assert np.all(scores[row, kept:] == -np.inf)
+        assert ids[row].tolist() == order[:filled] + [-1] * (k - filled)
+        np.testing.assert_allclose(scores[row, :filled], expected[order[:filled]], atol=1e-5)
+        assert np.all(scores[row, filled:] == -np.inf)
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,7 +219,7 @@ def test_bm25_ranks_like_rank_bm25_on_a_larger_corpus():
 @given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_best_is_the_head_of_a_stable_sort(size, k, levels, seed):
     scores = np.random.default_rng(seed).integers(-levels, levels, size).astype(float)  # many ties
-    best = retrieval._best(scores, k)
+    best = bm25._best(scores, k)
     assert best.tolist() == np.argsort(-scores, kind="stable")[:k].tolist()
 
 
@@ -126,7 +233,7 @@ def test_bm25_of_one_or_two_documents_is_never_positive(documents):
 def test_bm25_batch_equals_one_by_one(monkeypatch):
     queries = ["pear", "", "plum date", "unknown", "fig fig apple"]
     together = BM25Index(FRUIT).search(queries, 3)
-    monkeypatch.setattr(retrieval, "_BLOCK_CELLS", 2 * len(FRUIT))  # blocks of two queries
+    monkeypatch.setattr(bm25, "_BLOCK_CELLS", 2 * len(FRUIT))  # blocks of two queries
     blocks = BM25Index(FRUIT).search(queries, 3)
     single = [BM25Index(FRUIT).search([query], 3) for query in queries]
     for axis in (0, 1):
@@ -137,7 +244,7 @@ def test_bm25_batch_equals_one_by_one(monkeypatch):
 # ---------------------------------------------------------------------------------------- edges
 
 
-@pytest.fixture(params=retrieval.RETRIEVERS)
+@pytest.fixture(params=RETRIEVERS)
 def retriever(request):
     return request.param
 
@@ -210,9 +317,9 @@ def test_scann_reduces_to_bm25_while_every_term_has_a_column(documents, queries,
     ids, scores = ScannIndex(documents, dimensions=7).search(queries, k)
     np.testing.assert_allclose(scores, best, atol=1e-5)  # -inf only where BM25 has it
     for row, full in enumerate(exact.scores(queries)):
-        found = ids[row][ids[row] >= 0]
-        assert len(set(found.tolist())) == len(found) == min(k, len(documents))
-        np.testing.assert_allclose(full[found], best[row, : len(found)], atol=1e-5)
+        filled = ids[row][ids[row] >= 0]
+        assert len(set(filled.tolist())) == len(filled) == min(k, len(documents))
+        np.testing.assert_allclose(full[filled], best[row, : len(filled)], atol=1e-5)
 
 
 def test_scann_finds_most_of_bm25s_best_with_hashed_terms():
@@ -299,42 +406,3 @@ def test_scann_failures_are_not_hidden(monkeypatch):
     monkeypatch.setattr(scann_ops_pybind, "builder", broken)
     with pytest.raises(RuntimeError, match="no searcher"):
         ScannIndex(FRUIT)
-
-
-# ------------------------------------------------------------------------------ other encoders
-
-
-def lengths(texts):
-    """A toy encoder: (letters, blanks, 1)."""
-    return np.array([[len(t) - t.count(" "), t.count(" "), 1] for t in texts], np.float64)
-
-
-def test_scann_with_an_encoder_ranks_by_cosine():
-    documents = ["abcd", "a b c d", "ab", ""]
-    ids, scores = ScannIndex(documents, encode=lengths).search(["a b c d e f"], 4)
-    vectors, query = lengths(documents), lengths(["a b c d e f"])[0]
-    cosine = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
-    assert ids.tolist() == [np.argsort(-cosine).tolist()]
-    np.testing.assert_allclose(scores[0], np.sort(cosine)[::-1], rtol=1e-5)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_vectors_that_are_not_finite_are_refused(bad):
-    def encode(texts):
-        return np.array([[bad if "bad" in text else 1, 2] for text in texts])
-
-    with pytest.raises(ValueError, match=r"documents\[1\] \(1 of 3\)"):
-        ScannIndex(["a", "bad", "c"], encode=encode)
-    index = ScannIndex(["a", "b"], encode=encode)
-    with pytest.raises(ValueError, match=r"queries\[0\] \(1 of 1\)"):
-        index.search(["bad"], 1)
-
-
-def test_encoder_of_the_wrong_shape_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(3,\) for 3 documents"):
-        ScannIndex(["a", "b", "c"], encode=lambda texts: np.ones(len(texts)))
-    with pytest.raises(ValueError, match=r"shape \(2, 4\) for 3 documents"):
-        ScannIndex(["a", "b", "c"], encode=lambda texts: np.ones((2, 4)))
-    index = ScannIndex(["a", "b"], encode=lambda texts: np.ones((len(texts), len(texts))))
-    with pytest.raises(ValueError, match="3 columns and documents 2"):
-        index.search(["a", "b", "c"], 1)

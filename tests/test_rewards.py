@@ -1,5 +1,6 @@
 """The four rewards, by hand; float32 throughout; padding and masks are not calls and not zeros."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,10 @@ OK, DUPLICATE, UNKNOWN, BAD = (
     Outcome.UNKNOWN_ID,
     Outcome.MALFORMED,
 )
+
+
+def weights(beta, gamma):
+    return {"r1": 1.0, "r2": 1.0, "r3": beta, "r4": gamma}
 
 
 def test_correctness_is_the_mean_over_answered_questions():
@@ -81,22 +86,56 @@ def test_combine_keeps_fractions_and_float32():
         "r3": np.float64(0.8),
         "r4": np.array([0.5, 0.3, 1]),
     }
-    total = rewards.combine(parts, beta=0.05, gamma=0.1)
+    total = rewards.combine(parts, weights(0.05, 0.1))
     assert total.dtype == np.float32
     np.testing.assert_allclose(total, [0.3 + 1 + 0.04 + 0.05, 1 + 0.04 + 0.03, np.nan], rtol=1e-6)
     integers = {"r1": 0, "r2": np.array([1, 0]), "r3": np.array([1, 1]), "r4": np.array([1, 0])}
-    np.testing.assert_allclose(rewards.combine(integers, 0.3, 0.3), [1.6, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(rewards.combine(integers, weights(0.3, 0.3)), [1.6, 0.3], rtol=1e-6)
 
 
 def test_combine_with_zero_weights_reduces_to_correctness_plus_format():
     parts = {"r1": 0.3, "r2": 0.25, "r3": 9.0, "r4": 9.0}
-    np.testing.assert_allclose(rewards.combine(parts, beta=0, gamma=0), 0.55, rtol=1e-6)
+    np.testing.assert_allclose(rewards.combine(parts, weights(0, 0)), 0.55, rtol=1e-6)
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="r3"):
-        rewards.combine({"r1": 0, "r2": 0, "r4": 0}, 0.05, 0.1)
+        rewards.combine({"r1": 0, "r2": 0, "r4": 0}, weights(0.05, 0.1))
+    with pytest.raises(ValueError, match="r5.*one weight a reward"):
+        rewards.combine({"r1": 0, "r5": 0}, {"r1": 1.0})
+    with pytest.raises(ValueError, match="one weight a reward"):
+        rewards.combine({}, {})
     with pytest.raises(ValueError, match="same shape"):
         rewards.correctness(np.zeros((2, 3)), np.ones((3,), bool))
     with pytest.raises(ValueError, match="same shape"):
         rewards.content_share(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 1)))
+    with pytest.raises(ValueError, match=r"r1: scores \(\), answered \(\) need .* \[..., Q\]"):
+        rewards.correctness(np.float32(1))
+    with pytest.raises(ValueError, match=r"r2: outcomes \(\) need the same shape \[..., O\]"):
+        rewards.format_share(np.int32(OK))
+    with pytest.raises(ValueError, match=r"r3: memory_tokens \(2,\) and chunk_tokens \(3,\)"):
+        rewards.compression(np.ones(2), np.ones(3))
+
+
+def test_the_order_of_the_sum_is_that_of_the_names_to_the_bit():
+    """r1 + r2 + beta r3 + gamma r4 in float32, on the host and on the device alike."""
+    rng = np.random.default_rng(7)
+    parts = {name: rng.random(1009, np.float32) for name in ("r4", "r2", "r3", "r1")}
+    r1, r2, r3, r4 = (parts[name] for name in ("r1", "r2", "r3", "r4"))
+    wanted = r1 + r2 + np.float32(0.05) * r3 + np.float32(0.1) * r4
+    total = rewards.combine(parts, weights(0.05, 0.1))
+    assert isinstance(total, np.ndarray) and total.tobytes() == wanted.tobytes()
+    on_device = {name: jnp.asarray(values) for name, values in parts.items()}
+    assert np.asarray(rewards.combine(on_device, weights(0.05, 0.1))).tobytes() == wanted.tobytes()
+    other = r4 * np.float32(0.1) + r3 * np.float32(0.05) + r2 + r1
+    assert other.tobytes() != wanted.tobytes()  # so that the order is what is tested
+
+
+def test_any_number_of_rewards_and_leading_axes():
+    parts = {"r1": np.full((2, 3), 0.3), "r5": np.full((2, 3), 0.5)}
+    np.testing.assert_allclose(
+        rewards.combine(parts, {"r1": 1.0, "r5": 0.2}), np.full((2, 3), 0.4), rtol=1e-6
+    )
+    scores = np.arange(12).reshape(2, 3, 2) / 12
+    assert rewards.correctness(scores).shape == (2, 3)
+    assert rewards.format_share(np.full((2, 3, 5), OK)).shape == (2, 3)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.lib.compilations import compilations
 from memalpha import sampler
 from memalpha.model import ModelConfig, head_logps, logits
 from memalpha.sampler import choose, generate, pad_prompts, row_keys
@@ -17,7 +18,7 @@ from tests.test_model import forward, strong_params
 CONFIG = ModelConfig(
     vocab_size=41,
     hidden_size=24,
-    num_layers=2,
+    num_layers=1,
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
@@ -67,7 +68,7 @@ def full_logps(prompts, out, temperature):
     ]
 
 
-@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.6, 1.0), (0.8, 0.7), (0.0, 1.0)])
+@pytest.mark.parametrize("temperature, top_p", [(0.6, 1.0), (0.8, 0.7), (0.0, 1.0)])
 def test_logps_equal_a_full_forward_pass(temperature, top_p):
     out = sample(temperature=temperature, top_p=top_p, stop_ids=[0, 11])
     for i, expected in enumerate(full_logps(PROMPTS, out, temperature)):
@@ -130,13 +131,10 @@ def test_limits_cut_each_row_alone():
     assert out.finished.tolist() == [False, False, True, False]
 
 
-def test_settings_take_effect_without_a_second_trace(monkeypatch):
-    traces = []
-    monkeypatch.setattr(sampler, "choose", lambda *a: (traces.append(1), choose(*a))[1])
-    size = {"prompts": PROMPTS[:3], "steps": 9, "width": 11}  # shapes of no other test
+def test_settings_take_effect_without_a_second_compilation():
+    size = {"prompts": PROMPTS[:3], "steps": 9, "width": 8}
     base = sample(**size, limits=9)
-    count = len(traces)
-    assert count > 0
+    count = compilations()
     stop = int(base.tokens[0, 2])
     others = [
         sample(**size, limits=9, temperature=0),
@@ -146,7 +144,7 @@ def test_settings_take_effect_without_a_second_trace(monkeypatch):
         sample(**size, limits=9, stop_ids=[stop]),
         sample(**size, limits=9, ids=[5, 6, 7]),
     ]
-    assert len(traces) == count
+    assert compilations() == count
     for out in others:
         assert (out.mask != base.mask).any() or (out.tokens != base.tokens).any()
 
@@ -177,26 +175,26 @@ def test_frequencies_follow_the_distribution(temperature, top_p):
     expected[keep] = scaled[keep] / scaled[keep].sum() * n
     seen = np.bincount(token, minlength=len(p))
     assert (seen[expected == 0] == 0).all()
-    some = expected > 0
-    chi2 = ((seen - expected)[some] ** 2 / expected[some]).sum()
+    likely = expected > 0
+    chi2 = ((seen - expected)[likely] ** 2 / expected[likely]).sum()
     assert chi2 < 20.5  # the 0.999 quantile at 5 degrees of freedom
 
 
 def test_top_p_golden():
     p = [0.1, 0.5, 0.15, 0.25]  # ranked: token 1 (0.5), 3 (0.75), 2 (0.9), 0 (1.0)
     grid = np.linspace(0, 0.999, 200)
-    for top_p, kept in (
+    for top_p, nucleus in (
         (0.3, {1}),
         (0.49, {1}),
         (0.51, {1, 3}),
         (0.76, {1, 2, 3}),
         (0.95, {0, 1, 2, 3}),
     ):
-        assert set(draw(p, grid, top_p=top_p)[0].tolist()) == kept
+        assert set(draw(p, grid, top_p=top_p)[0].tolist()) == nucleus
     assert set(draw([0.4, 0.2, 0.2, 0.2], grid, top_p=0.5)[0].tolist()) == {0, 1, 2, 3}  # ties
 
 
-@pytest.mark.parametrize("size", [3, 128, 129, 1000])
+@pytest.mark.parametrize("size", [3, 128, 300])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_the_random_number_is_a_place_in_the_cumulative_distribution(size, top_p):
     weights = np.random.default_rng(size).random(size) * (np.arange(size) % 3 != 1)
@@ -251,7 +249,7 @@ def test_keys_fold_in_number_after_number():
     assert len({tuple(row) for row in data.tolist()}) == 3
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 99), max_size=9), min_size=1, max_size=5))
 def test_padded_prompts_hold_the_prompts(prompts):
     tokens, mask = pad_prompts(prompts, [9, 4], rows=5)
@@ -278,3 +276,19 @@ def test_errors_say_what_to_do():
         sampler.prefill(PARAMS, CONFIG, [])
     with pytest.raises(ValueError, match="prompt_mask"):
         generate(PARAMS, CONFIG, tokens, mask[:2], keys, *rest, 3)
+
+
+def test_scores_and_numbers_of_a_wrong_rank_or_type_are_refused():
+    scores, uniform = jnp.zeros((2, 5)), jnp.zeros(2)
+    settings = jnp.float32(1), jnp.float32(1)
+    for wrong in (
+        (scores[0], uniform, *settings),
+        (scores.astype(int), uniform, *settings),
+        (scores, uniform[:1], *settings),
+        (scores, uniform, jnp.ones(2), settings[1]),
+    ):
+        with pytest.raises(AssertionError):
+            choose(*wrong)
+    for wrong in ([[1, 2]], [0.5]):
+        with pytest.raises(AssertionError):
+            row_keys(jax.random.key(0), np.array(wrong))

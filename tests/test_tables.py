@@ -12,11 +12,11 @@ from scipy.stats import bootstrap
 
 from experiments.lib.data_tables import data_tables
 from experiments.lib.intervals import estimate
-from experiments.lib.pool import Weights, read_pool
+from experiments.lib.pool import Weights, read_pool, score_first_boxes
 from experiments.lib.render import Table, html, latex, markdown
-from experiments.lib.results import ResultsError
+from experiments.lib.results import ResultsError, read_results
 from experiments.tables import PUBLISHED, paper_tables, small_tables, thousands
-from memalpha.data import store
+from memalpha.data import built_sets
 from memalpha.data.instance import Instance, Question
 
 PDFLATEX = shutil.which("pdflatex")  # Debian: texlive-latex-base
@@ -75,6 +75,38 @@ def test_the_mean_of_columns_and_its_interval_by_hand():
         estimate([[0.0, np.nan]])
     with pytest.raises(ValueError, match="every column needs a value"):
         estimate([[1.0], []])
+
+
+def test_the_first_of_several_boxes_counts_where_that_is_asked_for(tmp_path):
+    """Only label and choice questions are scored again, and only where an answer had a score."""
+    names = ("system", "source", "instance")
+    rows = [
+        *(("trained", "nlu", "i", 0.5, 9), ("trained", "nlu", "j", 1.0, 9)),
+        *(("trained", "squad", "i", 0.25, 9), ("trained", "detectiveqa", "i", None, 9)),
+    ]
+    folder = tmp_path / "a"
+    write(folder, rows)
+    asked = [
+        *(("nlu", "i", "\\boxed{3}, no: \\boxed{4}", "3", 0), ("nlu", "i", "\\boxed{4}", "4", 1)),
+        *(("nlu", "i", None, "5", None), ("nlu", "j", "\\boxed{1} \\boxed{2}", "2", 1)),
+        *(("squad", "i", "Oslo", "Lund", 0), ("detectiveqa", "i", None, "B", None)),
+    ]
+    lines = [
+        dict(zip(names, ("trained", source, instance), strict=True))
+        | {"prediction": reply, "gold": [gold], "score": score}
+        for source, instance, reply, gold, score in asked
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    plain, first = ([r["r1"] for r in scored] for scored in of_boxes(folder))
+    assert plain == [0.5, 1.0, 0.25, None] and first == [1.0, 0.0, 0.25, None]
+    pools = [read_pool([str(folder)], first_box=box).rows for box in (False, True)]
+    of_nlu = [next(c for key, c in rows.items() if key.column == "nlu") for rows in pools]
+    assert [sorted(r["r1"] for (r,) in cell.values()) for cell in of_nlu] == [[0.5, 1], [0, 1]]
+
+
+def of_boxes(folder):
+    rows = read_results(folder)[1]
+    return rows, score_first_boxes(folder, rows)
 
 
 def test_the_interval_agrees_with_scipy_and_repeats():
@@ -281,7 +313,7 @@ def test_sizes_of_built_sets_stand_beside_the_published(tmp_path):
         asked = (Question("q", ("a",)),) * 3
         some = [Instance(source, f"i{n}", ("one two three", "four"), asked) for n in range(count)]
         about = {"source": source, "split": split, "tokens": "words"}
-        store.write(tmp_path / source / split, some, about, lambda text: len(text.split()))
+        built_sets.write(tmp_path / source / split, some, about, lambda text: len(text.split()))
 
     build("squad", "train", 2)
     build("nlu", "validation", 3)

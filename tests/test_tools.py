@@ -6,13 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memalpha.calls import DIALECTS
 from memalpha.memory import CORE, EPISODIC, SEMANTIC, OpKind
 from memalpha.tools import (
     CONTENT_KEY,
     DELETE,
-    DIALECTS,
     INSERT,
-    SEARCH,
     UPDATE,
     Call,
     calls_to_ops,
@@ -92,7 +91,6 @@ def test_parsing_never_raises_and_its_calls_become_operations(dialect, data):
         *TRAPS,
         INSERT,
         UPDATE,
-        SEARCH,
         ": ",
         '{"name": ',
         '"arguments": {',
@@ -170,7 +168,9 @@ def test_broken_arguments_are_repaired(body, end):
 
 
 def test_sound_json_is_not_repaired(monkeypatch):
-    monkeypatch.setattr("json_repair.loads", lambda *a, **k: pytest.fail("repair was called"))
+    monkeypatch.setattr(
+        "memalpha.replies._read_value", lambda *a, **k: pytest.fail("repair was called")
+    )
     for dialect in DIALECTS:
         assert one(format_call(INSERT, insert().arguments, dialect), dialect) == insert()
 
@@ -249,20 +249,12 @@ def test_content_that_is_no_text_is_malformed(value):
             {"name": DELETE, "arguments": {"memory_type": "episodic", "memory_id": True}},
             "memory_id",
         ),
-        ({"name": SEARCH, "arguments": {"memory_type": "core", "query": "x"}}, "reads"),
         ([], "no JSON object"),
     ],
 )
 def test_a_call_that_cannot_be_used_says_why_and_is_malformed(value, error):
     call = one(wrapped(json.dumps(value)))
     assert error in call.error
-    assert calls_to_ops([[call]], encode, 4, 1).kind[0, 0] == OpKind.MALFORMED
-
-
-def test_search_is_a_chat_call_but_never_writes():
-    text = format_call(SEARCH, {"memory_type": "semantic", "query": "tea"}, "qwen3")
-    call = one(text, search=True)
-    assert call == Call(SEARCH, {"memory_type": "semantic", "query": "tea"})
     assert calls_to_ops([[call]], encode, 4, 1).kind[0, 0] == OpKind.MALFORMED
 
 
@@ -358,11 +350,11 @@ def test_schemas_offer_enabled_memories_only():
     assert schemas[UPDATE]["parameters"]["required"] == ["memory_type", "new_content"]
     for name, key in CONTENT_KEY.items():
         assert key in schemas[name]["parameters"]["properties"]
-    core_only = tool_schemas((True, False, False), search=True)
+    core_only = tool_schemas((True, False, False))
     assert [s["function"]["name"] for s in core_only] == [UPDATE, DELETE]
     assert "memory_id" not in json.dumps(core_only) and "semantic" not in json.dumps(core_only)
-    lists_only = tool_schemas(np.array([False, True, False]), search=True)
-    assert [s["function"]["name"] for s in lists_only] == [INSERT, UPDATE, DELETE, SEARCH]
+    lists_only = tool_schemas(np.array([False, True, False]))
+    assert [s["function"]["name"] for s in lists_only] == [INSERT, UPDATE, DELETE]
     assert "core" not in json.dumps(lists_only) and "episodic" not in json.dumps(lists_only)
     assert "memory_id" in lists_only[2]["function"]["parameters"]["required"]
 

@@ -37,8 +37,8 @@ LINES = [line for line in real_instance().chunks[0].split("\n") if line]
 def quoted(micro, env) -> list[list[Call]]:
     config = tiny.get_config(SMALL + ",data.chunks=1")
     batch = quote_batch(config, env, lambda step, size: [real_instance()] * size, 0)
-    assert batch.completion.shape[0] == 6
-    rows = (batch.completion[row][batch.completion_mask[row]] for row in range(6))
+    assert batch.tokens.completion.shape[0] == 6
+    rows = (batch.tokens.completion[row][batch.tokens.completion_mask[row]] for row in range(6))
     return [
         parse_calls(micro.tokenizer.decode(ids, skip_special_tokens=True), env.prompt.dialect)
         for ids in rows
@@ -73,7 +73,7 @@ def test_warm_start_batches_have_the_rows_of_the_config(micro, chunks):
     config = tiny.get_config(f"{SMALL},data.chunks={chunks},prompt.tokens=600")
     batches = training_batches(config)
     for make in (quote_batch, trace_batch):
-        assert make(config, micro.env, batches, 3).prompt.shape[0] == 6
+        assert make(config, micro.env, batches, 3).tokens.prompt.shape[0] == 6
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_every_learner_takes_a_step(micro, arguments):
     for number, episode in enumerate(episodes):
         episode.r1 = 0.3 * number  # rewards that differ within every group
     batch = to_batch(episodes, 2, 600, 64, 8)
-    batch = batch.replace(sample_logps=None)
+    batch = batch.with_targets(sample_logps=None)
     if config.rl.call_credit:
         batch = add_credit(batch, episodes, micro.env)
     learn = make_learner(config, model, optimizer, params)

@@ -337,7 +337,7 @@ import sys, numpy as np, jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from safetensors.numpy import load_file
 from configs import tiny
-from experiments.setup import build_model, check
+from experiments.lib.setup import build_model, check
 from memalpha import weights
 from memalpha.hub import read_config
 

@@ -12,7 +12,7 @@ from experiments.lib.objects import (
 )
 from experiments.lib.readers import check_readers
 from memalpha.losses import group_ids
-from memalpha.optimizer import make_optimizer
+from memalpha.optimizer import OptimizerConfig
 from memalpha.retrieval import make_index
 from memalpha.sharding import check_rows
 
@@ -31,8 +31,8 @@ def check(config: ConfigDict) -> None:
         )
     make_index([], config.reward.retriever, config.reward.dimensions)
     group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
-    make_optimizer(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)
-    make_optimizer(stage.learning_rate, optimizer=stage.optimizer)
+    OptimizerConfig(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)
+    OptimizerConfig(stage.learning_rate, optimizer=stage.optimizer)
     counts = {
         "data.chunks": config.data.chunks,
         "warm_start.rows": stage.rows,

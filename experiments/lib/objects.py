@@ -20,11 +20,12 @@ from memalpha import lora
 from memalpha.data import PHRASES, synthetic
 from memalpha.episode import Environment, MemorySpec
 from memalpha.hub import find_folder, read_config
-from memalpha.learner import LossConfig, TrainState, init_state
+from memalpha.learner import TrainState, init_state
 from memalpha.lm.interface import Counted
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
-from memalpha.optimizer import make_optimizer
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.paths import user_path
 from memalpha.policy import (
     EnvironmentSpec,
@@ -237,12 +238,14 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     rl = config.rl
     updates = rl.epochs * rl.minibatches if rl.algorithm == "ppo" else 1  # of a step
     return make_optimizer(
-        rl.learning_rate,
-        rl.warmup_steps * updates,
-        rl.steps * updates + 1,
-        rl.schedule,
-        rl.weight_decay,
-        rl.max_grad_norm or None,
-        b2=rl.b2,
-        optimizer=rl.optimizer,
+        OptimizerConfig(
+            learning_rate=rl.learning_rate,
+            warmup_steps=rl.warmup_steps * updates,
+            total_steps=rl.steps * updates + 1,
+            schedule=rl.schedule,
+            optimizer=rl.optimizer,
+            weight_decay=rl.weight_decay,
+            max_grad_norm=rl.max_grad_norm or None,
+            b2=rl.b2,
+        )
     )

@@ -12,10 +12,18 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.lib.intervals import Estimate, estimate
-from experiments.lib.results import ResultsError, Row, read_results
+from experiments.lib.results import (
+    QUESTIONS,
+    ResultsError,
+    Row,
+    read_lines,
+    read_results,
+    row_key,
+)
 from experiments.lib.workdir import differences
 from memalpha import scoring
 from memalpha.paths import user_path
+from memalpha.rewards import correctness
 
 # Names of a table's columns where they are not those of the family of the metric.
 COLUMN_OF = {"longmemeval": "longmemeval_s", "clinc150": "clinic150"}
@@ -120,9 +128,10 @@ def mean_over_columns(cells: Sequence[Cell], name: str) -> float | None:
     return float(np.mean([column.mean() for column in columns])) if all(map(len, columns)) else None
 
 
-def read_pool(folders: Sequence[str], small: Sequence[str] = ()) -> Pool:
+def read_pool(folders: Sequence[str], small: Sequence[str] = (), first_box: bool = False) -> Pool:
     """Puts results folders together; sources of the folders in `small`, and synthetic ones, go to
-    the small tables. The weights of the first folder are those of the main tables.
+    the small tables. The weights of the first folder are those of the main tables. `first_box`:
+    see `score_first_boxes`.
 
     Raises:
         ResultsError: no folder, one without results, folders read in different ways (one table, one
@@ -131,6 +140,7 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = ()) -> Pool:
     pool: Pool | None = None
     for folder, aside in [*((f, False) for f in folders), *((f, True) for f in small)]:
         about, rows = read_results(folder)
+        rows = score_first_boxes(folder, rows) if first_box else rows
         weights, reading = Weights(**about["reward"]), dict(about["reading"])
         reading.pop("tokenizer")  # every run has its own
         if pool is None:
@@ -142,6 +152,19 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = ()) -> Pool:
     if pool is None:
         raise ResultsError("no results folder: give at least one")
     return pool
+
+
+def score_first_boxes(folder: str | Path, rows: Sequence[Row]) -> list[Row]:
+    r"""The rows with r1 as Mem-alpha's released code has it: of several `\boxed{}` answers in a
+    reply the first counts, not the last (`scoring.scores`). Replies are those in the folder."""
+    scored: dict[tuple, list[float]] = {}
+    for asked in read_lines(Path(folder) / QUESTIONS):
+        if asked["score"] is not None and scoring.reads_box(asked["source"]):
+            reply, gold = asked["prediction"], asked["gold"]
+            value = scoring.score(asked["source"], reply, gold, first_box=True)
+            scored.setdefault(row_key(asked), []).append(value)
+    means = {key: float(correctness(np.asarray(values))) for key, values in scored.items()}
+    return [row | {"r1": means.get(row_key(row), row["r1"])} for row in rows]
 
 
 def _add(

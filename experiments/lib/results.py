@@ -54,8 +54,8 @@ class Results:
             raise ResultsError(f"{folder}: another process is writing results there") from error
         write_json(self.folder / ABOUT, self._agree(json.loads(json.dumps(about))))
         rows = read_lines(self.folder / INSTANCES)
-        self.done = {_key(row): row["digest"] for row in rows}
-        asked = [r for r in read_lines(self.folder / QUESTIONS) if _key(r) in self.done]
+        self.done = {row_key(row): row["digest"] for row in rows}
+        asked = [r for r in read_lines(self.folder / QUESTIONS) if row_key(r) in self.done]
         for name, kept in ((INSTANCES, rows), (QUESTIONS, asked)):
             write_text(self.folder / name, _lines(kept))
 
@@ -110,12 +110,14 @@ class Results:
                 file.write(_lines(new))
                 file.flush()
                 os.fsync(file.fileno())
-        self.done |= {_key(row): row["digest"] for row in rows}
+        self.done |= {row_key(row): row["digest"] for row in rows}
 
 
 def digest(instance: Instance) -> str:
-    """A hash of chunks, questions and answers."""
-    asked = [(q.question, q.answers) for q in instance.questions]
+    """A hash of chunks, questions, their dates and answers."""
+    asked = [
+        (q.question, q.answers, q.asked_at)[: 3 if q.asked_at else 2] for q in instance.questions
+    ]
     return hashlib.sha256(json.dumps([instance.chunks, asked]).encode()).hexdigest()[:16]
 
 
@@ -204,7 +206,8 @@ def _read_about(path: Path) -> Row:
         raise ResultsError(f"{path} is no JSON ({error}); take the folder away") from None
 
 
-def _key(row: Row) -> tuple[str, str, str]:
+def row_key(row: Row) -> tuple[str, str, str]:
+    """System, source and instance of a row."""
     return row["system"], row["source"], row["instance"]
 
 

@@ -18,13 +18,13 @@ from experiments.lib.progress import progress
 from experiments.lib.step_log import check_finite
 from experiments.lib.workdir import MetricsLog, own_folder
 from experiments.lib.writers import is_flat, poor_writer
-from memalpha.batch import Batch, take
+from memalpha.batch import Batch, Rows, Tokens, plan_micro_batches, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.episode import Environment, Turn, Writer
 from memalpha.learner import init_state, make_supervised_update
 from memalpha.memory import MEMORY_NAMES
 from memalpha.model import ModelConfig, Params
-from memalpha.optimizer import make_optimizer
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tokenizer import decode, encode
 from memalpha.tools import INSERT, UPDATE, Call, format_response
@@ -53,16 +53,18 @@ def warm_start(
     trace_steps = max(stage.steps - stage.copy_steps - stage.quote_steps, 1)
     # A short memory of squared gradients (b2): with 0.999 copying had not appeared after 300 steps.
     optimizer = make_optimizer(
-        stage.learning_rate,
-        warmup_steps=20,
-        total_steps=stage.steps,
-        schedule="stable_decay",
-        decay_share=trace_steps / stage.steps,
-        weight_decay=0.0,
-        b2=0.99,
-        optimizer=stage.optimizer,
+        OptimizerConfig(
+            learning_rate=stage.learning_rate,
+            warmup_steps=20,
+            total_steps=stage.steps,
+            schedule="stable_decay",
+            decay_share=trace_steps / stage.steps,
+            optimizer=stage.optimizer,
+            weight_decay=0.0,
+            b2=0.99,
+        )
     )
-    update = make_supervised_update(model, optimizer, stage.micro_batch or None)
+    update = make_supervised_update(model, optimizer)
     batches = training_batches(config)
     state, first = init_state(params, optimizer), 0
     with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:
@@ -79,7 +81,8 @@ def warm_start(
 
         with progress("warm start", stage.steps, first) as report:
             for step, batch in ahead(make, range(first, stage.steps)):
-                state, metrics = update(state, batch)
+                plan = plan_micro_batches(batch, stage.micro_batch or None)
+                state, metrics = update(state, batch, plan)
                 metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 log.write(step, metrics)
                 check_finite(metrics, step, "warm start")
@@ -107,7 +110,8 @@ def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
     start = rng.integers(length - span + 1, size=(rows, 1))
     completion = np.take_along_axis(context, start + np.arange(span), axis=1)
     mask = np.ones(context.shape, bool)
-    return Batch(context, mask, completion, mask[:, :span], valid=mask[:, 0])
+    tokens = Tokens(context, mask, completion, mask[:, :span])
+    return Batch(tokens, rows=Rows(valid=mask[:, 0]))
 
 
 def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
@@ -169,10 +173,5 @@ def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Wri
     ]
     room = sum(len(instance.chunks) for instance in instances)
     batch = take(to_batch(episodes, 1, config.prompt.tokens, limit, room), np.arange(rows))
-    return Batch(
-        batch.prompt,
-        batch.prompt_mask,
-        batch.completion,
-        batch.completion_mask,
-        valid=batch.completion_mask.any(axis=1),  # no questions asked, so no reward is valid
-    )
+    # No questions were asked, so no row has a reward; here a row counts that has a response.
+    return Batch(batch.tokens, rows=Rows(valid=batch.tokens.completion_mask.any(axis=1)))

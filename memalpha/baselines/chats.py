@@ -20,8 +20,8 @@ from memalpha.memory import Entry, MemoryView
 from memalpha.paths import user_path
 from memalpha.prompts import BUILT_IN, PromptTooLong
 from memalpha.reading import find_evidence
+from memalpha.replies import clean
 from memalpha.tokenizer import decode
-from memalpha.tools import clean
 
 FORMS = BUILT_IN / "baselines"  # the folder of the prompts
 MEMORY = 1024  # tokens of a rewritten memory (MemAgent)

@@ -31,9 +31,9 @@ from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Recall
 from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import Entry
+from memalpha.replies import clean, find_items, find_with, visible
 from memalpha.retrieval import make_index
-from memalpha.scoring import visible
-from memalpha.tools import MAX_REPAIR, clean, read_object
+from memalpha.tools import id_number
 
 SIMILAR = 10  # stored facts that a new one is compared with (the paper)
 SUMMARY = 256  # tokens
@@ -49,20 +49,19 @@ class _Store:
     rejected: int = 0
 
     def carry_out(
-        self, env: Environment, decision: dict, fact: str, shown: Sequence[Entry], chunk: int
+        self, env: Environment, reply: str, fact: str, shown: Sequence[Entry], chunk: int
     ) -> bool:
         """Does what was decided about a fact; False, and nothing done, where it makes no sense."""
-        operation, text = str(decision.get("operation")).strip().upper(), decision.get("text")
-        number = str(decision.get("id")).strip(" []")
-        known = number.isdecimal() and int(number) in {entry.id for entry in shown}
+        operation, number, text = read_decision(reply)
+        known = number in {entry.id for entry in shown}
         if operation == "ADD":
             self.facts[self.next_id] = Entry(self.next_id, fact, chunk)
             self.next_id += 1
-        elif operation == "UPDATE" and known and isinstance(text, str) and text.strip():
-            text = cut(env, clean(text).strip(), env.memory.entry_tokens)
-            self.facts[int(number)] = Entry(int(number), text, chunk)
+        elif operation == "UPDATE" and known and text:
+            text = cut(env, text, env.memory.entry_tokens)
+            self.facts[number] = Entry(number, text, chunk)
         elif operation == "DELETE" and known:
-            del self.facts[int(number)]
+            del self.facts[number]
         else:
             return operation == "NOOP"
         return True
@@ -122,8 +121,8 @@ def recall(
                     fact = cut(env, fact, env.memory.entry_tokens)
                     near = nearest(env, list(store.facts.values()), fact, similar)
                     shown = fitting(env, near, lambda some, fact=fact: ask_decision(fact, some))
-                    decision = read_object(visible((yield ask_decision(fact, shown)))) or {}
-                    store.rejected += not store.carry_out(env, decision, fact, shown, number)
+                    reply = yield ask_decision(fact, shown)
+                    store.rejected += not store.carry_out(env, reply, fact, shown, number)
             if summary_tokens:
                 for chat in feed(env, chunk, ask_summary):
                     written = cut(env, visible((yield chat)), summary_tokens)
@@ -144,19 +143,28 @@ def nearest(env: Environment, facts: Sequence[Entry], fact: str, k: int) -> list
     return [facts[i] for i in ids[0].tolist() if i >= 0]
 
 
+def read_decision(reply: str) -> tuple[str, int, str]:
+    """Operation, id and new text of the last decision in a reply; "", -1 and "" where there is
+    none."""
+    decisions = find_with(visible(reply), "operation", ("id", "text"))
+    decision = decisions[-1] if decisions else {}
+    operation, text = str(decision.get("operation", "")).strip().upper(), decision.get("text")
+    text = clean(text).strip() if isinstance(text, str) else ""
+    return operation, id_number(decision.get("id")), text
+
+
 def read_facts(text: str) -> tuple[list[str], int]:
     """The facts of a reply, and how much of it could not be used.
 
-    Of a long reply that is broken or cut off, what can be repaired at its beginning is used.
+    The last list counts: a model may quote the form before it answers. Of one that is broken or cut
+    off, the facts that stand there whole are used.
     """
     body = visible(text)
-    body = body[max(0, body.find("{")) :]
-    found, rejected = read_object(body), 0
-    if found is None:
-        found, rejected = read_object(body[:MAX_REPAIR]), 1
-    items = (found or {}).get("facts")
+    lists = [value["facts"] for value in find_with(body, "facts", ())]
+    items, rejected = (lists.pop(), 0) if lists else (find_items(body, "facts"), 1)
+    rejected += sum(len(earlier) for earlier in lists if isinstance(earlier, list))
     if not isinstance(items, list):
-        return [], 1
+        return [], rejected or 1
     facts = [" ".join(clean(fact).split()) for fact in items if isinstance(fact, str)]
     facts = [fact for fact in facts if fact]
     return facts, rejected + len(items) - len(facts)

@@ -8,6 +8,6 @@ so the prompt says what kind of questions they will be.
 from functools import partial
 
 from memalpha.baselines.chats import rewrite
-from memalpha.scoring import visible
+from memalpha.replies import visible
 
 recall = partial(rewrite, "memagent", visible)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memalpha import tools
+from memalpha import calls, tools
 from memalpha.baselines.chats import (
     FORMS,
     MIN_PIECE,
@@ -41,9 +41,8 @@ from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Recall, count_tokens
 from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import Entry
+from memalpha.replies import clean, visible
 from memalpha.retrieval import make_index
-from memalpha.scoring import visible
-from memalpha.tools import clean
 
 SUMMARY = 512  # tokens of the recursive summary
 PAGE = 5  # results of a search
@@ -63,7 +62,8 @@ FUNCTIONS = {  # name: what it does, and its arguments
     "recall_search": ("Find messages that left the queue.", {"query": "Words to look for."}),
 }
 
-_ARGUMENTS = {"page", "heartbeat"}.union(*(arguments for _, arguments in FUNCTIONS.values()))
+_KNOWN = {name: {*arguments, "page", "heartbeat"} for name, (_, arguments) in FUNCTIONS.items()}
+_ARGUMENTS = set().union(*_KNOWN.values())
 _MAIN = ("working", "summary", "queue")  # placeholders of the main form
 _COUNTS = ("used", "limit", "evicted", "archived", "notice", "budget")
 
@@ -239,13 +239,12 @@ class _Main:
     def act(self, reply: str, chunk: int) -> bool:
         """Runs the calls of a reply; whether the model gets another turn at this message."""
         again = False
-        for done, call in enumerate(tools.scan_calls(reply, self.env.prompt.dialect)):
+        for done, raw in enumerate(read_calls(reply, self.env.prompt.dialect)):
             if done >= self.env.memory.max_calls:
                 self.rejected += 1
                 continue
-            name, arguments, error, _ = call
-            name, arguments = str(clean(name)), _known(arguments)
-            result = self._failure(name, arguments, error)
+            name, arguments = str(clean(raw.name)), _known(raw.arguments)
+            result = self._failure(name, arguments, raw.error)
             failed = bool(result)
             made = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
             made = self._short(made, self.room // 4)
@@ -316,6 +315,11 @@ class _Main:
             budget = max(1, budget - over)
             text = cut(self.env, text, budget)
         return text
+
+
+def read_calls(reply: str, dialect: str) -> list[calls.RawCall]:
+    """The calls of a reply; the model was not trained for them, so bare JSON counts too."""
+    return calls.scan_calls(reply, dialect, _KNOWN, bare=True)
 
 
 def _known(arguments: object) -> dict:

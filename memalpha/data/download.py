@@ -14,10 +14,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from memalpha.data.files import sha256, write_text
+from memalpha.data.files import DOWNLOADS, sha256, write_text
+from memalpha.paths import user_path
 
-BLOCK = 1 << 20
-LOCK = "downloads.json"
+BDOWNLOADS = 1 << 20
 HUB = "https://huggingface.co/datasets"
 
 
@@ -61,6 +61,9 @@ REMOTES: dict[str, tuple[Remote, ...]] = {
     "squad": _files("https://rajpurkar.github.io/SQuAD-explorer/dataset", "squad", {
         "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
         "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+    }),
+    "squad_v2": _files("https://rajpurkar.github.io/SQuAD-explorer/dataset", "squad_v2", {
+        "dev-v2.0.json": "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
     }),
     "trec": _files("https://cogcomp.seas.upenn.edu/Data/QA/QC", "trec", {
         "train_5500.label": "9e4c8bdcaffb96ed61041bd64b564183d52793a8e91d84fc3a8646885f466ec3",
@@ -116,14 +119,14 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
         ConnectionError: no network, or the server refuses; says what to fetch by hand and where to
             put it.
     """
-    target = Path(data_dir) / remote.path
+    target = user_path(data_dir) / remote.path
     pins = _read_pins(target.parent)
     pin = pins.get(target.name, {})
     expected = remote.sha256 or pin.get("sha256", "")
     if target.exists():
-        found = _check(target, expected)
+        digest = _check(target, expected)
         known = remote.revision if remote.repository else remote.url
-        _pin(target, found, pins, pin.get("origin", known))
+        _pin(target, digest, pins, pin.get("origin", known))
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -141,12 +144,12 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
             f" {target}; run again to go on where this stopped"
         ) from error
     try:
-        found = _check(part, expected)
+        digest = _check(part, expected)
     except ValueError:
         part.unlink()  # of no use, and in the way of the next try
         raise
     os.replace(part, target)
-    _pin(target, found, pins, origin)
+    _pin(target, digest, pins, origin)
     return target
 
 
@@ -154,7 +157,7 @@ def _fetch_from_hub(remote: Remote, commit: str, part: Path) -> str:
     """Fetch at the pinned commit, or at the newest one; returns the commit."""
     try:
         commit = commit or HfApi().dataset_info(remote.repository).sha
-        found = hf_hub_download(
+        file = hf_hub_download(
             remote.repository,
             remote.url,
             repo_type="dataset",
@@ -163,7 +166,7 @@ def _fetch_from_hub(remote: Remote, commit: str, part: Path) -> str:
         )
     except Exception as error:  # those of the client's transport, which versions of it exchange
         raise OSError(f"{type(error).__name__}: {error}") from error
-    os.replace(found, part)
+    os.replace(file, part)
     return commit
 
 
@@ -179,7 +182,7 @@ def _append(url: str, part: Path, timeout: float) -> None:
         raise
     resumed = response.status == 206
     with response, part.open("ab" if resumed else "wb") as file:
-        while block := response.read(BLOCK):
+        while block := response.read(BDOWNLOADS):
             file.write(block)
         length = response.headers.get("Content-Length")
         if length is not None and file.tell() < int(length) + (done if resumed else 0):
@@ -188,20 +191,20 @@ def _append(url: str, part: Path, timeout: float) -> None:
 
 def _check(path: Path, expected: str) -> str:
     """The SHA-256 of a file, which is the expected one where that is known."""
-    found = sha256(path)
-    if expected and found != expected:
+    actual = sha256(path)
+    if expected and actual != expected:
         raise ValueError(
-            f"{path}: SHA-256 {found} where {expected} is expected; remove the file and fetch it"
+            f"{path}: SHA-256 {actual} where {expected} is expected; remove the file and fetch it"
             " again, or put the published one there"
         )
-    return found
+    return actual
 
 
 def _read_pins(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / LOCK
+    path = folder / DOWNLOADS
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _pin(path: Path, digest: str, pins: dict[str, dict[str, str]], origin: str) -> None:
     pins[path.name] = {"origin": origin, "sha256": digest}
-    write_text(path.parent / LOCK, json.dumps(pins, indent=1, sort_keys=True) + "\n")
+    write_text(path.parent / DOWNLOADS, json.dumps(pins, indent=1, sort_keys=True) + "\n")

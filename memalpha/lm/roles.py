@@ -1,23 +1,23 @@
 """Reader, judges and writer on a language model of `lm`: the functions that `rollout` takes.
 
 What the model is shown goes through `prompts`, as data between tags. Thinking is removed from what
-it says (`scoring.visible`). Where the engine failed, reader and score judge give None and the
+it says (`replies.visible`). Where the engine failed, reader and score judge give None and the
 content judge a failed verdict; the engine's words go to `on_failure`. Reader and judges carry a
 `name` for result files.
 """
 
 import math
+import re
 import string
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 from absl import logging
-from json_repair import repair_json
 
-from memalpha import judge, scoring
+from memalpha import scoring
 from memalpha.episode import Environment, Response, Turn, Writer
-from memalpha.judge import Verdict
+from memalpha.judge import ContentJudge, Verdict, to_judge
 from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import MEMORY_NAMES
 from memalpha.prompts import (
@@ -31,13 +31,15 @@ from memalpha.prompts import (
     render_reader,
 )
 from memalpha.reader import Answerer, Request
+from memalpha.replies import breaks_off, find_with, visible
 from memalpha.scoring import Claim
 from memalpha.tokenizer import encode, train_tokenizer
-from memalpha.tools import Call, tool_schemas
+from memalpha.tools import Call, parse_prompted_calls, tool_schemas
 
 OnFailure = Callable[[str], None]
 READER_TOKENS, VERDICT_TOKENS = 2048, 512  # of a reply; the first as in Mem-alpha
 BYTES_A_TOKEN = 4  # of English text
+_VALID = re.compile(r"""["']VALID["']\s*:\s*["']?(true|false)\b""", re.IGNORECASE)
 SHOWN = 200  # characters of a reply in an account of it
 READER_KIND = {
     "retrieval": "reader",
@@ -74,9 +76,10 @@ def lm_reader(
 
     def chat(request: Request) -> Chat:
         evidence = request.evidence
+        date = f"[Asked at {request.asked_at}] " if request.asked_at else ""
         return render_reader(
             template,
-            scoring.instruction(request.source) + request.question,
+            scoring.instruction(request.source) + date + request.question,
             evidence.core,
             [entry.text for entry in evidence.semantic],
             [entry.text for entry in evidence.episodic],
@@ -141,15 +144,15 @@ def lm_content_judge(
     temperature: float = 0.0,
     seed: int = 0,
     on_failure: OnFailure = logging.warning,
-) -> Callable[[Sequence[Call]], list[Verdict]]:
-    """The content judge of r4 on a model, with the signature of `judge.judge`.
+) -> ContentJudge:
+    """The content judge of r4 on a model.
 
     It is asked only of calls that have a content; a reply without a verdict in it is a failure.
     """
     template = load_template("full") if template is None else template
 
     def decide(calls: Sequence[Call]) -> list[Verdict]:
-        found = [judge.to_judge(call) for call in calls]
+        found = [to_judge(call) for call in calls]
         asked = [i for i, item in enumerate(found) if isinstance(item, tuple)]
         chats = [
             render_judge(template, MEMORY_NAMES[found[i][0]], found[i][1], CHAT_MARKS)
@@ -167,17 +170,20 @@ def lm_content_judge(
 
 
 def read_verdict(reply: str | None) -> Verdict:
-    """The verdict in {"VALID": bool, "ISSUES": [...], ...}, slightly broken JSON included."""
+    """The last verdict {"VALID": bool, "ISSUES": [...], ...} of a reply.
+
+    Of an object that is broken but does not break off, `VALID` alone is read.
+    """
     text = reply or ""
-    start, end = text.find("{"), text.rfind("}")
-    found = repair_json(text[start : end + 1], return_objects=True) if 0 <= start < end else None
-    valid = found.get("VALID") if isinstance(found, dict) else None
-    valid = {"true": True, "false": False}.get(str(valid).lower())
+    verdicts = find_with(text, "VALID")
+    if not verdicts and not breaks_off(text):
+        words = {word.lower() for word in _VALID.findall(text)}
+        verdicts = [{"VALID": word} for word in words] if len(words) == 1 else []
+    verdict = verdicts[-1] if verdicts else {}
+    valid = {"true": True, "false": False}.get(str(verdict.get("VALID")).lower())
     if valid is None:
-        return Verdict(False, ("the judge gave no verdict",), failed=True)
-    issues = found.get("ISSUES") or []
-    issues = tuple(map(str, issues)) if isinstance(issues, list) else (str(issues),)
-    return Verdict(valid, () if valid else issues)
+        return Verdict(False, failed=True)
+    return Verdict(valid)
 
 
 def lm_writer(
@@ -211,7 +217,7 @@ def lm_writer(
         for generation in generations:
             if generation.error:
                 on_failure(f"writer {engine.name}: {generation.error}")
-            tokens = encode(env.prompt.tokenizer, scoring.visible(generation.text))
+            tokens = encode(env.prompt.tokenizer, visible(generation.text))
             end = [] if generation.error else [env.prompt.tokenizer.eos_token_id]
             responses.append(Response(np.array([*tokens, *end], np.int32), error=generation.error))
         return responses
@@ -226,8 +232,8 @@ def prompted_environment(tokenizer=None) -> Environment:
     """
     template = load_template("full")
     if tokenizer is not None:
-        return Environment(PromptSpec(tokenizer, template))
-    env = Environment(PromptSpec(train_tokenizer([], 258), template))
+        return Environment(PromptSpec(tokenizer, template, parse=parse_prompted_calls))
+    env = Environment(PromptSpec(train_tokenizer([], 258), template, parse=parse_prompted_calls))
     return env.replace(
         prompt_tokens=BYTES_A_TOKEN * env.prompt.prompt_tokens,
         entry_tokens=BYTES_A_TOKEN * env.memory.entry_tokens,
@@ -257,5 +263,5 @@ def _say(
     for generation in engine.generate(chats, max_new_tokens, temperature, seed):
         if generation.error:
             on_failure(f"{who} {engine.name}: {generation.error}")
-        said.append(None if generation.error else scoring.visible(generation.text))
+        said.append(None if generation.error else visible(generation.text))
     return said

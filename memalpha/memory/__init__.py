@@ -1,6 +1,14 @@
 """The memory: arrays and operations (`state`), batches of them (`rows`), its text (`text`)."""
 
-from memalpha.memory.rows import grow, needed_capacity, newest, refill, take
+from memalpha.memory.rows import (
+    capacity_bucket,
+    grow,
+    needed_capacity,
+    newest,
+    refill,
+    reindex,
+    take,
+)
 from memalpha.memory.state import (
     CORE,
     EPISODIC,
@@ -13,9 +21,7 @@ from memalpha.memory.state import (
     Outcome,
     apply_batch,
     apply_ops,
-    capacity_bucket,
     init,
-    reindex,
 )
 from memalpha.memory.text import Entry, MemoryView, from_view, view
 

@@ -5,11 +5,14 @@ C tokens the core can hold, O operations of one step, W width of an operation's 
 (W >= max(C, L)), M tokens of the cut mark. All arrays are int32.
 
 Mem-alpha, section 3.2: one core paragraph and two lists of entries, semantic and episodic. The
-lists are stacked on an axis of size 2, so memory type t lives at index t - 1. Entries fill the
+lists are stacked on an axis of size 2, so that memory type t is at index t - 1. Entries fill the
 slots from 0; a slot at or past `count` is spare, never read, and left zero. Ids only grow, so the
-order of insertion is that of the ids and not of the slots: where an entry is deleted, the last slot
-closes the gap. So no operation touches more than two slots, and `chains` finds them: its cost does
-not depend on N.
+order of insertion is that of the ids and not of the slots: when an entry is deleted, the entry of
+the last slot moves into the gap. So no operation writes more than two slots, and the hash tables in
+`chains` say which: its cost does not depend on N.
+
+Masked writes go to index N, which `mode="drop"` discards: under vmap a conditional write would
+become a select that copies the whole array.
 """
 
 from enum import IntEnum
@@ -20,13 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memalpha.memory import hash_tables as chains
+from memalpha.memory import hash_tables
+from memalpha.memory.hash_tables import content_hash
 
 CORE, SEMANTIC, EPISODIC = 0, 1, 2
 MEMORY_NAMES = ("core", "semantic", "episodic")
 TABLES = 4  # of `chains`: 2 * list for the ids, 2 * list + 1 for the contents
-_HASH_BASE = 0x9E3779B1  # odd; 2^32 over the golden ratio
-MIN_CAPACITY = 16  # entries; below it a bucket would save no memory worth a compilation
 
 
 class OpKind(IntEnum):
@@ -40,7 +42,7 @@ class OpKind(IntEnum):
 
 
 class Outcome(IntEnum):
-    """What came of an operation. Only OK changed the memory; NONE is padding, not a call."""
+    """The result of an operation. Only OK changed the memory; NONE is padding, not a call."""
 
     NONE = 0
     OK = 1
@@ -64,7 +66,7 @@ class MemoryState:
     written_at: jax.Array  # [2, N] index of the chunk that last wrote the entry
     count: jax.Array  # [2] entries
     next_id: jax.Array  # [] one counter for both lists
-    chains: jax.Array  # [12 * N] hash tables (chains.py): entries by id, and by content
+    chains: jax.Array  # [12 * N] hash tables (`hash_tables`) of entries by id and by content
 
     @property
     def size(self) -> jax.Array:
@@ -75,8 +77,8 @@ class MemoryState:
 
 @flax.struct.dataclass
 class Newest:
-    """The newest entries of each list, K at most, newest first, and the size of what there is in
-    all: what a writer is shown. A batch has a leading axis R on every leaf."""
+    """What a writer sees: the newest entries of each list, at most K, newest first, and the size of
+    the whole memory. A batch has a leading axis R on every leaf."""
 
     core: jax.Array  # [C]
     core_len: jax.Array  # []
@@ -101,7 +103,7 @@ class Ops:
 
 @flax.struct.dataclass
 class _Content:
-    """What the operations would write; a step sees one of them, without the axis O."""
+    """What the operations would write; each step of the scan gets one, without the axis O."""
 
     words: jax.Array  # [O, L] to a list, zero-padded
     length: jax.Array  # [O]
@@ -150,7 +152,7 @@ def init(
 
 
 def _check(state: MemoryState, ops: Ops, chunk_index, cut_mark, enabled) -> None:
-    """Assert ranks, shapes and types of one episode's arguments."""
+    """Assert ranks, shapes and types of the arguments for one episode."""
     leaves = jax.tree.leaves((state, ops)) + [chunk_index, cut_mark]
     assert all(x.dtype == jnp.int32 for x in leaves), "memory arrays must be int32"
     assert state.core.ndim == 1 and state.tokens.ndim == 3, "one episode has no row axis"
@@ -167,35 +169,8 @@ def _check(state: MemoryState, ops: Ops, chunk_index, cut_mark, enabled) -> None
     assert enabled.shape == (3,) and enabled.dtype == jnp.bool_
 
 
-def _hash(tokens: jax.Array, length: jax.Array) -> jax.Array:
-    """A number of contents (tokens [..., L], length [...]): int32 [...]. Equal where they are."""
-    positions = np.arange(tokens.shape[-1])
-    weights = np.cumprod(np.full(len(positions), _HASH_BASE, np.uint32), dtype=np.uint32)
-    terms = jnp.where(positions < length[..., None], tokens.astype(jnp.uint32) + 1, 0) * weights
-    total = jnp.sum(terms, axis=-1, dtype=jnp.uint32)
-    return (total ^ (total >> 15)).astype(jnp.int32)
-
-
-@jax.jit
-@jax.vmap
-def _chains_of(tokens: jax.Array, length: jax.Array, ids: jax.Array, count: jax.Array) -> jax.Array:
-    capacity = ids.shape[1]
-    keys = jnp.stack([ids, _hash(tokens, length)], axis=1)  # [2, 2, N]
-    tables = jnp.arange(TABLES, dtype=jnp.int32).reshape(2, 2, 1)
-    used = jnp.broadcast_to(jnp.arange(capacity) < count[:, None, None], keys.shape)
-    return chains.build(chains.bucket_of(tables, keys, capacity).ravel(), used.ravel())
-
-
-def reindex(state: MemoryState) -> MemoryState:
-    """The same memories [R, ...] with `chains` made from their entries: for a state that was not
-    made by operations. On the device, but numpy leaves come back as numpy."""
-    made = _chains_of(state.tokens, state.length, state.id, state.count)
-    on_host = isinstance(state.tokens, np.ndarray)
-    return state.replace(chains=jax.device_get(made) if on_host else made)
-
-
 def _same(tokens: jax.Array, length: jax.Array, words: jax.Array, size: jax.Array) -> jax.Array:
-    """[] bool: is the text (tokens [L], length []) `words` [L], `size` long?"""
+    """[] bool: are tokens [L] of length [] the same as `words` [L] of length `size`?"""
     padding = jnp.arange(words.shape[0]) >= size
     return jnp.all((tokens == words) | padding) & (length == size)
 
@@ -204,10 +179,10 @@ def _cut_core(
     words: jax.Array, size: jax.Array, core_tokens: int, cut_mark: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Content words [W] as a core ([C], []): zero-padded, or cut so that it ends in the mark."""
-    kept = jnp.minimum(size, core_tokens)
-    fitted = jnp.where(jnp.arange(core_tokens) < kept, words[:core_tokens], 0)
+    length = jnp.minimum(size, core_tokens)
+    fitted = jnp.where(jnp.arange(core_tokens) < length, words[:core_tokens], 0)
     marked = fitted.at[core_tokens - cut_mark.shape[0] :].set(cut_mark)
-    return jnp.where(size > core_tokens, marked, fitted), kept
+    return jnp.where(size > core_tokens, marked, fitted), length
 
 
 def apply_ops(
@@ -222,7 +197,7 @@ def apply_ops(
     Args:
       state: the memory.
       ops: O operations; an unknown kind counts as MALFORMED.
-      chunk_index: [] int32, kept as `written_at` of what is written.
+      chunk_index: [] int32, stored as `written_at` of what is written.
       cut_mark: [M] int32, the last tokens of a core that was cut to C.
       enabled: [3] bool, which memory types may be written.
 
@@ -230,10 +205,10 @@ def apply_ops(
       state, outcomes [O] int32 (`Outcome`), ids [O] int32 (the entry written, updated or
       deleted, else -1). The first rule that applies decides: MALFORMED; WRONG_TYPE (no such
       memory, a disabled one, an insert on core); UNKNOWN_ID (also the delete of an empty core);
-      TOO_LONG; DUPLICATE (the content already stands word for word in that list, or is the
-      core, after the cut); FULL. A failed operation changes nothing.
+      TOO_LONG; DUPLICATE (the list has an entry with the same tokens, or the core is the same
+      after the cut); FULL. A failed operation changes nothing.
 
-    Mem-alpha, section 3.2. In place where the state is donated, at a cost that N does not change.
+    Mem-alpha, section 3.2. In place where the state is donated, at a cost independent of N.
     """
     chunk_index, cut_mark, enabled = map(jnp.asarray, (chunk_index, cut_mark, enabled))
     _check(state, ops, chunk_index, cut_mark, enabled)
@@ -242,7 +217,7 @@ def apply_ops(
     words = jnp.where(padding, 0, ops.tokens[:, :entry_tokens])
     cut = partial(_cut_core, core_tokens=state.core.shape[0], cut_mark=cut_mark)
     cores = jax.vmap(cut)(ops.tokens, ops.length)
-    contents = _Content(words, ops.length, _hash(words, ops.length), *cores)
+    contents = _Content(words, ops.length, content_hash(words, ops.length), *cores)
 
     def step(state: MemoryState, inputs: tuple[Ops, _Content]):
         return _apply_one(state, *inputs, chunk_index, enabled)
@@ -259,13 +234,13 @@ def _apply_one(
     write = insert | update
     is_core = op.target == CORE
     which = jnp.clip(op.target - 1, 0, 1)
-    slot, stands = _find(state, which, op.id, content)
+    slot, in_list = _find(state, which, op.id, content)
     same_core = _same(state.core, state.core_len, content.core, content.core_len)
 
     outcome = jnp.int32(Outcome.OK)
-    for code, applies in (  # the last that applies wins, so the weightiest rule comes last
+    for code, applies in (  # later rules override earlier ones
         (Outcome.FULL, insert & (state.count[which] >= state.id.shape[1])),
-        (Outcome.DUPLICATE, write & jnp.where(is_core, same_core, stands)),
+        (Outcome.DUPLICATE, write & jnp.where(is_core, same_core, in_list)),
         (Outcome.TOO_LONG, write & ~is_core & (op.length > state.tokens.shape[2])),
         (
             Outcome.UNKNOWN_ID,
@@ -282,8 +257,8 @@ def _apply_one(
     ):
         outcome = jnp.where(applies, jnp.int32(code), outcome)
 
-    done = outcome == Outcome.OK
-    on_core, on_list = done & is_core, done & ~is_core
+    ok = outcome == Outcome.OK
+    on_core, on_list = ok & is_core, ok & ~is_core
     entry_id = jnp.where(insert, state.next_id, op.id)
     kinds = tuple(on_list & kind for kind in (insert, update, delete))
     state = _change_list(state, which, slot, entry_id, content, chunk_index, kinds)
@@ -298,21 +273,21 @@ def _apply_one(
 def _find(
     state: MemoryState, which: jax.Array, entry_id: jax.Array, content: _Content
 ) -> tuple[jax.Array, jax.Array]:
-    """The slot of an entry, -1 where there is none; and whether a content stands in the list."""
+    """The slot of an entry, -1 where there is none; and whether the list has this content."""
     capacity = state.id.shape[1]
     tables = 2 * which + jnp.arange(2, dtype=jnp.int32)
-    by_id, by_hash = chains.bucket_of(tables, jnp.stack([entry_id, content.hash]), capacity)
+    by_id, by_hash = hash_tables.bucket_of(tables, jnp.stack([entry_id, content.hash]), capacity)
 
-    def is_named(node: jax.Array) -> jax.Array:
+    def has_id(node: jax.Array) -> jax.Array:
         return state.id[which, node - tables[0] * capacity] == entry_id
 
-    def is_same(node: jax.Array) -> jax.Array:  # word for word: other contents have this bucket too
+    def has_content(node: jax.Array) -> jax.Array:  # other contents can share this bucket
         at = which, node - tables[1] * capacity
         return _same(state.tokens[at], state.length[at], content.words, content.length)
 
-    named = chains.find(state.chains, by_id, is_named)
-    slot = jnp.where(named < 0, -1, named - tables[0] * capacity)
-    return slot, chains.find(state.chains, by_hash, is_same) >= 0
+    node = hash_tables.find(state.chains, by_id, has_id)
+    slot = jnp.where(node < 0, -1, node - tables[0] * capacity)
+    return slot, hash_tables.find(state.chains, by_hash, has_content) >= 0
 
 
 def _change_list(
@@ -330,7 +305,7 @@ def _change_list(
     last = jnp.maximum(count - 1, 0)
     place = jnp.where(insert, count, slot)
     close_up = delete & (place != last)
-    # What is not to be written goes past the end, where it is dropped.
+    # Masked writes go to index N, which `mode="drop"` discards.
     slots = jnp.stack(
         [jnp.where(insert | update | close_up, place, capacity), jnp.where(delete, last, capacity)]
     )
@@ -340,11 +315,12 @@ def _change_list(
         return leaf.at[which, slots].set(jnp.stack([value, jnp.zeros_like(value)]), mode="drop")
 
     tables = 2 * which + jnp.arange(2, dtype=jnp.int32)
-    buckets = chains.bucket_of(tables, jnp.stack([entry_id, content.hash]), capacity)
+    buckets = hash_tables.bucket_of(tables, jnp.stack([entry_id, content.hash]), capacity)
     node, last_node = tables * capacity + place, tables * capacity + last
-    found = chains.remove(state.chains, node, jnp.stack([delete, delete | update]))
-    moved = jnp.stack([insert | close_up, insert | update | close_up])
-    found = chains.add(found, buckets, node, moved, last_node, close_up)
+    # The id of an updated entry stays in its chain; its content moves to another one.
+    chains = hash_tables.remove(state.chains, node, jnp.stack([delete, delete | update]))
+    added = jnp.stack([insert | close_up, insert | update | close_up])
+    chains = hash_tables.add(chains, buckets, node, added, last_node, close_up)
     change = insert.astype(jnp.int32) - delete.astype(jnp.int32)
     return state.replace(
         tokens=put(state.tokens, content.words),
@@ -352,15 +328,10 @@ def _change_list(
         id=put(state.id, entry_id),
         written_at=put(state.written_at, chunk_index),
         count=state.count + jnp.where(jnp.arange(2) == which, change, 0),
-        chains=found,
+        chains=chains,
     )
 
 
 # state, ops [R, ...], chunk_index [R], cut_mark [M], enabled [3] -> state, outcomes and ids [R, O].
 # The state is donated: use only the one returned.
 apply_batch = jax.jit(jax.vmap(apply_ops, in_axes=(0, 0, 0, None, None)), donate_argnums=0)
-
-
-def capacity_bucket(n: int) -> int:
-    """The least power of two that holds n entries, at least 16: few sizes, few compilations."""
-    return max(MIN_CAPACITY, 1 << max(n - 1, 0).bit_length())

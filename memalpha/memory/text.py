@@ -6,15 +6,14 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from memalpha.memory.rows import capacity_bucket, reindex
 from memalpha.memory.state import (
     EPISODIC,
     MEMORY_NAMES,
     SEMANTIC,
     MemoryState,
     Newest,
-    capacity_bucket,
     init,
-    reindex,
 )
 
 
@@ -29,7 +28,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class MemoryView:
-    """A memory as text. The totals and `tokens` count all of it, shown or not."""
+    """A memory as text, whole or the newest entries; the totals and `tokens` are of the whole."""
 
     core: str
     semantic: tuple[Entry, ...]
@@ -45,12 +44,12 @@ def view(
     decode: Callable[[list[int]], str],
     last: int | None = None,
 ) -> MemoryView:
-    """Row `row` of a batched state, as text; `decode` turns token ids into a string.
+    """The memory of row `row` of a batch as text; `decode` turns token ids into a string.
 
-    `host_state`: the batch as numpy (`jax.device_get(state)`: fetch it once, view every row); of a
-    `Newest` no more than its K entries can be shown.
-    `last`: show only the last so many entries of each list. Raises ValueError for a row or
-    `last` out of range.
+    `host_state`: the batch as numpy (`jax.device_get(state)`: fetch it once, view every row); a
+    `Newest` has at most its K entries to view.
+    `last`: only so many of the newest entries of each list; None: all. Raises ValueError for a row
+    or `last` out of range.
     """
     rows = host_state.tokens.shape[0]
     if not 0 <= row < rows:
@@ -83,22 +82,24 @@ def view(
 
 
 def from_view(
-    shown: MemoryView,
+    whole: MemoryView,
     encode: Callable[[str], list[int]],
     entry_tokens: int,
     core_tokens: int,
     next_id: int,
 ) -> MemoryState:
-    """The memory that a whole view shows, one row [1, ...] of numpy arrays: the inverse of `view`.
+    """The memory of a whole view, one row [1, ...] of numpy arrays: the inverse of `view`.
 
-    Raises ValueError for an entry longer than `entry_tokens`, or a list that does not stand in the
-    order of its ids. A core over `core_tokens` is cut: one that was cut before can have more tokens
-    when its text is encoded anew.
+    A core over `core_tokens` is cut: one that was cut before can have more tokens when its text is
+    encoded again.
+
+    Raises:
+        ValueError: an entry is longer than `entry_tokens`, or the ids of a list do not increase.
     """
-    lists = (shown.semantic, shown.episodic)
+    lists = (whole.semantic, whole.episodic)
     capacity = capacity_bucket(max(map(len, lists)))
     state = jax.tree.map(np.array, init(1, capacity, entry_tokens, core_tokens, next_id))
-    core = encode(shown.core)[:core_tokens]
+    core = encode(whole.core)[:core_tokens]
     state.core[0, : len(core)], state.core_len[0] = core, len(core)
     for which, entries in enumerate(lists):
         state.count[0, which] = len(entries)

@@ -1,0 +1,259 @@
+"""Calls as they stand in a response, in two dialects and without one.
+
+Text to names and arguments of any JSON type, for tools of any name: `tools` checks them for its own
+and baselines for theirs. What cannot be read whole becomes a call with an error, never a part of
+what was meant.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from memalpha.replies import (
+    ARGS,
+    CALL_CLOSE,
+    CALL_OPEN,
+    FUNCTION,
+    RESULTS,
+    breaks_off,
+    find_objects,
+    read_objects,
+    read_strict,
+    thinking_length,
+)
+
+DIALECTS = ("qwen3", "qwen_agent")
+_SPACE_CLOSE = re.compile(rf"\s*{CALL_CLOSE}")
+_FLOWER = re.compile("|".join((FUNCTION, *RESULTS)))
+_COLON = re.compile(r"[ \t]*:?")
+_NEXT_OBJECT = re.compile(r"[\s,]*(?=\{)")
+_STRING_ENDS = re.compile(r"[\"']\s*[}\]]")
+_BARE_CALL = re.compile(r"\{\s*[\"']?name[\"']?\s*:")
+_CUT_OFF = "the call has no end: the response was cut off or another call began inside it"
+_NO_JSON = "no JSON object that can be read whole, even after repair"
+_NESTED = "another call stands inside the broken JSON of this one: neither is run"
+
+
+class RawCall(NamedTuple):
+    """A call as it stands in a response: name and arguments can be of any JSON type. `error` says
+    why it cannot be read, `end` is as in `Call`; `repaired`: its JSON was broken."""
+
+    name: object
+    arguments: object
+    error: str
+    end: int
+    repaired: bool = False
+
+
+def scan_calls(
+    text: str,
+    dialect: str,
+    known: Mapping[str, Collection[str]],
+    bare: bool = False,
+) -> list[RawCall]:
+    """The calls of a response as they stand there, for tools of any name, in order.
+
+    Args:
+        known: the arguments of each tool. A repaired call with others is an error.
+        bare: what is no call of this dialect is searched for calls of the other one, and then for
+            JSON objects with a name and arguments.
+    """
+    check_dialect(dialect)
+    start = thinking_length(text)
+    rest, raws = text[start:], []
+    for parse in _parsers(dialect, bare):
+        parsed = list(parse(rest))
+        raws += [raw for raw, _ in parsed]
+        rest = _blank(rest, [(begin, raw.end) for raw, begin in parsed])
+    return [_understood(raw, known, start) for raw in sorted(raws, key=lambda raw: raw.end)]
+
+
+def check_dialect(dialect: str) -> None:
+    """Raises ValueError for a dialect that is not in DIALECTS."""
+    if dialect not in DIALECTS:
+        raise ValueError(f"dialect {dialect!r} is unknown: choose one of {', '.join(DIALECTS)}")
+
+
+Parsed = Iterator[tuple[RawCall, int]]  # with where the call begins
+
+
+def _parsers(dialect: str, bare: bool) -> list[Callable[[str], Parsed]]:
+    parsers = {"qwen3": _parse_qwen3, "qwen_agent": _parse_qwen_agent}
+    own = parsers.pop(dialect)
+    return [own, *parsers.values(), _parse_bare] if bare else [own]
+
+
+def _blank(text: str, spans: list[tuple[int, int]]) -> str:
+    """The text with spaces in place of these spans, which are in order."""
+    parts, at = [], 0
+    for begin, end in spans:
+        parts += [text[at:begin], " " * (end - begin)]
+        at = end
+    return "".join([*parts, text[at:]])
+
+
+def _parse_qwen3(text: str) -> Parsed:
+    begin, matching = text.find(CALL_OPEN), None
+    while begin >= 0:
+        start = begin + len(CALL_OPEN)
+        value, end = read_strict(text, start)
+        if value is not None and (closed := _SPACE_CLOSE.match(text, end)):
+            yield _raw(value, closed.end()), begin
+            begin = text.find(CALL_OPEN, closed.end())
+            continue
+        objects, end = _objects_in_marks(text, start, end)
+        if objects:
+            for place, (value, stop, repaired) in enumerate(objects, start=1):
+                own_end = end if place == len(objects) else start + stop
+                yield _raw(value, own_end, repaired), begin
+                begin = own_end
+        else:
+            matching = _matching_marks(text) if matching is None else matching
+            following, close = text.find(CALL_OPEN, end), text.find(CALL_CLOSE, end)
+            following = len(text) if following < 0 else following
+            if 0 <= close < following:
+                raw = RawCall(None, None, _NO_JSON, close + len(CALL_CLOSE))
+            elif begin in matching and following < len(text):
+                raw = RawCall(None, None, _NESTED, matching[begin])
+            else:
+                raw = RawCall(None, None, _CUT_OFF, following)
+            yield raw, begin
+            end = raw.end
+        begin = text.find(CALL_OPEN, end)
+
+
+def _objects_in_marks(text: str, start: int, after: int) -> tuple[list | None, int]:
+    """The objects between an opening mark that ends at `start` and its closing mark, and the end of
+    that; (None, `after`) if they cannot be read.
+
+    The closing mark is the last one before the next opening mark, or, where a content holds such a
+    mark, the last one of all.
+    """
+    following = text.find(CALL_OPEN, after)
+    for limit in dict.fromkeys((following if following >= 0 else len(text), len(text))):
+        close = text.rfind(CALL_CLOSE, after, limit)
+        if close >= 0 and (objects := read_objects(text[start:close])):
+            return objects, close + len(CALL_CLOSE)
+    return None, after
+
+
+def _matching_marks(text: str) -> dict[int, int]:
+    """Where the closing mark of an opening one ends, if they are counted like brackets."""
+    waiting, matching = [], {}
+    for mark in re.finditer(f"{CALL_OPEN}|{CALL_CLOSE}", text):
+        if mark.group() == CALL_OPEN:
+            waiting.append(mark.start())
+        elif waiting:
+            matching[waiting.pop()] = mark.end()
+    return matching
+
+
+def _parse_qwen_agent(text: str) -> Parsed:
+    mark = _FLOWER.search(text)
+    while mark and mark.group() == FUNCTION:
+        begin, following = mark.start(), _FLOWER.search(text, mark.end())
+        stop = following.start() if following else len(text)
+        args = text.find(ARGS, mark.end(), stop)
+        name = text[mark.end() : args if args >= 0 else stop].lstrip(": \t\n").partition("\n")[0]
+        if args < 0:
+            yield RawCall(name, None, "" if following else _CUT_OFF, stop), begin
+            mark = following
+            continue
+        start = _COLON.match(text, args + len(ARGS)).end()
+        value, end = read_strict(text, start)
+        following = _FLOWER.search(text, end)  # marks inside the strings of the JSON do not count
+        stop = following.start() if following else len(text)
+        if value is not None:
+            yield from _further_arguments(text, name, value, (begin, end, stop))
+        elif objects := read_objects(text[start:stop], needs_end=True):
+            for place, (value, own_end, repaired) in enumerate(objects, start=1):
+                own_end = stop if place == len(objects) else start + own_end
+                yield RawCall(name, value, "", own_end, repaired), begin
+                begin = own_end
+        elif following and breaks_off(text[start:stop]) and (end := _quoted_end(text, following)):
+            yield RawCall(name, None, _NESTED, end), begin
+            following = _FLOWER.search(text, end)
+        else:
+            error = _CUT_OFF if breaks_off(text[start:stop]) else _NO_JSON
+            yield RawCall(name, None, error, stop), begin
+        mark = following
+
+
+def _further_arguments(text: str, name: str, value: dict, places: tuple[int, int, int]) -> Parsed:
+    """Arguments that were read, and all objects that follow them before the next mark: each is a
+    call of its own. `places`: where the call begins, the arguments end, the next mark stands."""
+    begin, end, stop = places
+    calls = [(value, end, False)]
+    if further := _NEXT_OBJECT.match(text, end, stop):
+        start = further.end()
+        objects = read_objects(text[start:stop], needs_end=True) or [(None, stop - start, False)]
+        calls += [(value, start + own_end, repaired) for value, own_end, repaired in objects]
+    for place, (value, own_end, repaired) in enumerate(calls, start=1):
+        own_end = stop if place == len(calls) else own_end
+        yield RawCall(name, value, "" if value is not None else _NO_JSON, own_end, repaired), begin
+        begin = own_end
+
+
+def _quoted_end(text: str, mark: re.Match | None) -> int:
+    """Where a string ends in which calls are quoted, the first of them at `mark`; 0 if nothing
+    after these calls ends one."""
+    while mark and mark.group() == FUNCTION:
+        args = text.find(ARGS, mark.end())
+        start = _COLON.match(text, args + len(ARGS)).end() if args >= 0 else len(text)
+        value, end = read_strict(text, start)
+        if value is None:
+            return 0
+        mark = _FLOWER.search(text, end)
+        closing = _STRING_ENDS.search(text, end, mark.start() if mark else len(text))
+        if closing:
+            return closing.end()
+    return 0
+
+
+def _parse_bare(text: str) -> Parsed:
+    """JSON objects that are calls, also inside of others; text after a broken one is not read:
+    it may be a part of its content."""
+    for value, begin, end, repaired in find_objects(text):
+        if value is None and _BARE_CALL.match(text, begin):
+            error = _CUT_OFF if breaks_off(text[begin:]) else _NO_JSON
+            yield RawCall(None, None, error, len(text)), begin
+            return
+        for call in _calls_in(value):
+            yield _raw(call, end, repaired), begin
+            begin = end
+
+
+def _calls_in(value: object) -> list[dict]:
+    if isinstance(value, list):
+        return [call for item in value for call in _calls_in(item)]
+    if not isinstance(value, dict):
+        return []
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(value.get("name"), str) and isinstance(arguments, dict | str):
+        return [{"name": value["name"], "arguments": arguments}]
+    return [call for item in value.values() for call in _calls_in(item)]
+
+
+def _raw(value: dict, end: int, repaired: bool = False) -> RawCall:
+    """The call that an object with name and arguments is."""
+    error = ""
+    if repaired and (others := value.keys() - {"name", "arguments"}):
+        error = f"broken JSON with a key that no call has: {sorted(others)[0][:40]!r}"
+    return RawCall(value.get("name"), value.get("arguments"), error, end, repaired)
+
+
+def _understood(raw: RawCall, known: Mapping[str, Collection[str]], start: int) -> RawCall:
+    """The call with its end counted from the start of the response, arguments that are a JSON
+    string read, and an error if they are no object or a repair split a content up."""
+    name, arguments, error, end, repaired = raw
+    if isinstance(arguments, str) and (objects := read_objects(arguments, needs_end=True)):
+        arguments, _, broken = objects[0] if len(objects) == 1 else (arguments, 0, False)
+        repaired |= broken
+    if not isinstance(arguments, dict):
+        what = "" if arguments is None else ": they are no JSON object"
+        error = error or f"arguments are missing{what}"
+    elif repaired and isinstance(name, str) and name.strip() in known:
+        others = arguments.keys() - set(known[name.strip()])
+        if others and not error:
+            error = f"broken JSON: {name.strip()} has no argument {sorted(others)[0][:40]!r}"
+    return RawCall(name, arguments, error, start + end, repaired)

@@ -1,0 +1,193 @@
+"""The metrics of answers: pure functions of (prediction, gold answers) to [0, 1].
+
+`memalpha.scoring` says which source has which. Texts are compared as `fold` gives them, so that two
+spellings of the same characters are equal. docs/evaluation.md compares each metric with its
+published definition.
+"""
+
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from types import SimpleNamespace
+
+# Full-width forms (U+FF01 to U+FF5E) and typographic quotes and dashes, to their ASCII.
+_ASCII = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_ASCII |= dict.fromkeys(map(ord, "‘’‚‛′"), "'") | dict.fromkeys(map(ord, "“”„‟″«»"), '"')
+_ASCII |= dict.fromkeys(map(ord, "‐‑‒–—―−"), "-")
+_WORD = re.compile(r"\w+")
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ANSWER_LINE = re.compile(r"answer\s*[:：][ \t]*([^\n]*)", re.IGNORECASE)
+_BOXED = re.compile(r"\\boxed\s*\{")
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{(.*)\}")
+_BETWEEN_KEYWORDS = re.compile(r",\s+|，\s*")  # no number is written with a full-width comma
+_AROUND = "\"'`*$ "  # quotes and marks of emphasis that a model puts around its answer
+_LABEL = re.compile(r"(?:(?:label|answer)s?[\"'`* ]*:[\"'`* ]*)?(\d+)")
+
+
+def fold(text: str) -> str:
+    """The text for a comparison: lower case, NFC, single spaces; full-width forms and typographic
+    quotes and dashes as their ASCII."""
+    return " ".join(unicodedata.normalize("NFC", text).translate(_ASCII).lower().split())
+
+
+def boxed(text: str) -> str | None:
+    r"""Content of the last closed `\boxed{...}` (braces may nest), or None.
+
+    The last, because a solution that corrects itself ends with its final answer; one that is not
+    closed was cut off and does not count.
+    """
+    spans = _box_spans(text)
+    return text[slice(*spans[-1])].strip() if spans else None
+
+
+def through_first_box(text: str) -> str:
+    r"""The text up to the end of its first closed `\boxed{...}`; all of it where there is none."""
+    spans = _box_spans(text)
+    return text[: spans[0][1] + 1] if spans else text
+
+
+def _box_spans(text: str) -> list[tuple[int, int]]:
+    """Start and end of the content of every closed box, in the order in which they open."""
+    starts = {match.end() for match in _BOXED.finditer(text)}
+    opened: list[int] = []
+    spans = []
+    for place, character in enumerate(text if starts else ""):
+        if character == "{":
+            opened.append(place + 1)
+        elif character == "}" and opened and (start := opened.pop()) in starts:
+            spans.append((start, place))
+    return sorted(spans)
+
+
+def normalize(text: str) -> str:
+    """Lower case without punctuation and articles, single spaces (SQuAD, RULER)."""
+    return " ".join(_ARTICLE.sub(" ", fold(text).translate(_PUNCTUATION)).split())
+
+
+def occurs(gold: str, prediction: str) -> bool:
+    """Whether the gold text stands in the prediction, both as `fold` gives them."""
+    return fold(gold) in fold(prediction)
+
+
+def sub_em(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the first gold answer occurs in the prediction."""
+    return float(occurs(answers[0], prediction))
+
+
+def share_of_answers(prediction: str, answers: Sequence[str]) -> float:
+    """PerLTQA: share of the `;`-separated parts of the first gold answer that occur."""
+    return _share([part for part in re.split("[;；]", answers[0]) if part.strip()], prediction)
+
+
+def keyword_share(prediction: str, answers: Sequence[str]) -> float:
+    """Share of the gold keywords that occur in the prediction.
+
+    Several gold answers are a list of keywords, each taken whole; a single one is a text that is
+    cut at a comma and a space, which no number such as 10,000 holds.
+    """
+    keywords = _BETWEEN_KEYWORDS.split(answers[0]) if len(answers) == 1 else answers
+    return _share([word.strip(", ") for word in keywords if word.strip(", ")], prediction)
+
+
+def all_occur(prediction: str, answers: Sequence[str]) -> float:
+    """1 if every gold element occurs in the prediction."""
+    return float(all(occurs(answer, prediction) for answer in answers))
+
+
+def _share(parts: Sequence[str], prediction: str) -> float:
+    return sum(occurs(part, prediction) for part in parts) / len(parts) if parts else 0.0
+
+
+def label_match(prediction: str, answers: Sequence[str]) -> float:
+    r"""1 if the content of `\boxed{}` (else all of it) is a number and equals a gold label.
+
+    The number may stand in quotes and after `Label:` or `Answer:`. Any other word makes it 0: a
+    reply that names several numbers has not decided.
+    """
+    label = _number(prediction)
+    return float(label is not None and label in map(_number, answers))
+
+
+def _number(text: str) -> str | None:
+    """The decimal digits, in ASCII, of a text that says one number and nothing else, or None."""
+    match = _LABEL.fullmatch(_final_answer(text))
+    return "".join(str(unicodedata.decimal(digit)) for digit in match[1]) if match else None
+
+
+def boxed_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the boxed answer (else all of it) equals a gold one; case, quotes, spaces aside."""
+    choice = _final_answer(prediction)
+    return float(choice != "" and choice in map(_final_answer, answers))
+
+
+def _final_answer(text: str) -> str:
+    """The boxed content, else all of the text, without text commands and quotes around it."""
+    content = boxed(text)
+    answer = fold(text if content is None else content).strip(_AROUND)
+    command = _TEXT_COMMAND.fullmatch(answer)
+    return command[1].strip(_AROUND) if command else answer
+
+
+def ruler_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if a gold answer is a substring, normalised, of the prediction or of its answer line."""
+    texts = [normalize(text) for text in (prediction, answer_line(prediction))]
+    golds = [normalize(answer) for answer in answers]
+    return float(any(gold and gold in text for gold in golds for text in texts))
+
+
+def rouge_l(prediction: str, answers: Sequence[str]) -> float:
+    """ROUGE-L F1 of stemmed words (Lin, 2004; the `rouge-score` package, as in MemoryAgentBench).
+
+    The best over the gold answers, and over the whole prediction and its answer line.
+    """
+    texts = (fold(prediction), fold(answer_line(prediction)))
+    golds = [fold(answer) for answer in answers]
+    scorers = [_rouge_scorer(re.search("[a-z0-9]", gold) is not None) for gold in golds]
+    return max(
+        float(scorer.score(gold, text)["rougeL"].fmeasure)
+        for gold, scorer in zip(golds, scorers, strict=True)
+        for text in texts
+    )
+
+
+@lru_cache
+def _rouge_scorer(latin: bool):
+    """The package reads the letters a to z and digits alone: a gold answer that has none of them
+    is compared by its unstemmed words."""
+    from rouge_score import rouge_scorer  # takes a second to import, and one metric needs it
+
+    tokenizer = None if latin else SimpleNamespace(tokenize=_WORD.findall)
+    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=latin, tokenizer=tokenizer)
+
+
+def answer_line(prediction: str) -> str:
+    """What follows the last `Answer:` in its line; without one the first line of the text."""
+    lines = _ANSWER_LINE.findall(prediction) or prediction.strip().splitlines()[:1] or [""]
+    return lines[-1]
+
+
+_LISTED = re.compile(r"(?:\(?\d{1,3}[.):]|[-*•])\s+")
+_BETWEEN_TITLES = re.compile(r"(?<!\d),|,(?!\d)")  # any comma but that of "10,000 BC"
+RECOMMENDED = 5  # items of a list that count
+
+
+def recall_at_5(prediction: str, answers: Sequence[str]) -> float:
+    """MemoryAgentBench, recommendation: share of the gold titles among the first five listed.
+
+    Items stand one a line, or between commas in a single line; number, bullet, quotes and the year
+    in brackets are taken off, and titles compared as `normalize` gives them. The benchmark itself
+    maps each item to the nearest of its entities by edit distance; here a title has to be right.
+    """
+    lines = [line for line in prediction.splitlines() if line.strip()]
+    items = _BETWEEN_TITLES.split(fold(lines[0])) if len(lines) == 1 else lines
+    listed = [line for line in items if _LISTED.match(line.strip())] or items
+    given = {_title(item) for item in listed[:RECOMMENDED]}
+    golds = {_title(answer) for answer in answers} - {""}
+    return len(golds & given) / len(golds) if golds else 0.0
+
+
+def _title(item: str) -> str:
+    return normalize(re.sub(r"\(\d{4}\)", " ", _LISTED.sub("", fold(item), count=1)))
