@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memalpha.data.files import jsonl_records, write_text
-from memalpha.data.text import as_path, clean_surrogates
+from memalpha.data.surrogates import clean_surrogates
+from memalpha.data.text import as_path
 
 Generate = Callable[[list[str]], list[str | None]]
 
