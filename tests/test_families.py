@@ -155,9 +155,8 @@ def test_a_window_counts_tokens_and_not_padding(attention):
     assert np.abs(ours - golden["float32"][0, 20:]).max() <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["gemma3_text", "smollm3"])
-def test_sampling_with_a_shared_prefix(name):
-    params, config, golden = load(name)
+def test_sampling_with_a_shared_prefix():
+    params, config, golden = load("gemma3_text")
     prefix, rest = golden["tokens"][0, :20].tolist(), golden["tokens"][0, 20:]
     prompts = [rest[:7].tolist(), rest[:3].tolist()]
     keys = sampler.row_keys(jax.random.key(0), range(2))
@@ -178,7 +177,7 @@ def test_sampling_with_a_shared_prefix(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_training_with_adapters_remat_and_a_loop_over_layers(name):
     config = deeper(name)
-    base, adapters = strong_params(config), lora.LoraConfig(rank=2)
+    base, adapters = strong_params(config), lora.LoraConfig(rank=2, alpha=2.0)
     trained = lora.init(base, adapters, jax.random.key(0))
     trained = jax.tree.map(lambda x: x + 0.1, trained)
     tokens = np.random.default_rng(8).integers(0, 53, (2, 19))
@@ -198,7 +197,11 @@ def test_training_with_adapters_remat_and_a_loop_over_layers(name):
         jax.jit(jax.value_and_grad(partial(loss, *how)))(trained)
         for how in ((config, True), (looped, False))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), plain, other)
+
+    def close(a, b):
+        assert jnp.abs(a - b).max() <= 1e-4 * jnp.abs(a).max() > 0
+
+    jax.tree.map(close, plain, other)
 
 
 def test_layers_without_a_rhythm_are_no_loop():
@@ -253,7 +256,7 @@ def test_live_transformers_loads_what_is_exported(tmp_path, name):
     from transformers import AutoModelForCausalLM
 
     config = deeper(name)
-    base, adapters = strong_params(config), lora.LoraConfig(rank=2)
+    base, adapters = strong_params(config), lora.LoraConfig(rank=2, alpha=2.0)
     trained = jax.tree.map(lambda x: x + 0.1, lora.init(base, adapters, jax.random.key(0)))
     out = export(lora.merge(trained, base, adapters), config, tmp_path / "out")
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -292,7 +295,7 @@ def test_published_configs(name):
 
 def test_a_plan_of_a_family():
     setting = plan.Setting(
-        model=replace(deeper("gemma3_text"), remat="full", value_head=True),
+        model=replace(read_config(FIXTURES / "gemma3_text"), num_layers=2, value_head=True),
         loss=learner.LossConfig(algorithm="ppo"),
         lora=lora.LoraConfig(),
         optimizer=learner.make_optimizer(1e-3),
