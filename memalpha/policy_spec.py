@@ -70,10 +70,16 @@ class PolicySpec:
 
 
 def write_spec(workdir: Path, spec: PolicySpec) -> None:
-    """Writes `policy.json`; whole or not at all."""
+    """Writes `policy.json`; whole or not at all.
+
+    The attention of the model is written as "auto": which one is best is up to the machine that
+    loads it.
+    """
     path = workdir / POLICY
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(asdict(spec), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    plain = asdict(spec)
+    plain["model"]["attention"] = "auto"
+    aside.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     aside.replace(path)
 
 
