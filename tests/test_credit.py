@@ -97,7 +97,8 @@ def test_a_call_cut_off_has_the_end_of_its_response(micro):
 def test_borders_are_found_as_a_scan_finds_them(micro):
     text = "añb ❤ c" * 3
     tokens = encode(micro.tokenizer, text)
-    step = rollout.Step(0, [], rollout.Response(tokens), text, [Call("x", {}, end=9)], [], [], 0, 0)
+    calls, response = [Call("x", {}, end=9)], rollout.Response(np.array(tokens))
+    step = rollout.Step(0, response, text, calls, [], [], 0, 0)
     parts = credit.token_calls(micro.env, step)
     lengths = [len(micro.tokenizer.decode(tokens[:n])) for n in range(len(tokens) + 1)]
     assert (parts == 0).sum() == next(n for n, size in enumerate(lengths) if size >= 9)
