@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.main_job import SIMPLE_MEMORIES
 from memalpha import scoring
-from memalpha.data import store
+from memalpha.data import built_sets
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, ReadingSpec
 from memalpha.prompts import PromptSpec, load_template
@@ -28,7 +28,7 @@ SYSTEMS = {name: SIMPLE_MEMORIES[name] for name in ("no memory", "store everythi
 
 def sample(folder: Path, instances: int, questions: int) -> list[Instance]:
     """The first instances of a build with the first of their questions."""
-    built = store.Built(folder)
+    built = built_sets.Built(folder)
     some = [built[index] for index in range(min(instances, len(built)))]
     return [replace(instance, questions=instance.questions[:questions]) for instance in some]
 

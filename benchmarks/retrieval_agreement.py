@@ -99,7 +99,7 @@ def main() -> None:
         if args.documents is None:
             documents = zipf_documents(size, rng)
         else:
-            lines = args.documents.read_text(encoding="utf-8").splitlines()
+            lines = args.documents.read_text(encoding="utf-8").split("\n")
             documents = [line for line in lines if line.strip()][:size]
             if len(documents) < size:
                 parser.error(f"{args.documents} has {len(documents)} lines, fewer than {size}")

@@ -32,7 +32,7 @@ PROMPT = 160  # tokens, as in configs/tiny.py
 
 
 def tiny_policy() -> tuple[Environment, ModelConfig, dict]:
-    instances = synthetic.generate_many(list(synthetic.FAMILIES), "train", 20)
+    instances = synthetic.generate_many(list(synthetic.GENERATORS), "train", 20)
     phrases = template_fragments(load_template("compact"))
     phrases += [*fixed_fragments("qwen3"), *synthetic.PHRASES]
     corpus = [chunk for instance in instances for chunk in instance.chunks]

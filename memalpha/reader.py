@@ -33,11 +33,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Request:
-    """One question with its evidence; it holds nothing of the gold answer."""
+    """One question with its evidence; it holds nothing of the gold answer.
+
+    `asked_at`: the date it is asked on, or empty. Nothing was retrieved by it.
+    """
 
     question: str
     source: str
     evidence: Evidence
+    asked_at: str = ""
 
 
 @dataclass(frozen=True)

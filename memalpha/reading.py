@@ -7,6 +7,7 @@ whose scores are all NaN has r1 = NaN and is not `Episode.valid`; `rollout.to_ba
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -65,7 +66,7 @@ def find_evidence(
             return index(texts)
         return make_index(list(texts), env.reading.retriever, env.reading.dimensions)
 
-    return gather(
+    requests = gather(
         [question.question for question in instance.questions],
         instance.source,
         view,
@@ -73,6 +74,8 @@ def find_evidence(
         env.reading.top_k,
         count_tokens=lambda text: count_tokens(env, text),
     )
+    dates = [question.asked_at for question in instance.questions]
+    return [replace(r, asked_at=date) for r, date in zip(requests, dates, strict=True)]
 
 
 def run_baseline(

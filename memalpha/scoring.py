@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from memalpha.data import names
 from memalpha.metrics import (
     all_occur,
     boxed_match,
@@ -78,7 +79,6 @@ METRICS: dict[str, tuple[str, Metric | None]] = {
     "pubmed_rct": ("labels", label_match),
     "banking77": ("labels", label_match),
     "clinic150": ("labels", label_match),
-    "clinc150": ("labels", label_match),
     "ttl_train": ("labels", label_match),
     "booksum": ("summary", keyword_share),
     "infbench_sum": ("summary", keyword_share),
@@ -87,23 +87,6 @@ METRICS: dict[str, tuple[str, Metric | None]] = {
     "synthetic_updates": ("retrieval", sub_em),
     "synthetic_labels": ("labels", label_match),
     "synthetic_story": ("summary", keyword_share),
-}
-
-_SHOTS = r"_\d+shot(?:_balance)?"
-# family -> what may follow its name in that of a published set: part and length. MemoryAgentBench
-# documents the last three only as "the name, and something after it".
-VARIANTS = {
-    **dict.fromkeys(("nlu", "trec_coarse", "trec_fine", "banking77"), _SHOTS),
-    **dict.fromkeys(("clinic150", "clinc150"), _SHOTS),
-    "ruler_qa1": r"_\d+k",
-    "ruler_qa2": r"_\d+k",
-    "longmemeval": r"_(?:s|m|oracle)(?:_cleaned)?",
-    "infbench_qa": r"_eng_shots\d+",
-    "infbench_sum": r"_eng_shots\d+",
-    "factconsolidation": r"_[sm]h_\d+k",
-    "eventqa": r"_\w+",
-    "detectiveqa": r"_\w+",
-    "recsys": r"_\w+",
 }
 
 _INSTRUCTIONS = {
@@ -118,31 +101,17 @@ _CHOICE_INSTRUCTION = "Give your final choice as \\boxed{choice}.\n\n"
 
 
 def family(source: str) -> str:
-    """Key of `METRICS` for a source name or a published variant of one (`VARIANTS`).
-
-    Case, `-` for `_`, a final `*` and MemoryAgentBench's `icl_` before label sets do not matter.
+    """Key of `METRICS` for a source name or a published variant of one (`data.names`).
 
     Raises:
         ValueError: any other name, such as squad_dates, whose metric nobody has chosen.
     """
-    name = source.lower().replace("-", "_").rstrip("*")
-    name = re.sub("^detective_qa", "detectiveqa", name)  # MemoryAgentBench's own spelling
-    known = _without_length(name.removeprefix("icl_"))
-    labels_only = name.startswith("icl_")
-    if known in METRICS and (not labels_only or METRICS[known][0] == "labels"):
-        return known
+    if (name := names.family(source)) in METRICS:
+        return name
     raise ValueError(
         f"unknown source {source!r}; known sources: {', '.join(METRICS)}, and published variants of"
-        " them (scoring.VARIANTS); add your own to scoring.METRICS"
+        " them (memalpha/data/names.py); add your own to scoring.METRICS"
     )
-
-
-def _without_length(name: str) -> str:
-    """The family of a published variant; any other name as it is."""
-    for known, rest in VARIANTS.items():
-        if name.startswith(known) and re.fullmatch(rest, name[len(known) :]):
-            return known
-    return name
 
 
 def category(source: str) -> str:

@@ -28,7 +28,7 @@ def micro() -> SimpleNamespace:
     """A trained tokenizer with its phrases, an Environment around it, and a micro ModelConfig."""
     phrases = template_fragments(load_template("compact"))
     phrases += [*fixed_fragments("qwen3"), *synthetic.PHRASES]
-    instances = synthetic.generate_many(list(synthetic.FAMILIES), "train", 10)
+    instances = synthetic.generate_many(list(synthetic.GENERATORS), "train", 10)
     corpus = [chunk for instance in instances for chunk in instance.chunks]
     tokenizer = train_tokenizer(corpus, 1000, phrases)
     prompt = PromptSpec(

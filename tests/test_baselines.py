@@ -92,6 +92,21 @@ def test_no_memory_gives_the_reader_the_question_alone(micro):
     assert request.evidence.core == "" and request.evidence.entries == ()
 
 
+@pytest.mark.parametrize(
+    "baseline, sizes",
+    [
+        (no_memory, {}), (rag_top2, {}), (rag_matched, {"budget": 30}), (long_context, {}),
+        (store_everything, {}),
+    ],
+)  # fmt: skip
+def test_the_date_of_a_question_reaches_the_reader_and_not_the_retriever(micro, baseline, sizes):
+    asked = by_hand("lme_train")
+    dated = replace(asked.questions[0], asked_at="It rained. More notes: Last notes:")
+    (plain,), _ = recalled(baseline, micro.env, asked, **sizes)
+    (request,), _ = recalled(baseline, micro.env, replace(asked, questions=(dated,)), **sizes)
+    assert request == replace(plain, asked_at=dated.asked_at)
+
+
 def test_rag_gives_the_two_best_chunks_best_first(micro):
     (request,), held = recalled(rag_top2, micro.env, by_hand())
     assert request.evidence.core.startswith(CHUNKS[0])

@@ -1,13 +1,16 @@
 """Reading published files a record at a time, and cutting long texts: what is refused, and how."""
 
+import io
 import json
+import re
 import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memalpha.data import cut, files, nlu, pubmed_rct, text, trec
+from memalpha.data import cut, files, nlu, squad, text, trec
+from memalpha.data.sizes import Sizes
 
 
 def count_words(string):
@@ -33,6 +36,73 @@ def test_a_line_that_is_too_long_is_refused_without_being_read(tmp_path):
     tracemalloc.stop()
     with pytest.raises(ValueError, match=r"line 2 is longer than 67,108,864 bytes"):
         list(files.lines(path))
+
+
+# Half a surrogate pair, which JSON can hold and UTF-8 cannot
+
+HALVES = ["\\ud83d", "\\uDE00", "\\ud83d\\ud83d", "\\ude00\\ud83d"]
+WHOLE = ["\\ud83d\\ude00", "\\\\ud83d", "\\u00e9", "\u2028\x85"]
+
+
+@pytest.mark.parametrize("escape", HALVES + WHOLE)
+@pytest.mark.parametrize("kind", ["json", "jsonl", "whole"])
+def test_half_a_surrogate_pair_is_cleaned_in_every_kind_of_file(tmp_path, escape, kind):
+    path = tmp_path / f"a.{kind}"
+    record = f'{{"a": [1, "x{escape}"], "b": {{"c": "{escape}y"}}}}'
+    path.write_text(record + "\n" if kind == "jsonl" else f"[{record}]", encoding="utf-8")
+    expected = re.sub("[\ud800-\udfff]", "\ufffd", json.loads(f'"{escape}"'))
+
+    def read():
+        if kind == "whole":
+            return text.read_json(path)[0]
+        records = files.json_records if kind == "json" else files.jsonl_records
+        return [row for _, row in records(path)]
+
+    if escape in HALVES:
+        place = {"json": "record 0", "jsonl": "line 1", "whole": r"a\.whole\[0\]"}[kind]
+        with pytest.warns(UserWarning, match=rf"{place}\['a'\]\[1\]: half of a surrogate pair"):
+            rows = read()
+    else:
+        rows = read()
+    assert rows == [{"a": [1, f"x{expected}"], "b": {"c": f"{expected}y"}}]
+
+
+@given(
+    st.lists(st.sampled_from([*HALVES, *WHOLE, "\\\\", "\\n", '\\"', "a", "\u00e9"]), max_size=30),
+    st.integers(1, 40),
+)
+def test_escapes_are_understood_wherever_a_block_ends(parts, size):
+    raw = '["' + "".join(parts) + '"]'
+    source, blocks = files._Escapes(io.BytesIO(raw.encode())), []
+    while block := source.read(size):
+        blocks.append(block)
+    (expected,), (read,) = json.loads(raw), json.loads(b"".join(blocks))
+    assert read == re.sub("[\ud800-\udfff]", text.LOST_HALF, expected)
+
+
+def test_half_a_surrogate_pair_in_a_key_is_cleaned():
+    with pytest.warns(UserWarning, match="x: 3"):
+        cleaned = text.clean_surrogates({"a\ud800": 1}, "x: 3")
+    assert cleaned == {"a\ufffd": 1}
+    same = {"a": [None, 1.5, "\U0001f600"]}
+    assert text.clean_surrogates(same, "x") is same
+
+
+def test_a_squad_context_cut_in_an_emoji_is_read_and_its_offsets_stay(tmp_path):
+    context = "A cat \ud83d sat on Mount Rigi."
+    answer = {"answer_start": context.index("Mount"), "text": "Mount Rigi"}
+    question = {"id": "q", "question": "Where?", "answers": [answer]}
+    article = {"title": "T", "paragraphs": [{"context": context, "qas": [question]}]}
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"data": [article]}))
+    place = r"train\.json\['data'\]\[0\]\['paragraphs'\]\[0\]\['context'\]: half"
+    with pytest.warns(UserWarning, match=place):
+        records = squad.load([path])
+    (paragraph,) = records.paragraphs
+    assert paragraph.context == "A cat \ufffd sat on Mount Rigi."
+    (draft,) = squad.build(records, paragraph.split, Sizes(1, 1, 60, 9), 0, count_words)
+    assert draft.questions[0].answers == ("Mount Rigi",)
+    assert "".join(draft.chunks).encode()
 
 
 @pytest.mark.parametrize("name", ["train_5500.label", "TREC_10.label"])
@@ -145,13 +215,13 @@ def test_digest_is_sha_256(tmp_path):
     assert files.digest(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_the_abstracts_kept_do_not_depend_on_their_order(monkeypatch):
-    monkeypatch.setattr(pubmed_rct, "MAX_ABSTRACTS", 5)
-    abstracts = [(str(i), []) for i in range(50)]
-    kept = pubmed_rct._lowest(abstracts)
-    assert len(kept) == 5
-    assert pubmed_rct._lowest(reversed(abstracts)) == kept
-    assert kept != abstracts[:5]
+def test_the_items_of_the_lowest_hashes_do_not_depend_on_their_order():
+    items = [(str(i), []) for i in range(50)]
+    lowest, total = text.lowest(items, 5, lambda item: text.rank("x", item[0]))
+    assert len(lowest) == 5 and total == 50
+    assert text.lowest(reversed(items), 5, lambda item: text.rank("x", item[0])) == (lowest, 50)
+    assert lowest != items[:5]
+    assert text.lowest(iter(items[:3]), 5, lambda item: text.rank("x", item[0]))[1] == 3
 
 
 # Cutting

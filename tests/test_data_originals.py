@@ -2,26 +2,35 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
+import memalpha.data
 from memalpha.data import (
     SOURCES,
     banking77,
     booksum,
     checks,
-    clinic150,
+    clinc150,
     hotpotqa,
-    load_source,
     longmemeval,
     perltqa,
     pubmed_rct,
 )
 from memalpha.data.notes import add_notes
+from memalpha.data.sizes import Sizes
 
 
 def count_words(string):
     return len(string.split())
+
+
+def load_source(
+    name, folder, split, count, seed, chunks, chunk_tokens, questions, count_tokens, **options
+):
+    sizes = Sizes(count, chunks, chunk_tokens, questions, options)
+    return memalpha.data.load_source(name, folder, split, sizes, seed, count_tokens)
 
 
 def dump(path, data):
@@ -251,24 +260,103 @@ def test_clinc_parts_are_the_splits_and_oos_is_not_used(tmp_path):
         part: [[f"{part} sentence {i} of {c}", c] for i in range(5) for c in ("a", "b", "c")]
         for part in ("train", "val", "test")
     }
-    data["test"].append(["Train sentence 0 of a!", "a"])  # reads like a training sentence
+    # A test sentence that reads like a training sentence, and a validation sentence that does.
+    data["test"].append(["Train sentence 0 of a!", "a"])
+    data["val"].append(["train  sentence 0 of a", "a"])
+    data["train"] += [["Train sentence 1 of b.", "b"], ["test sentence 4 of c", "a"]]
     data["oos_test"] = [["nothing known", "oos"]]
     path = dump(tmp_path / "clinc150" / "data_full.json", data)
-    records = clinic150.load_folder(tmp_path)
+    records = clinc150.load_folder(tmp_path)
     assert records.label_names == ("a", "b", "c")
     owners = {s.text: s.split for s in records.sentences}
-    assert owners["Train sentence 0 of a!"] == "test" and "train sentence 0 of a" not in owners
+    assert owners["train sentence 0 of a"] == "train" and "Train sentence 0 of a!" not in owners
     assert {owners[t] for t in owners if t.startswith("val")} == {"validation"}
+    assert sum(split == "test" for split in owners.values()) == 14
+    assert records.left_out == {
+        "sentences out of scope": 1,
+        "sentences that stand twice": 1,
+        "validation sentences that stand in train too": 1,
+        "test sentences that stand in train too": 1,
+        "sentences with two classes": 2,
+    }
+    left = sum(map(len, data.values())) - len(records.sentences)
+    assert left == sum(records.left_out.values())
     for pair, named in [
-        (["x"], r"val\[15\]: must be \[text, intent\]"),
-        (["x", 3], r"val\[15\]: text and intent must be strings"),
+        (["x"], r"val\[16\]: must be \[text, intent\]"),
+        (["x", 3], r"val\[16\]: text and intent must be strings"),
     ]:
         dump(path, data | {"val": [*data["val"], pair]})
         with pytest.raises(ValueError, match=rf"data_full.json: {named}"):
-            clinic150.load_folder(tmp_path)
+            clinc150.load_folder(tmp_path)
     dump(path, {"train": [], "test": []})
     with pytest.raises(ValueError, match="field 'val' is missing"):
-        clinic150.load_folder(tmp_path)
+        clinc150.load_folder(tmp_path)
+
+
+def test_clinc_files_of_two_classes_are_not_taken_for_the_150(tmp_path):
+    pairs = [["turn it off", "in"], ["who are you", "oos"]]
+    data = {part: pairs for part in ("train", "val", "test")}
+    folder = tmp_path / "clinc150"
+    dump(folder / "binary_undersample.json", data)
+    with pytest.raises(
+        ValueError, match=r"clinc150: no data_\*\.json; put the published data_full"
+    ):
+        clinc150.load_folder(tmp_path)
+    dump(folder / "data_full.json", data)
+    with pytest.raises(ValueError, match="data_full.json: its classes are in and oos, not the 150"):
+        clinc150.load_folder(tmp_path)
+    dump(folder / "data_full.json", data | {"train": [["play jazz", "play_music"]]})
+    records = clinc150.load_folder(tmp_path)
+    assert memalpha.data.unread_files("clinic150", tmp_path, records) == ["binary_undersample.json"]
+    dump(folder / "data_small.json", data)
+    with pytest.raises(ValueError, match="data_full.json, data_small.json; keep one"):
+        clinc150.load_folder(tmp_path)
+
+
+def test_what_a_loader_leaves_out_is_counted_by_reason(tmp_path):
+    rows = [("Where is it", "a"), ("where IS it?", "a"), ("Where is it!", "a"), ("two", "b")]
+    test = [("where is it", "a"), ("two", "c"), ("new", "d")]
+    (tmp_path / "banking77").mkdir()
+    for name, part in (("train", rows), ("test", test)):
+        lines = "".join(f"{sentence},{label}\n" for sentence, label in part)
+        (tmp_path / "banking77" / f"{name}.csv").write_text("text,category\n" + lines)
+    records = banking77.load_folder(tmp_path)
+    assert {s.text: s.split for s in records.sentences} == {"where is it": "test", "new": "test"}
+    assert records.left_out == {
+        "train sentences that stand in test too": 3,
+        "sentences with two classes": 2,
+    }
+    items = [hotpot_item(i) for i in (0, 1, 1)]
+    items[2]["_id"] = "another"
+    dump(tmp_path / "hotpotqa" / "train.json", items)
+    twice = {"questions that stand twice, or in the test too": 1}
+    assert hotpotqa.load_folder(tmp_path).left_out == twice
+    chapters = [chapter(0), chapter(0), chapter(1, summaries=())]
+    dump(tmp_path / "booksum" / "train.jsonl", chapters)
+    losses = {"chapters that stand twice": 1, "chapters without a summary": 1}
+    assert booksum.load_folder(tmp_path).left_out == losses
+    perltqa_folder(tmp_path)
+    path = tmp_path / "perltqa" / "perltqa_en.json"
+    dump(path, json.loads(path.read_text())[1:] + [{"Nobody": {}}])
+    assert perltqa.load_folder(tmp_path).left_out == {
+        "characters without questions or events": 1,
+        "characters with questions but no memories": 1,
+    }
+    (tmp_path / "pubmed_rct").mkdir()
+    (tmp_path / "pubmed_rct" / "train.txt").write_text(pubmed_text([1, 2]))
+    (tmp_path / "pubmed_rct" / "test.txt").write_text(pubmed_text([2]))
+    twins = {"abstracts that stand in another split too": 1}
+    assert pubmed_rct.load_folder(tmp_path).left_out == twins
+
+
+def test_of_a_large_file_the_lowest_hashes_are_taken_and_the_rest_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(hotpotqa, "MAX_ITEMS", 7)
+    monkeypatch.setattr(pubmed_rct, "MAX_ABSTRACTS", 3)
+    hotpot_folder(tmp_path)
+    (tmp_path / "pubmed_rct").mkdir()
+    (tmp_path / "pubmed_rct" / "train.txt").write_text(pubmed_text(range(8)))
+    assert hotpotqa.load_folder(tmp_path).left_out["questions past 7 of a file"] == 53 + 14
+    assert pubmed_rct.load_folder(tmp_path).left_out == {"abstracts past 3 of a file": 5}
 
 
 # LongMemEval
@@ -324,7 +412,8 @@ def test_longmemeval_holds_the_sessions_needed_by_date(tmp_path, source, name):
         ):
             number = record_id[1:]
             assert f"I keep fact {number}: it is value{number}." in read
-            assert question.question == f"[Asked at 2023/07/01 (Sat) 10:00] What is fact {number}?"
+            assert question.question == f"What is fact {number}?"
+            assert question.asked_at == "2023/07/01 (Sat) 10:00"
             assert question.answers == (number if int(number) % 2 else f"value{number}",)
         assert all(not c.rpartition("\n")[2].startswith("<User>") for c in instance.chunks)
         assert read.count("Some other talk") == 12  # two sessions, each once
@@ -363,6 +452,65 @@ def test_longmemeval_questions_of_one_evidence_are_in_one_split(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "form, other",
+    [
+        ("answer_{:08x}", None),  # one session for one question: the rest is its name
+        ("answer_ultrachat_{}", None),
+        ("answer_sharegpt_q{}_0", "answer_sharegpt_q{}_13"),
+        ("answer_{:08x}_1", "answer_{:08x}_12"),
+        ("answer_gpt4_{:08x}_2", "answer_gpt4_{:08x}_abs_1"),
+    ],
+)
+def test_longmemeval_splits_every_form_of_id(tmp_path, form, other):
+    items = []
+    for i in range(40):
+        for n, ids in enumerate(filter(None, (form, other))):
+            item = memory_item(i) | {"question_id": f"{n}-{i}"}
+            name = ids.format(280352900 + 7 * i)
+            item["answer_session_ids"] = item["haystack_session_ids"][:1] = [name]
+            items.append(item)
+    dump(tmp_path / "longmemeval" / "longmemeval_oracle.json", items)
+    splits = {i.record_id: i.split for i in longmemeval.load_folder(tmp_path).items}
+    first = [splits[f"0-{i}"] for i in range(40)]
+    assert 14 <= first.count("test") <= 34  # 24 are expected
+    assert other is None or [splits[f"1-{i}"] for i in range(40)] == first
+
+
+def test_longmemeval_shows_a_session_under_every_date_that_a_question_gives_it(tmp_path):
+    one, two = memory_item(1), memory_item(1)
+    two |= {"question_id": "q2", "question": "And when?", "question_date": "2023/02/02 (Thu) 01:00"}
+    two["haystack_dates"] = ["2023/01/09 (Mon) 11:11", *two["haystack_dates"][1:]]
+    # A third question has the same session as a filler, with a third date.
+    three = memory_item(3)
+    three["haystack_session_ids"][1] = "answer_1_1"
+    dump(tmp_path / "longmemeval" / "longmemeval_s.json", [one, two, three])
+    records = longmemeval.load_folder(tmp_path, "longmemeval_s")
+    items = tuple(replace(item, split="test") for item in records.items)
+    records = replace(records, items=items)
+    sizes = Sizes(1, 9, 200, 9)
+    (draft,) = longmemeval.build(records, "test", sizes, 0, count_words)
+    read = "\n".join(draft.chunks)
+    assert read.count("I keep fact 1:") == 2
+    assert "[Dialogue at timestamp 2023/01/09 (Mon) 11:11]\n<User>I keep fact 1:" in read
+    assert "[Dialogue at timestamp 2023/05/21 (Sat) 02:21]\n<User>I keep fact 1:" in read
+    assert {q.question: q.asked_at for q in draft.questions}[
+        "And when?"
+    ] == "2023/02/02 (Thu) 01:00"
+
+
+def test_longmemeval_fills_up_to_the_tokens_asked_for(tmp_path):
+    item = memory_item(1, filler=40)
+    dump(tmp_path / "longmemeval" / "longmemeval_s.json", [item])
+    records = longmemeval.load_folder(tmp_path, "longmemeval_s")
+    split = records.items[0].split
+    sizes = Sizes(1, 50, 60, 9, {"target_tokens": 600})
+    (instance,) = memalpha.data.make_instances(
+        "longmemeval_s", records, split, sizes, 0, count_words
+    )
+    assert 540 < sum(map(count_words, instance.chunks)) < 800  # and the date lines
+
+
+@pytest.mark.parametrize(
     "change, named",
     [
         ({"question_id": "q0"}, r"record 1: question_id 'q0' stands already at .*record 0"),
@@ -376,6 +524,39 @@ def test_longmemeval_that_is_refused(tmp_path, change, named):
     items = [memory_item(0), memory_item(1) | change]
     dump(tmp_path / "longmemeval" / "longmemeval_oracle.json", items)
     with pytest.raises(ValueError, match=rf"oracle\.json: .*{named}"):
+        longmemeval.load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["answer", "question", "question_date", "haystack_sessions"])
+def test_a_field_that_is_missing_is_said_to_be_missing(tmp_path, field):
+    item = {name: value for name, value in memory_item(0).items() if name != field}
+    dump(tmp_path / "longmemeval" / "longmemeval_oracle.json", [item])
+    with pytest.raises(ValueError, match=f"record 0: field '{field}' is missing .found"):
+        longmemeval.load_folder(tmp_path)
+
+
+def test_a_missing_field_of_the_other_sources_is_said_to_be_missing(tmp_path):
+    for field in ("context", "supporting_facts", "answer"):
+        item = {name: value for name, value in hotpot_item(0).items() if name != field}
+        dump(tmp_path / "hotpotqa" / "train.json", [item])
+        with pytest.raises(ValueError, match=f"record 0: field '{field}' is missing"):
+            hotpotqa.load_folder(tmp_path)
+    for field in ("bid", "chapter_id", "text", "summary"):
+        row = {name: value for name, value in chapter(0).items() if name != field}
+        dump(tmp_path / "booksum" / "train.jsonl", [row])
+        with pytest.raises(ValueError, match=f"line 1: field '{field}' is missing"):
+            booksum.load_folder(tmp_path)
+    dump(
+        tmp_path / "infinitebench" / "longbook_qa_eng.jsonl",
+        [{"id": 0, "context": "x", "answer": ["y"]}],
+    )
+    with pytest.raises(ValueError, match="line 1: field 'input' is missing"):
+        SOURCES["infbench_qa"][0](tmp_path)
+    dump(
+        tmp_path / "longmemeval" / "longmemeval_oracle.json",
+        [memory_item(0) | {"haystack_sessions": [[{"role": "user"}]] * 3}],
+    )
+    with pytest.raises(ValueError, match=r"haystack_sessions\[0\]: field 'content' is missing"):
         longmemeval.load_folder(tmp_path)
 
 
@@ -499,12 +680,16 @@ def test_perltqa_dates(date, expected):
 def test_perltqa_long_events_go_on_and_long_lives_are_left_out(tmp_path):
     perltqa_folder(tmp_path)
     records = perltqa.load_folder(tmp_path)
-    made = list(perltqa.build(records, 9, 0, 20, 16, 9, count_words, "train"))
+    made = list(
+        memalpha.data.make_instances(
+            "perltqa", records, "train", Sizes(9, 20, 16, 9), 0, count_words
+        )
+    )
     assert all(
         count_words(c) <= 16 and c.startswith("An event about") for i in made for c in i.chunks
     )
     assert all(len(i.chunks) > 3 for i in made)
-    assert not list(perltqa.build(records, 9, 0, 3, 16, 9, count_words, "train"))
+    assert not list(perltqa.build(records, "train", Sizes(9, 3, 16, 9), 0, count_words))
 
 
 @pytest.mark.parametrize(
@@ -618,7 +803,7 @@ def test_booksum_reads_whole_chapters_and_asks_for_keywords(tmp_path):
         ({"summary": None}, "line 2: field 'summary' must be list"),
         ({"summary": ["x"]}, r"line 2: summary\[0\]: must be an object"),
         ({"chapter_id": "ch0"}, "line 2: 1:ch0 stands already .*line 1, with another text"),
-        ({"bid": None}, "line 2: fields 'bid' and 'chapter_id' are needed"),
+        ({"bid": None}, "line 2: field 'bid' must be a text or a number, not NoneType"),
     ],
 )
 def test_booksum_that_is_refused(tmp_path, change, named):
@@ -677,8 +862,7 @@ def squad_folder(tmp_path):
             shown.append({"context": context, "qas": qas})
         return {"title": title, "paragraphs": shown}
 
-    dump(tmp_path / "squad" / "dev.json", {"data": [article("D", 30)]})
-    dump(tmp_path / "squad" / "train.json", {"data": [article("T", 30)]})
+    dump(tmp_path / "squad_v2" / "dev.json", {"version": "v2.0", "data": [article("D", 60)]})
     return tmp_path
 
 
@@ -696,7 +880,6 @@ def test_ruler_pads_to_the_length_asked_for(tmp_path, target):
         assert len(instance.questions) == 5
         for question in instance.questions:
             assert read.count(question.answers[0] + ".") == 1
-        assert ("secretT" in read) == (target == 1700)  # other splits only where this one ends
         places = [read.index(q.answers[0]) / len(read) for q in instance.questions]
         assert max(places) > 0.3 and min(places) < 0.7  # not all in front, not all at the end
 
@@ -725,6 +908,32 @@ def test_ruler_of_two_documents_a_question(tmp_path):
         number = re.search(r"Person (\d+)", question.question)[1]
         assert "Document" in read and f"City {number} is old. Its colour is shade{number}." in read
         assert f"The place was City {number}." in read
+    assert not re.search(r"Person ([0-9]|[1-4][0-9]) was born", read)  # of training alone
+    (longer,) = load_source("ruler_qa2", tmp_path, split="test", target_tokens=1500, **sizes)
+    read = "\n".join(longer.chunks)
+    assert all(f"Person {number} was born" in read for number in range(59, 80))
+    assert re.search(r"Person ([0-9]|[1-4][0-9]) was born", read)  # where the split has no more
+
+
+def test_ruler_reads_squad_v2_and_leaves_out_what_has_no_answer(tmp_path):
+    squad_folder(tmp_path)
+    path = tmp_path / "squad_v2" / "dev.json"
+    data = json.loads(path.read_text())
+    paragraph = data["data"][0]["paragraphs"][0]
+    impossible = {"id": "no", "question": "What is the lock?", "answers": [], "is_impossible": True}
+    impossible["plausible_answers"] = [{"answer_start": 4, "text": "key"}]
+    paragraph["qas"].append(impossible)
+    dump(path, data)
+    records = SOURCES["ruler_qa1"][0](tmp_path)
+    assert len(records.cases["test"]) == len(records.documents["test"]) == 60
+    assert records.left_out == {"questions without an answer": 1}
+    assert not records.cases["train"] and not records.cases["validation"]
+    dump(path, data | {"version": "1.1"})
+    with pytest.raises(ValueError, match=r"dev\.json: SQuAD v2 is wanted; this file says '1\.1'"):
+        SOURCES["ruler_qa1"][0](tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"squad_v2: no dev\*\.json; put dev-v2\.0\.json"):
+        SOURCES["ruler_qa1"][0](tmp_path)
 
 
 # All of them

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import memalpha.data
-from memalpha.data import labelled, load_source, nlu, squad, text, trec
+from memalpha.data import labelled, nlu, squad, text, trec
 from memalpha.data.instance import Question, statistics, validate
+from memalpha.data.sizes import Sizes
 
 SOURCES = ("squad", "trec_coarse", "trec_fine", "nlu")
 
@@ -20,6 +21,13 @@ LOADERS = {name: memalpha.data.SOURCES[name][0] for name in SOURCES}
 
 def count_words(string):
     return len(string.split())
+
+
+def load_source(
+    name, folder, split, count, seed, chunks, chunk_tokens, questions, count_tokens, **options
+):
+    sizes = Sizes(count, chunks, chunk_tokens, questions, options)
+    return memalpha.data.load_source(name, folder, split, sizes, seed, count_tokens)
 
 
 # Files in the published formats
@@ -214,10 +222,10 @@ def test_squad_keeps_all_right_answers_the_first_one_first(tmp_path):
     article = {"title": "T", "paragraphs": [{"context": context, "qas": qas}]}
     path.write_text(json.dumps({"data": [article]}))
     records = squad.load([], [path])
-    (instance,) = squad.build(records, 1, 0, 1, 40, 9, count_words, "test")
+    (instance,) = squad.build(records, "test", Sizes(1, 1, 40, 9), 0, count_words)
     assert instance.questions == (Question("When?", ("1900", "in 1900")),)
-    assert instance.metadata["unanswerable_share"] == 0.5
-    assert instance.metadata["question_ids"] == ["a"]
+    assert instance.facts["unanswerable_share"] == 0.5
+    assert instance.facts["question_ids"] == ["a"]
 
 
 # TREC and NLU
@@ -291,9 +299,11 @@ def test_a_sentence_with_two_classes_is_left_out(tmp_path):
     path = tmp_path / "train_5500.label"
     path.write_text("NUM:other How many ?\nNUM:count How  many?\nHUM:ind Who\x85 \x1c\u4e2d ?\n")
     fine = trec.load(path, labels="fine")
-    assert [s.text for s in fine.sentences] == ["Who\x85 \x1c\u4e2d ?"] and fine.dropped == 2
+    assert [s.text for s in fine.sentences] == ["Who\x85 \x1c\u4e2d ?"]
+    assert fine.left_out == {"sentences with two classes": 2}
     coarse = trec.load(path, labels="coarse")
-    assert len(coarse.sentences) == 2 and coarse.dropped == 0
+    assert len(coarse.sentences) == 2
+    assert coarse.left_out == {"sentences that stand twice": 1}
 
 
 FULL_HEADER = (
@@ -328,6 +338,8 @@ def test_nlu_layouts(tmp_path):
     records = nlu.load_folder(tmp_path)
     assert [(s.text, s.label) for s in records.sentences] == [("wake me at 5", "alarm_set")]
     assert list(records.files) == ["a.csv"]
+    assert records.left_out == {"rows marked irrelevant, or empty": 2}
+    assert memalpha.data.unread_files("nlu", tmp_path, records) == ["b.csv", "c.csv"]
 
 
 # Bad input

@@ -11,6 +11,7 @@ import pytest
 from configs import tiny
 from memalpha import scoring
 from memalpha.data import SOURCES
+from memalpha.data.sizes import Sizes
 from memalpha.memory import Outcome
 
 ROOT = Path(__file__).parent.parent
@@ -91,9 +92,9 @@ def test_the_code_of_extending_runs_and_each_part_is_short(tmp_path, monkeypatch
     first = names["diary"][0]
     assert len(first.chunks) == len(first.questions) == 3 and "2024-05-" in first.chunks[0]
     with pytest.raises(ValueError, match="longer than 5 tokens"):
-        names["load_source"]("diary", "data", "train", 1, 0, 3, 5, 10, len)
+        names["load_source"]("diary", "data", "train", Sizes(1, 3, 5, 10), 0, len)
     with pytest.raises(ValueError, match="nowhere/diary holds no"):
-        names["load_source"]("diary", "nowhere", "train", 1, 0, 3, 100, 10, len)
+        names["load_source"]("diary", "nowhere", "train", Sizes(1, 3, 100, 10), 0, len)
 
     steps = names["moved"].steps
     assert [s.outcomes for s in steps] == [[Outcome.OK], [Outcome.DUPLICATE], [Outcome.DUPLICATE]]

@@ -38,10 +38,37 @@ def test_the_perfect_summary_has_all_keywords():
         ("Paris, Ann Lee", ["Ann Lee"]),  # not in the summary
         (SUMMARY.replace(",", ""), []),  # a sentence is no keyword
         ("", []),
+        ("Lund,Ann Lee,1,2 lighthouse", ["Lund", "Ann Lee"]),
     ],
 )
 def test_replies_are_parsed(reply, expected):
     assert keywords.parse_keywords(reply, SUMMARY) == expected
+
+
+def test_a_comma_inside_a_number_separates_nothing():
+    summary = "In 1810 he won 10,000 francs, then 2,500."
+    reply = "1810,10,000 francs, 2,500;won"
+    expected = ["1810", "10,000 francs", "2,500", "won"]
+    assert keywords.parse_keywords(reply, summary) == expected
+    assert keywords.parse_keywords("1810, 10,000 francs", summary) == ["1810", "10,000 francs"]
+
+
+# Marks at which str.splitlines also ends a line, and half a surrogate pair.
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\r", "\ufffd"])
+def test_a_summary_with_any_mark_is_read_back(tmp_path, mark):
+    cache = tmp_path / "keywords.jsonl"
+    summary = f"Ann{mark}left for Lund."
+    found = keywords.lm_keywords([summary], Model("Lund"), cache)
+    assert keywords.lm_keywords([summary], Model(), cache) == found == [["Lund"]]
+
+
+def test_half_a_surrogate_pair_in_a_summary_or_a_reply_can_be_kept(tmp_path):
+    cache = tmp_path / "keywords.jsonl"
+    summary = "Ann left \ud83d Lund."
+    with pytest.warns(UserWarning, match="half of a surrogate pair"):
+        found = keywords.lm_keywords([summary], Model("Lund, left \ud83d"), cache)
+    assert found == [["Lund", "left \ufffd"]]
+    assert keywords.lm_keywords([summary], Model(), cache) == found
 
 
 class Model:

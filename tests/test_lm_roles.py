@@ -74,6 +74,15 @@ def test_the_reader_sees_the_evidence_and_answers_without_its_thinking():
     assert lm_reader(engine, load_template("compact"), 9, 0.5).name == name
 
 
+def test_the_reader_is_told_when_a_question_is_asked():
+    engine = Scripted(lambda text: "Rex")
+    dated = Request("How long ago?", "lme_train", EVIDENCE, "2023/05/20 (Sat) 02:21")
+    lm_reader(engine)([dated, Request("How long ago?", "lme_train", EVIDENCE)])
+    one, two = map(text_of, engine.chats)
+    assert "[Asked at 2023/05/20 (Sat) 02:21] How long ago?\n</question>" in one
+    assert "<question>\nHow long ago?\n</question>" in two
+
+
 def test_a_reader_that_fails_says_none_and_why():
     said = []
     engine = Scripted(lambda text: FAILED if "Who?" in text else "<think>never ends")

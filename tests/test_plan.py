@@ -115,14 +115,14 @@ def test_too_little_memory_names_what_is_too_large(monkeypatch, measured):
         footprint.check_fits(SETTING, needed - 1)
 
     config = qwen3_4b.get_config("model.path=,mesh.fsdp=1")
-    monkeypatch.setattr(needs, "machine_memory", lambda: 80e9)
+    monkeypatch.setattr(sharding, "machine_memory", lambda: 80e9)
     # 4.02e9 weights: 2 bytes twice, 12 in the optimiser, 4 in each of two sets of gradients.
     told = "has 80.0 GB, .* keeps 96.5 there .*optimiser 48.3.*lora.rank=32"
     with pytest.raises(ValueError, match=told):
         needs.check_memory(config)
-    monkeypatch.setattr(needs, "machine_memory", lambda: 97e9)
+    monkeypatch.setattr(sharding, "machine_memory", lambda: 97e9)
     needs.check_memory(config)
-    monkeypatch.setattr(needs, "machine_memory", lambda: 10e9)
+    monkeypatch.setattr(sharding, "machine_memory", lambda: 10e9)
     needs.check_memory(qwen3_4b.get_config("lora,model.path=,mesh.fsdp=1"))
 
 

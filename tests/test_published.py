@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memalpha import scoring
-from memalpha.data import build, published, store
+from memalpha.data import build, built_sets, published
 from memalpha.data.instance import Question
 
 
@@ -120,7 +120,12 @@ def test_a_label_that_is_no_integer_is_refused(tmp_path, source, answer):
     [
         ("chunks", "no json", r"chunks: no list and no JSON"),
         ("chunks", '{"a": 1}', r"chunks: must be a list, not dict"),
-        ("questions_and_answers", '[{"question": "a"}]', r"\[0\].answer: must be a text .*None"),
+        ("questions_and_answers", '[{"question": "a"}]', r"\[0\]: field 'answer' is missing"),
+        (
+            "questions_and_answers",
+            '[{"question": "a", "answer": null}]',
+            r"\[0\].answer: must be a text .*None",
+        ),
         ("questions_and_answers", '[{"answer": "a"}]', r"\[0\]: field 'question' is missing"),
         ("questions_and_answers", '[{"question": "a", "answer": [1, [2]]}]', r"not \[2\]"),
         ("questions_and_answers", '[{"question": "a", "answer": []}]', "at least one answer"),
@@ -195,6 +200,57 @@ def test_a_context_is_cut_into_chunks(tmp_path):
         list(published.read(path, "test"))
 
 
+def details(**lists):
+    return {"source": "longmemeval_s*", "keypoints": None} | lists
+
+
+@pytest.mark.parametrize("encode", [lambda value: value, json.dumps])
+def test_type_id_and_date_of_a_question_are_carried(tmp_path, encode):
+    metadata = details(
+        question_ids=["q1", "q2_abs"],
+        question_types=["multi-session", None],
+        question_dates=["2023/05/30 (Tue) 23:40", ""],
+    )
+    path = write(tmp_path / "a.parquet", [bench_row(metadata=encode(metadata))])
+    (instance,) = published.read(path, "test", chunk_tokens=90, count_tokens=count_words)
+    assert instance.metadata["question_ids"] == ["q1", "q2_abs"]
+    assert instance.metadata["question_types"] == ["multi-session", ""]
+    assert [q.asked_at for q in instance.questions] == ["2023/05/30 (Tue) 23:40", ""]
+    assert "2023/05/30" not in instance.questions[0].question
+    # The same in the layout of Mem-alpha; a list that is empty or absent says nothing.
+    records = [row | {"metadata": encode(metadata | {"question_dates": []})} for row in rows(1)]
+    (instance,) = published.read(write(tmp_path / "b.parquet", records), "test")
+    assert instance.metadata["question_ids"] == ["q1", "q2_abs"]
+    assert [q.asked_at for q in instance.questions] == ["", ""]
+
+
+@pytest.mark.parametrize("name", ["question_ids", "question_types", "question_dates"])
+def test_a_list_of_another_length_than_the_questions_is_refused(tmp_path, name):
+    path = write(tmp_path / "a.parquet", [bench_row(metadata=details(**{name: ["one"]}))])
+    with pytest.raises(ValueError, match=rf"record 0: metadata: {name} must be a list of 2"):
+        list(published.read(path, "test", count_tokens=count_words))
+
+
+def test_half_a_surrogate_pair_in_json_text_is_cleaned_and_named(tmp_path):
+    records = rows(2)
+    records[1]["chunks"] = '["a \\ud83d", "b"]'
+    records[0]["chunks"] = json.dumps(records[0]["chunks"])
+    path = write(tmp_path / "a.parquet", records)
+    with pytest.warns(UserWarning, match=r"a\.parquet: record 1: chunks\[0\]: half of a surrogate"):
+        _, instance = published.read(path, "train")
+    assert instance.chunks == ("a \ufffd", "b")
+
+
+def test_bytes_that_are_no_utf_8_name_their_record(tmp_path):
+    records = [row | {"data_source": "squad", "metadata": "x"} for row in rows(2)]
+    table = pa.Table.from_pylist(records)
+    broken = pa.array([b"fine", b"ab\xed\xa0\xbd"]).view(pa.string())
+    table = table.set_column(table.schema.get_field_index("instance_id"), "instance_id", broken)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: record 1: not UTF-8"):
+        list(published.read(tmp_path / "a.parquet", "train"))
+
+
 def test_recommendations_are_titles_and_need_their_names(tmp_path):
     row = bench_row("recsys_redial_full", answers=[["12", "7"], ["7"]])
     path = write(tmp_path / "Test_Time_Learning.parquet", [row])
@@ -232,7 +288,7 @@ def test_a_parquet_becomes_a_folder_a_source(tmp_path):
         "ruler_qa1_197K": 2,
         "longmemeval_s*": 1,
     }
-    assert len(store.Built(tmp_path / "out" / "longmemeval_s" / "test")) == 1
+    assert len(built_sets.Built(tmp_path / "out" / "longmemeval_s" / "test")) == 1
     assert list(build.from_parquet(path, "test", tmp_path / "b", "ruler_qa1")) == ["ruler_qa1_197K"]
     with pytest.raises(ValueError, match="no rows of source 'nlu'; it holds squad, ruler_qa1_197K"):
         build.from_parquet(path, "test", tmp_path / "c", "nlu")

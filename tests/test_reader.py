@@ -464,7 +464,7 @@ def test_any_text_parses_as_examples(text):
         assert example.text and example.label >= 0
 
 
-@pytest.mark.parametrize("family", sorted(synthetic.FAMILIES))
+@pytest.mark.parametrize("family", sorted(synthetic.GENERATORS))
 def test_a_perfect_memory_answers_the_synthetic_sources_and_an_empty_one_does_not(family):
     right, blank, asked = 0.0, 0.0, 0
     for index in range(4):

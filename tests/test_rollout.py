@@ -159,7 +159,7 @@ def test_episodes_of_unequal_length_share_a_batch_unharmed(micro):
 
 
 def unequal(*chunks):
-    families = sorted(synthetic.FAMILIES)
+    families = sorted(synthetic.GENERATORS)
     return [
         synthetic.generate(families[i % len(families)], "train", i, chunks=n)
         for i, n in enumerate(chunks)

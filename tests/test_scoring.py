@@ -264,7 +264,7 @@ def test_boxed(text, content):
         ("longmemeval_s*", "longmemeval", "retrieval"),
         ("lme_train", "lme_train", "retrieval"),
         ("eventqa_full", "eventqa", "retrieval"),
-        ("detectiveqa_x", "detectiveqa", "retrieval"),
+        ("eventqa_65536", "eventqa", "retrieval"),
         ("infbench_qa_eng_shots2", "infbench_qa", "retrieval"),
         ("detective_qa", "detectiveqa", "retrieval"),
         ("recsys_redial_full", "recsys", "retrieval"),
@@ -290,7 +290,7 @@ def test_published_names(published, family, category):
     ],
 )
 def test_unknown_source_lists_the_known_ones(source):
-    with pytest.raises(ValueError, match=f"{source!r}; known sources: squad, hotpotqa.*VARIANTS"):
+    with pytest.raises(ValueError, match=f"{source!r}; known sources: squad, hotpotqa.*names"):
         scoring.score(source, "x", ("x",))
 
 
@@ -303,7 +303,7 @@ def test_instruction_by_category():
     assert scoring.instruction("squad") == ""
     assert "\\boxed{" in scoring.instruction("icl_nlu_8296shot_balance")
     assert "summary" in scoring.instruction("booksum")
-    assert "\\boxed{" in scoring.instruction("detectiveqa_x")
+    assert "\\boxed{" in scoring.instruction("detective_qa")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from experiments.lib.results import INSTANCES, QUESTIONS, Results, read_lines, r
 from experiments.lib.sources import describe_source, load_sources
 from experiments.lib.systems import open_systems, open_workdir
 from experiments.tables import paper_tables
-from memalpha.data import store
+from memalpha.data import built_sets
 from memalpha.data.instance import Instance, Question
 from memalpha.lm.server import ServerModel
 from memalpha.policy import Policy
@@ -62,7 +62,7 @@ def built(tmp_path):
     """Two instances of a source that is judged."""
     some = [judged(*pet) for pet in PETS]
     about = {"source": "longmemeval_s", "split": "test", "tokens": "words"}
-    store.write(
+    built_sets.write(
         tmp_path / "built" / "longmemeval_s" / "test", some, about, lambda t: len(t.split())
     )
     return tmp_path / "built"

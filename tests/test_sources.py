@@ -6,7 +6,7 @@ from configs import tiny
 from experiments.lib.instances import build_instances, training_batches
 from experiments.lib.sources import describe_source, known_sources, load_sources
 from experiments.lib.systems import applies
-from memalpha.data import store
+from memalpha.data import built_sets
 from memalpha.data.instance import Instance, Question
 from memalpha.data.text import dialogue_chunk
 
@@ -29,7 +29,7 @@ def built(tmp_path):
     ):
         some = [instance(source, f"{source}-{n}", plain=plain) for n in range(count)]
         description = {"source": source, "split": split, "tokens": "words"}
-        store.write(tmp_path / source / split, some, description, COUNT)
+        built_sets.write(tmp_path / source / split, some, description, COUNT)
     return tmp_path
 
 
@@ -38,18 +38,20 @@ def config_of(folder, more=""):
 
 
 def test_sets_are_found_by_split_and_source(built):
-    assert store.every(built) == {
+    assert built_sets.list_sets(built) == {
         "train": {"squad": built / "squad" / "train"},
         "test": {"squad": built / "squad" / "test", "perltqa": built / "perltqa" / "test"},
     }
-    assert store.every(built / "squad" / "test") == {"test": {"squad": built / "squad" / "test"}}
-    assert len(store.open_set(built, "squad", "test")) == 3
+    assert built_sets.list_sets(built / "squad" / "test") == {
+        "test": {"squad": built / "squad" / "test"}
+    }
+    assert len(built_sets.open_source(built, "squad", "test")) == 3
     with pytest.raises(ValueError, match="no built set of split 'validation'; it has"):
-        store.find(built, "validation")
+        built_sets.find_split(built, "validation")
     with pytest.raises(ValueError, match="no source 'nlu' of split 'test'; it has perltqa, squad"):
-        store.open_set(built, "nlu", "test")
+        built_sets.open_source(built, "nlu", "test")
     with pytest.raises(ValueError, match="no built set in it"):
-        store.every(built / "squad")
+        built_sets.list_sets(built / "squad")
 
 
 def test_a_config_reads_them_as_they_are(built):
@@ -85,7 +87,7 @@ def test_what_the_command_knows(built):
     with pytest.raises(ValueError, match="unknown source 'hotpotqa'; known: .*perltqa, squad$"):
         load_sources(config, ["hotpotqa"], "test", 1)
     about = describe_source(config, "squad", "test", 0)
-    manifest = store.Built(built / "squad" / "test").manifest
+    manifest = built_sets.Built(built / "squad" / "test").manifest
     assert about == {"built": manifest["sha256"], "max_questions": 2}
     synthetic = describe_source(config, "synthetic_facts", "test", 7)
     assert synthetic["chunks"] == 7 and synthetic["seed"] == 0

@@ -12,7 +12,7 @@ from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_response
 
-FAMILIES = list(synthetic.FAMILIES)
+FAMILIES = list(synthetic.GENERATORS)
 CAPITAL = r"[A-Z]\w+ [A-Z]\w+"
 
 

@@ -16,7 +16,7 @@ from experiments.lib.pool import Weights, read_pool, score_first_boxes
 from experiments.lib.render import Table, html, latex, markdown
 from experiments.lib.results import ResultsError, read_results
 from experiments.tables import PUBLISHED, paper_tables, small_tables, thousands
-from memalpha.data import store
+from memalpha.data import built_sets
 from memalpha.data.instance import Instance, Question
 
 PDFLATEX = shutil.which("pdflatex")  # Debian: texlive-latex-base
@@ -313,7 +313,7 @@ def test_sizes_of_built_sets_stand_beside_the_published(tmp_path):
         asked = (Question("q", ("a",)),) * 3
         some = [Instance(source, f"i{n}", ("one two three", "four"), asked) for n in range(count)]
         about = {"source": source, "split": split, "tokens": "words"}
-        store.write(tmp_path / source / split, some, about, lambda text: len(text.split()))
+        built_sets.write(tmp_path / source / split, some, about, lambda text: len(text.split()))
 
     build("squad", "train", 2)
     build("nlu", "validation", 3)

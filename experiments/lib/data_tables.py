@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.lib.pool import Pool, column_of
 from experiments.lib.render import Table
-from memalpha.data import store
+from memalpha.data import built_sets
 from memalpha.data.sizes import FULL_TRAINING, PUBLISHED
 
 NUMBERS = ("instances", "chunks_per_instance", "tokens_per_chunk", "questions_per_instance")
@@ -35,10 +35,10 @@ def built_sizes(folder: str, split: str) -> dict[str, tuple[Mapping[str, float],
     if not folder:
         return {}
     found = {}
-    for name, path in store.every(folder).get(split, {}).items():
+    for name, path in built_sets.list_sets(folder).get(split, {}).items():
         if name == "stratified":
             continue
-        manifest = store.Built(path).manifest
+        manifest = built_sets.Built(path).manifest
         statistics = manifest["statistics"], manifest["description"].get("tokens", "unknown")
         found[column_of(name)] = statistics
     return found

@@ -114,8 +114,10 @@ class Results:
 
 
 def digest(instance: Instance) -> str:
-    """A hash of chunks, questions and answers."""
-    asked = [(q.question, q.answers) for q in instance.questions]
+    """A hash of chunks, questions, their dates and answers."""
+    asked = [
+        (q.question, q.answers, q.asked_at)[: 3 if q.asked_at else 2] for q in instance.questions
+    ]
     return hashlib.sha256(json.dumps([instance.chunks, asked]).encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.lib.instances import PREFIX, build_instances, is_synthetic
-from memalpha.data import SOURCES, store, synthetic
+from memalpha.data import SOURCES, built_sets, synthetic
 from memalpha.data.instance import Instance
 
 
@@ -45,8 +45,8 @@ def from_flags(config: ConfigDict) -> tuple[dict[str, list[Instance]], dict[str,
 
 def known_sources(config: ConfigDict, split: str) -> list[str]:
     """Names that `load_sources` knows, given the data folders of the config."""
-    real = store.find(config.data.built, split) if config.data.built else SOURCES
-    return [*(PREFIX + family for family in synthetic.FAMILIES), *real]
+    real = built_sets.find_split(config.data.built, split) if config.data.built else SOURCES
+    return [*(PREFIX + family for family in synthetic.GENERATORS), *real]
 
 
 def load_sources(
@@ -66,7 +66,7 @@ def describe_source(config: ConfigDict, name: str, split: str, chunks: int) -> d
     if is_synthetic(name):
         made = {k: data[k] for k in ("facts_per_chunk", "filler_share")}
     elif config.data.built:
-        built = store.open_set(config.data.built, name, split).manifest["sha256"]
+        built = built_sets.open_source(config.data.built, name, split).manifest["sha256"]
         return {"built": built, "max_questions": data["max_questions"]}
     else:
         made = {"chunk_tokens": data["chunk_tokens"]}

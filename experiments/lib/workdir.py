@@ -122,7 +122,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in filter(None, path.read_text().split("\n")):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

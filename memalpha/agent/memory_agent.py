@@ -16,7 +16,6 @@ import dataclasses
 import re
 import threading
 import zlib
-from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,8 +24,8 @@ from memalpha import reader
 from memalpha.agent.contents import Contents, change_memory, view_of
 from memalpha.agent.events import ConflictError, Event, Snapshot, UnknownNamespaceError
 from memalpha.agent.store import Store, check_namespace
+from memalpha.data.cut import split_text
 from memalpha.data.instance import Instance, Question
-from memalpha.data.text import sentence_ends
 from memalpha.episode import Environment, Step, Writer, count_tokens
 from memalpha.memory import MemoryState, MemoryView
 from memalpha.policy import load_policy
@@ -242,46 +241,3 @@ def call_records(step: Step) -> tuple[dict, ...]:
         }
         for call, outcome in zip(step.calls, step.outcomes, strict=True)
     )
-
-
-def split_text(text: str, limit: int, count: Callable[[str], int]) -> list[str]:
-    """The text in parts of at most `limit` tokens, which joined give the text again; parts of white
-    space alone are left out.
-
-    Cuts between lines where these are short enough, else between sentences, words, characters. The
-    tokens of a part are counted piece by piece; a tokenizer gives no more for the whole.
-    """
-    parts, used = [""], 0
-    for piece in _pieces(text, limit, count):
-        size = count(piece)
-        if parts[-1] and used + size > limit:
-            parts.append("")
-            used = 0
-        parts[-1] += piece
-        used += size
-    return [part for part in parts if part.strip()] if text.strip() else []
-
-
-def _pieces(text: str, limit: int, count: Callable[[str], int], depth: int = 0) -> list[str]:
-    if count(text) <= limit or len(text) < 2:
-        return [text]
-    pieces = (_lines, _sentences, _words, _halves)[depth](text)
-    deeper = min(depth + 1, 3)
-    return [part for piece in pieces for part in _pieces(piece, limit, count, deeper)]
-
-
-def _lines(text: str) -> list[str]:
-    return re.findall(r"[^\n]*\n|[^\n]+", text)
-
-
-def _sentences(text: str) -> list[str]:
-    ends = sentence_ends(text)
-    return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if a < b]
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.findall(r"\S*\s*", text) if word]
-
-
-def _halves(text: str) -> list[str]:
-    return [text[: len(text) // 2], text[len(text) // 2 :]]

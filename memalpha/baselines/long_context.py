@@ -31,5 +31,7 @@ def _recall(env: Environment, instance: Instance, budget: int) -> Recall:
         text = "\n".join(instance.chunks[kept:])
     text = text or cut(env, instance.chunks[-1], budget, end=True)
     evidence = Evidence(core=text, tokens=count_tokens(env, text))
-    requests = [Request(q.question, instance.source, evidence) for q in instance.questions]
+    requests = [
+        Request(q.question, instance.source, evidence, q.asked_at) for q in instance.questions
+    ]
     return Recall(requests, evidence.tokens)

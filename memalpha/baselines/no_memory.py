@@ -13,6 +13,6 @@ from memalpha.reader import Evidence, Request
 def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:
     """One request a question; no tokens are held in memory."""
     return [
-        Recall([Request(q.question, i.source, Evidence()) for q in i.questions], 0)
+        Recall([Request(q.question, i.source, Evidence(), q.asked_at) for q in i.questions], 0)
         for i in instances
     ]

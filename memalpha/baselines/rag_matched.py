@@ -36,9 +36,9 @@ def _recall(env: Environment, instance: Instance, budget: int, piece: int) -> Re
     # A piece has a token or more, so that no more than `budget` of them can be shown.
     found, _ = index.search(questions, min(len(held), budget))
     requests = []
-    for question, ids in zip(questions, found.tolist(), strict=True):
+    for question, ids in zip(instance.questions, found.tolist(), strict=True):
         evidence = _evidence(env, [held[i] for i in ids if i >= 0], budget)
-        requests.append(Request(question, instance.source, evidence))
+        requests.append(Request(question.question, instance.source, evidence, question.asked_at))
     return Recall(requests, sum(count_tokens(env, chunk) for chunk in instance.chunks))
 
 

@@ -20,8 +20,8 @@ def _recall(env: Environment, instance: Instance) -> Recall:
     questions = [question.question for question in instance.questions]
     found, _ = BM25Index(instance.chunks).search(questions, CHUNKS)
     requests = []
-    for question, ids in zip(questions, found, strict=True):
+    for question, ids in zip(instance.questions, found, strict=True):
         text = "\n".join(instance.chunks[i] for i in ids if i >= 0)
         evidence = Evidence(core=text, tokens=count_tokens(env, text))
-        requests.append(Request(question, instance.source, evidence))
+        requests.append(Request(question.question, instance.source, evidence, question.asked_at))
     return Recall(requests, sum(count_tokens(env, chunk) for chunk in instance.chunks))

@@ -10,18 +10,31 @@ python -m memalpha.data download --source=squad --out=DIR
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from memalpha.data import SOURCES, build, checks, store, stratified, text
+from memalpha.data import (
+    SOURCES,
+    build,
+    built_sets,
+    checks,
+    published,
+    stratified,
+    text,
+    unread_files,
+)
 from memalpha.data.keywords import lm_keywords
+from memalpha.data.names import family
 from memalpha.data.sizes import FULL_TRAINING, PUBLISHED, Sizes, default_sizes
 from memalpha.paths import user_path
 
+FILES = 10  # source files that `inspect` names
 COLUMNS = ("instances", "chunks_per_instance", "tokens_per_chunk", "questions_per_instance")
 
 
@@ -31,7 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name, value in vars(args).items():
             setattr(args, name, user_path(value) if isinstance(value, Path) else value)
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of the output has seen enough: `inspect ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -47,35 +65,45 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("build", help="from originals or a published parquet")
     add.set_defaults(run=_build)
     add.add_argument("--source", default="", help=f"comma-separated, or all: {', '.join(SOURCES)}")
-    add.add_argument("--raw_dir", type=Path, help="holds the published files, a folder a source")
-    add.add_argument("--parquet", type=Path, help="a published parquet, in place of --raw_dir")
-    add.add_argument("--entities", type=Path, help="entity2id.json, for recsys rows of a parquet")
-    add.add_argument("--out", type=Path, required=True)
+    add.add_argument(
+        "--raw_dir", type=user_path, help="holds the published files, a folder a source"
+    )
+    add.add_argument("--parquet", type=user_path, help="a published parquet, in place of --raw_dir")
+    add.add_argument(
+        "--entities", type=user_path, help="entity2id.json, for recsys rows of a parquet"
+    )
+    add.add_argument("--out", type=user_path, required=True)
     add.add_argument("--split", default="", help="default: every split that the files hold")
     add.add_argument("--seed", type=int, default=0)
     for name in ("count", "chunks", "chunk_tokens", "questions"):
         add.add_argument(f"--{name}", type=int, help="default: as in the paper")
     add.add_argument("--full", action="store_true", help="as many training instances as table 6")
     add.add_argument("--shrink", action="store_true", help="fewer chunks if the files fill no more")
-    add.add_argument("--target_tokens", type=int, help="ruler sources: the length of an instance")
+    add.add_argument(
+        "--target_tokens",
+        type=int,
+        help="ruler sources and longmemeval_s: the length of an instance",
+    )
     add.add_argument(
         "--repeat", action="store_true", help="ruler sources: documents may come again"
     )
-    add.add_argument("--keywords", type=Path, help="cache file of keywords, for summary sources")
+    add.add_argument(
+        "--keywords", type=user_path, help="cache file of keywords, for summary sources"
+    )
     add.add_argument("--drop_unanswerable", action="store_true")
     add.add_argument("--overwrite", action="store_true")
     _tokenizer_flag(add)
 
     add = commands.add_parser("inspect", help="print statistics and an instance")
     add.set_defaults(run=_inspect)
-    add.add_argument("folder", type=Path)
+    add.add_argument("folder", type=user_path)
     add.add_argument("--instance", type=int, default=0)
     add.add_argument("--letters", type=int, default=600, help="of each text shown")
 
     add = commands.add_parser("stratify", help="draw the training subset of table 7")
     add.set_defaults(run=_stratify)
-    add.add_argument("--built", type=Path, required=True)
-    add.add_argument("--out", type=Path, required=True)
+    add.add_argument("--built", type=user_path, required=True)
+    add.add_argument("--out", type=user_path, required=True)
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--subset", default="", help="source=count,... instead of table 7")
     add.add_argument("--overwrite", action="store_true")
@@ -83,13 +111,15 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("leakage", help="questions and paragraphs in both of two sets")
     add.set_defaults(run=_leakage)
-    add.add_argument("training", type=Path)
-    add.add_argument("evaluated", type=Path)
+    add.add_argument("training", type=user_path)
+    add.add_argument("evaluated", type=user_path)
 
     add = commands.add_parser("download", help="fetch published files")
     add.set_defaults(run=_download)
     add.add_argument("--source", default="all")
-    add.add_argument("--out", type=Path, required=True, help="the data folder: --raw_dir of build")
+    add.add_argument(
+        "--out", type=user_path, required=True, help="the data folder: --raw_dir of build"
+    )
     return parser
 
 
@@ -102,49 +132,45 @@ def _counter(name: str) -> tuple[Callable[[str], int], str]:
         return text.approximate_tokens, "approximate"
     from memalpha.tokenizer import encode, load_tokenizer  # slow to import
 
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(os.path.expanduser(name))
     # The last part of a path: a build does not depend on where its tokenizer lies.
     return lambda words: len(encode(tokenizer, words)), Path(name).name
 
 
 def _build(args: argparse.Namespace) -> int:
     count_tokens, tokens = _counter(args.tokenizer)
-    shared = {
-        "count_tokens": count_tokens,
-        "tokens": tokens,
-        "drop": args.drop_unanswerable,
-        "overwrite": args.overwrite,
-    }
+    options = build.Options(
+        count_tokens, tokens, args.shrink, args.drop_unanswerable, args.overwrite
+    )
     if (args.parquet is None) == (args.raw_dir is None):
         raise ValueError("give either --raw_dir or --parquet")
     if args.parquet is None and not args.source:
         raise ValueError(f"--source: name one of {', '.join(SOURCES)}, or all")
     print(_header())
-    return (_build_originals if args.parquet is None else _build_parquet)(args, shared)
+    return (_build_originals if args.parquet is None else _build_parquet)(args, options)
 
 
-def _build_parquet(args: argparse.Namespace, shared: dict) -> int:
+def _build_parquet(args: argparse.Namespace, options: build.Options) -> int:
     split = args.split or ("test" if "test" in args.parquet.name else "train")
+    names = published.read_entity_names(args.entities) if args.entities else None
     manifests = build.from_parquet(
         args.parquet,
         split,
         args.out,
         "" if args.source == "all" else args.source,
-        count=args.count,
-        chunk_tokens=args.chunk_tokens or 2048,
-        entities=args.entities,
-        **shared,
+        args.count,
+        published.Contexts(args.chunk_tokens or published.Contexts.chunk_tokens, names),
+        options,
     )
     for name, manifest in manifests.items():
         print(_row(name, split, manifest["statistics"]))
     return 0
 
 
-def _build_originals(args: argparse.Namespace, shared: dict) -> int:
+def _build_originals(args: argparse.Namespace, options: build.Options) -> int:
     """What is wrong stops a build of one source and split; of several, the others go on."""
     every = args.source == "all"
     splits = [args.split] if args.split else text.SPLITS
-    shared |= {"seed": args.seed, "shrink": args.shrink}
     built = 0
     for source in SOURCES if every else args.source.split(","):
         sizes = {split: _sizes(args, source, split) for split in splits}
@@ -155,11 +181,14 @@ def _build_originals(args: argparse.Namespace, shared: dict) -> int:
                 raise
             print(f"{source:<25}not built: {error}")
             continue
+        _print_losses(source, getattr(records, "left_out", {}))
+        if names := unread_files(source, args.raw_dir, records):
+            print(f"{source:<25}files not read: {', '.join(names)}")
         for split in splits:
             begun = time.monotonic()
             try:
                 manifest = build.from_originals(
-                    source, split, args.raw_dir, args.out, sizes[split], records=records, **shared
+                    source, split, records, args.out, sizes[split], args.seed, options
                 )
             except ValueError as error:
                 if args.split and not every:
@@ -170,6 +199,12 @@ def _build_originals(args: argparse.Namespace, shared: dict) -> int:
             seconds = f"{time.monotonic() - begun:8.1f} s"
             print(_row(source, split, manifest["statistics"]) + seconds, flush=True)
     return 0 if built else 1
+
+
+def _print_losses(source: str, left_out: dict[str, int]) -> None:
+    if left_out:
+        losses = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        print(f"{source:<25}left out: {losses}")
 
 
 def _sizes(args: argparse.Namespace, source: str, split: str) -> Sizes:
@@ -186,8 +221,13 @@ def _sizes(args: argparse.Namespace, source: str, split: str) -> Sizes:
     if args.full and split == "train" and source in FULL_TRAINING:
         given.setdefault("count", FULL_TRAINING[source])
     options = dict(sizes.options)
-    if source.startswith("ruler"):
-        options |= {"target_tokens": args.target_tokens or 0, "repeat": args.repeat}
+    if "target_tokens" in options or source in ("ruler_qa1", "ruler_qa2"):
+        if args.target_tokens:
+            options["target_tokens"] = args.target_tokens
+        elif given.keys() & {"chunks", "chunk_tokens"}:
+            options["target_tokens"] = 0  # the chunks asked for, full
+    if source in ("ruler_qa1", "ruler_qa2"):
+        options["repeat"] = args.repeat
     if args.keywords is not None and source in ("booksum", "infbench_sum"):
         options["keywords"] = partial(lm_keywords, generate=_no_model, cache=args.keywords)
     return replace(sizes, **given, options=options)
@@ -207,32 +247,32 @@ def _header() -> str:
 
 def _row(source: str, split: str, statistics: dict) -> str:
     """A line of the table; the figure of the paper in brackets, where it has one."""
-    from memalpha.scoring import family  # the names of published variants
-
-    try:
-        name = family(source)
-        name = "longmemeval_s" if name == "longmemeval" else name
-        published = PUBLISHED.get(split, {}).get(name)
-    except ValueError:  # not a source that is scored: the stratified set
-        published = None
+    name = family(source)
+    name = "longmemeval_s" if name == "longmemeval" else name
+    figures = PUBLISHED.get(split, {}).get(name)
     line = f"{source:<14}{split:<11}"
     for index, name in enumerate(COLUMNS):
-        beside = f" ({published[index]:g})" if published else ""
+        beside = f" ({figures[index]:g})" if figures else ""
         line += f"{statistics[name]:>{17 - len(beside)}.{0 if not index else 1}f}{beside}"
     share = statistics["answerable_share"]
     return line + ("judged" if share is None else f"{share:.3f}").rjust(17)
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    built = store.Built(args.folder)
+    built = built_sets.Built(args.folder)
     built.check()
     description = built.manifest["description"]
     print(_header())
     print(_row(description["source"], description["split"], built.manifest["statistics"]))
-    print("in brackets: the paper's tables 7 and 8; tokens counted by", description.get("tokens"))
+    counter = description.get("tokens", "a counter that the build does not name")
+    print("in brackets: the paper's tables 7 and 8; tokens counted by", counter)
+    _print_losses(description["source"], description.get("left_out", {}))
     print("built by", built.manifest["builder"], "from")
-    for name, digest in built.manifest["files"].items():
+    sources = built.manifest["files"]
+    for name, digest in islice(sources.items(), FILES):
         print(f"  {name}  sha256 {digest}")
+    if len(sources) > FILES:
+        print(f"  and {len(sources) - FILES:,} more, in {built_sets.MANIFEST}")
     instance = built[args.instance]
     print(f"\ninstance {args.instance}: {instance.source}/{instance.instance_id}")
     places = sorted({0, len(instance.chunks) // 2, len(instance.chunks) - 1})
@@ -242,9 +282,10 @@ def _inspect(args: argparse.Namespace) -> None:
     print(f"\n--- {len(instance.questions)} questions")
     verdicts = checks.answerable(instance)
     for question, verdict in list(zip(instance.questions, verdicts, strict=True))[:5]:
-        said = {None: "", True: "  [in the text]", False: "  [not in the text]"}[verdict]
-        print("Q:", _short(question.question, args.letters))
-        print("A:", _short(" | ".join(question.answers), args.letters) + said)
+        place = {None: "", True: "  [in the text]", False: "  [not in the text]"}[verdict]
+        date = f"[asked at {question.asked_at}] " if question.asked_at else ""
+        print("Q:", date + _short(question.question, args.letters))
+        print("A:", _short(" | ".join(question.answers), args.letters) + place)
 
 
 def _short(words: str, letters: int) -> str:
@@ -252,7 +293,7 @@ def _short(words: str, letters: int) -> str:
 
 
 def _stratify(args: argparse.Namespace) -> None:
-    count_tokens, _ = _counter(args.tokenizer)
+    count_tokens, tokens = _counter(args.tokenizer)
     subset = stratified.SUBSET
     if args.subset:
         try:
@@ -261,15 +302,15 @@ def _stratify(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ValueError(f"--subset={args.subset}: give source=count,...") from error
     manifest = stratified.write(
-        args.built, args.out, args.seed, count_tokens, subset, args.overwrite
+        args.built, args.out, args.seed, count_tokens, subset, args.overwrite, tokens
     )
     print(f"{manifest['statistics']['instances']} instances at {args.out}")
 
 
 def _leakage(args: argparse.Namespace) -> int:
-    found = checks.leakage(store.Built(args.training), store.Built(args.evaluated))
-    print(found)
-    for name, shared in (("Q", found.shared_questions), ("P", found.shared_paragraphs)):
+    result = checks.leakage(built_sets.Built(args.training), built_sets.Built(args.evaluated))
+    print(result)
+    for name, shared in (("Q", result.shared_questions), ("P", result.shared_paragraphs)):
         for line in shared[:5]:
             print(f"  {name}: {_short(line, 160)}")
     return 0

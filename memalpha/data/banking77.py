@@ -4,6 +4,7 @@ from pathlib import Path
 
 from memalpha.data import files, text
 from memalpha.data.labelled import Labelled, Sentence, build, collect
+from memalpha.paths import user_path
 
 __all__ = ["build", "load_folder"]
 
@@ -16,7 +17,7 @@ def load_folder(data_dir: str | Path) -> Labelled:
 
     Errors: ValueError naming file, record and column.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = user_path(data_dir) / SOURCE
     train = files.find(folder, ["train*.csv"], "put the published train.csv and test.csv there")
     digests, sentences = {}, []
     for path, split in [(p, "test") for p in sorted(folder.glob("test*.csv"))] + [

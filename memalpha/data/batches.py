@@ -4,7 +4,16 @@ import numpy as np
 
 
 def batch_indices(num_instances: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Indices of the `batch_size` instances of a step, counted from 0.
+    """Indices, in [0, num_instances), of the `batch_size` instances of a step.
+
+    Args:
+        num_instances: of the pool that is drawn from.
+        batch_size: instances a step; the same in every call of a run.
+        seed: of the order.
+        step: number of the batch, counted from 0. For batches of whole training steps it is the
+            number of the training step, which is the number of the checkpoint that a resumed run
+            starts from. A caller that takes one instance at a time (batch_size = 1) passes how many
+            it took before.
 
     Steps walk through epochs without a gap: every epoch is a permutation of all instances that
     depends on (seed, epoch) alone, and a batch that crosses the end of an epoch goes on with the

@@ -5,15 +5,17 @@ chapter_id, text, summary: [{source, text, analysis}], is_aggregate}.
 """
 
 import datetime
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from memalpha.data import cut, files, text
-from memalpha.data.instance import Instance, Question
+from memalpha.data.instance import Draft, Question
 from memalpha.data.keywords import offline_keywords
+from memalpha.data.sizes import Sizes
+from memalpha.paths import user_path
 
 SOURCE = "booksum"
 SPLITS = {"train": "train", "val": "validation", "test": "test"}  # by the beginning of the name
@@ -39,6 +41,7 @@ class Books:
     source: str
     books: tuple[Book, ...]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load_folder(data_dir: str | Path) -> Books:
@@ -48,11 +51,12 @@ def load_folder(data_dir: str | Path) -> Books:
     and those that stand twice. Errors: ValueError naming file, line and field, also for two texts
     of one chapter.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = user_path(data_dir) / SOURCE
     advice = "put chapters/train.jsonl, val.jsonl and test.jsonl of the cleaned hub version there"
     files.find(folder, [f"{name}*.jsonl" for name in SPLITS], advice)
     books: list[Book] = []
     digests: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
     first: dict[str, tuple[str, str]] = {}  # of every chapter: its place and the hash of its text
     for name, split in SPLITS.items():
         for path in sorted(folder.glob(f"{name}*.jsonl")):
@@ -67,11 +71,14 @@ def load_folder(data_dir: str | Path) -> Books:
                             f"{where}: {book.record_id} stands already at {place}, with another"
                             " text"
                         )
+                    left_out["chapters that stand twice"] += 1
                     continue
                 first[book.record_id] = where, key
                 if book.summaries:
                     books.append(book)
-    return Books(SOURCE, tuple(books), digests)
+                else:
+                    left_out["chapters without a summary"] += 1
+    return Books(SOURCE, tuple(books), digests, dict(left_out))
 
 
 def _read(record: Any, where: str, split: str) -> Book:
@@ -83,9 +90,8 @@ def _read(record: Any, where: str, split: str) -> Book:
             raise ValueError(f"{place}: must be an object, not {type(summary).__name__}")
         if summary.get("text") is not None:
             summaries.append(text.require(summary, "text", str, place).strip())
-    book_id, chapter_id = record.get("bid"), record.get("chapter_id")
-    if book_id is None or chapter_id is None:
-        raise ValueError(f"{where}: fields 'bid' and 'chapter_id' are needed")
+    book_id = text.require(record, "bid", str | int | float, where)
+    chapter_id = text.require(record, "chapter_id", str | int | float, where)
     title = str(record.get("book_title", ""))
     name = f"{book_id}:{chapter_id}" + (":aggregate" if record.get("is_aggregate") else "")
     return Book(name, title, content, tuple(summaries), split)
@@ -93,52 +99,30 @@ def _read(record: Any, where: str, split: str) -> Book:
 
 def build(
     records: Books,
-    count: int,
+    split: str,
+    sizes: Sizes,
     seed: int,
-    chunks: int,
-    chunk_tokens: int,
-    questions: int,
     count_tokens: Callable[[str], int],
-    split: str = "train",
     keywords: Callable[[Sequence[str]], list[list[str]]] | None = None,
     min_chunks: int = 5,
-) -> Iterator[Instance]:
-    """Yield at most `count` instances, one a text of min_chunks to `chunks` chunks.
+) -> Iterator[Draft]:
+    """Yield instances, one a text of `min_chunks` to `sizes.chunks` chunks.
 
     The answers are the keywords of the first reference summary that has any: by `keywords`, a
     function from summaries to a list of keywords each, or else by the offline extractor.
     `min_chunks` is ours: the paper's chapters are longer than most, 7.8 chunks on average.
     """
-    text.check_request(split, count, chunks, chunk_tokens, questions)
-    pool = [book for book in records.books if book.split == split]
-    if not pool:
-        raise ValueError(f"{records.source}: no text of the {split!r} in {sorted(records.files)}")
-    count_cached = lru_cache(maxsize=2**16)(count_tokens)
-    made = 0
+    pool = text.select_split(records.books, split, records.source, "text", records.files)
+    extract = keywords or offline_keywords
+    name = "offline" if keywords is None else getattr(keywords, "name", "given")
     for book in text.shuffled(pool, lambda b: b.record_id, "draw", seed):
-        if made == count:
-            return
-        texts = passages(book.content, chunk_tokens, count_cached)
-        if not min_chunks <= len(texts) <= chunks:
+        chunks = passages(book.content, sizes.chunk_tokens, count_tokens)
+        if not min_chunks <= len(chunks) <= sizes.chunks:
             continue
-        found = (keywords or offline_keywords)(book.summaries)
-        answers = next((tuple(words) for words in found if words), ())
-        if not answers:
-            continue
-        asked = (Question(QUESTION, answers),)
-        yield text.make_instance(
-            records.source,
-            split,
-            seed,
-            made,
-            texts,
-            asked,
-            records.files,
-            title=book.title,
-            question_ids=[book.record_id],
-            keywords="offline" if keywords is None else getattr(keywords, "name", "given"),
-        )
-        made += 1
+        answers = next((tuple(words) for words in extract(book.summaries) if words), ())
+        if answers:
+            facts = {"title": book.title, "question_ids": [book.record_id], "keywords": name}
+            yield Draft(chunks, (Question(QUESTION, answers),), facts)
 
 
 def frame(index: int, passage: str) -> str:

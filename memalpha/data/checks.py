@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from memalpha.data import text
 from memalpha.data.instance import Instance
+from memalpha.data.names import JUDGED, SUMMARIES, family
 
 _SPACE = re.compile(r"\s+")
 _LABEL = re.compile(r"\nLabels?: ?(\d+)\b")
@@ -20,14 +21,14 @@ def answerable(instance: Instance) -> list[bool | None]:
 
     Compared without case and with single spaces. Labelled sources: some example has the label. Of
     several answers, keywords, or parts between `;`, one is enough. None: yes or no, and answers
-    graded by a judge (sources whose name begins with lme or longmemeval).
+    graded by a judge (LongMemEval).
     """
     read = _plain("\n".join(instance.chunks))
     labels = set(_LABEL.findall("\n".join(instance.chunks)))
     verdicts: list[bool | None] = []
     for question in instance.questions:
         answers = [part for a in question.answers for part in a.split(";") if part.strip()]
-        if instance.source.startswith(("lme", "longmemeval")):
+        if family(instance.source) in JUDGED:
             verdicts.append(None)
         elif all(answer.strip().lower() in ("yes", "no") for answer in answers):
             verdicts.append(None)
@@ -43,17 +44,17 @@ def drop_unanswerable(instance: Instance) -> Instance | None:
 
     metadata["question_ids"] follows; metadata["dropped_questions"] counts them.
     """
-    kept = [i for i, verdict in enumerate(answerable(instance)) if verdict is not False]
-    if not kept:
+    asked = [i for i, verdict in enumerate(answerable(instance)) if verdict is not False]
+    if not asked:
         return None
-    if len(kept) == len(instance.questions):
+    if len(asked) == len(instance.questions):
         return instance
     metadata = dict(instance.metadata)
     for name in ("question_ids", "question_types", "supporting", "evidence"):
         if len(metadata.get(name, ())) == len(instance.questions):
-            metadata[name] = [metadata[name][i] for i in kept]
-    metadata["dropped_questions"] = len(instance.questions) - len(kept)
-    questions = tuple(instance.questions[i] for i in kept)
+            metadata[name] = [metadata[name][i] for i in asked]
+    metadata["dropped_questions"] = len(instance.questions) - len(asked)
+    questions = tuple(instance.questions[i] for i in asked)
     return replace(instance, questions=questions, metadata=metadata)
 
 
@@ -100,14 +101,14 @@ def leakage(training: Iterable[Instance], evaluated: Iterable[Instance]) -> Leak
 
 
 def _questions(instance: Instance) -> dict[bytes, str]:
-    if instance.source.startswith(("booksum", "infbench_sum")):
+    if family(instance.source) in SUMMARIES:
         return {}
     asked = [question.question.partition("\n")[0] for question in instance.questions]
     return {text.rank(text.plain_key(_TAG.sub("", question))): question for question in asked}
 
 
 def _paragraphs(chunks: Sequence[str]) -> dict[bytes, str]:
-    found = {}
+    lines = {}
     for chunk in chunks:
         for line in chunk.split("\n"):
             if line.startswith(_FRAME):
@@ -115,8 +116,8 @@ def _paragraphs(chunks: Sequence[str]) -> dict[bytes, str]:
             bare, tagged = _TAG.subn("", line)
             key = text.plain_key(bare)
             if tagged or len(key) >= MIN_LETTERS:
-                found[text.rank(key)] = line
-    return found
+                lines[text.rank(key)] = line
+    return lines
 
 
 def _plain(words: str) -> str:

@@ -9,15 +9,16 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from memalpha.data.files import sha256, write_text
+from memalpha.data.files import DOWNLOADS, sha256, write_text
+from memalpha.paths import user_path
 
 BLOCK = 1 << 20
-LOCK = "downloads.json"
 HUB = "https://huggingface.co/datasets"
 
 
@@ -62,6 +63,9 @@ REMOTES: dict[str, tuple[Remote, ...]] = {
         "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
         "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
     }),
+    "squad_v2": _files("https://rajpurkar.github.io/SQuAD-explorer/dataset", "squad_v2", {
+        "dev-v2.0.json": "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
+    }),
     "trec": _files("https://cogcomp.seas.upenn.edu/Data/QA/QC", "trec", {
         "train_5500.label": "9e4c8bdcaffb96ed61041bd64b564183d52793a8e91d84fc3a8646885f466ec3",
         "TREC_10.label": "033f22c028c2bbba9ca682f68ffe204dc1aa6e1cf35dd6207f2d4ca67f0d0e8e",
@@ -105,8 +109,15 @@ REMOTES: dict[str, tuple[Remote, ...]] = {
 }  # fmt: skip
 
 
-def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
+def fetch(
+    remote: Remote,
+    data_dir: str | Path,
+    timeout: float = 60.0,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
     """Bring a file below `data_dir` and return its path; one that is there is only checked.
+
+    progress: told the bytes that are there and those in all (None: not known), for a URL.
 
     A fetch that broke off goes on where it stopped (`.part`). The file takes its name when its hash
     is right.
@@ -116,14 +127,14 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
         ConnectionError: no network, or the server refuses; says what to fetch by hand and where to
             put it.
     """
-    target = Path(data_dir) / remote.path
+    target = user_path(data_dir) / remote.path
     pins = _read_pins(target.parent)
     pin = pins.get(target.name, {})
     expected = remote.sha256 or pin.get("sha256", "")
     if target.exists():
-        found = _check(target, expected)
+        digest = _check(target, expected)
         known = remote.revision if remote.repository else remote.url
-        _pin(target, found, pins, pin.get("origin", known))
+        _pin(target, digest, pins, pin.get("origin", known))
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -133,7 +144,7 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
             origin = _fetch_from_hub(remote, origin, part)
         else:
             origin = remote.url
-            _append(remote.url, part, timeout)
+            _append(remote.url, part, timeout, progress)
     except OSError as error:
         where = f"{HUB}/{remote.repository} {remote.url}" if remote.repository else remote.url
         raise ConnectionError(
@@ -141,12 +152,12 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
             f" {target}; run again to go on where this stopped"
         ) from error
     try:
-        found = _check(part, expected)
+        digest = _check(part, expected)
     except ValueError:
         part.unlink()  # of no use, and in the way of the next try
         raise
     os.replace(part, target)
-    _pin(target, found, pins, origin)
+    _pin(target, digest, pins, origin)
     return target
 
 
@@ -154,7 +165,7 @@ def _fetch_from_hub(remote: Remote, commit: str, part: Path) -> str:
     """Fetch at the pinned commit, or at the newest one; returns the commit."""
     try:
         commit = commit or HfApi().dataset_info(remote.repository).sha
-        found = hf_hub_download(
+        file = hf_hub_download(
             remote.repository,
             remote.url,
             repo_type="dataset",
@@ -163,11 +174,13 @@ def _fetch_from_hub(remote: Remote, commit: str, part: Path) -> str:
         )
     except Exception as error:  # those of the client's transport, which versions of it exchange
         raise OSError(f"{type(error).__name__}: {error}") from error
-    os.replace(found, part)
+    os.replace(file, part)
     return commit
 
 
-def _append(url: str, part: Path, timeout: float) -> None:
+def _append(
+    url: str, part: Path, timeout: float, progress: Callable[[int, int | None], None] | None
+) -> None:
     """Fetch what the part does not hold yet."""
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
@@ -179,29 +192,32 @@ def _append(url: str, part: Path, timeout: float) -> None:
         raise
     resumed = response.status == 206
     with response, part.open("ab" if resumed else "wb") as file:
+        length = response.headers.get("Content-Length")
+        whole = None if length is None else int(length) + (done if resumed else 0)
         while block := response.read(BLOCK):
             file.write(block)
-        length = response.headers.get("Content-Length")
-        if length is not None and file.tell() < int(length) + (done if resumed else 0):
+            if progress is not None:
+                progress(file.tell(), whole)
+        if whole is not None and file.tell() < whole:
             raise OSError(f"broke off after {file.tell():,} bytes")
 
 
 def _check(path: Path, expected: str) -> str:
     """The SHA-256 of a file, which is the expected one where that is known."""
-    found = sha256(path)
-    if expected and found != expected:
+    actual = sha256(path)
+    if expected and actual != expected:
         raise ValueError(
-            f"{path}: SHA-256 {found} where {expected} is expected; remove the file and fetch it"
+            f"{path}: SHA-256 {actual} where {expected} is expected; remove the file and fetch it"
             " again, or put the published one there"
         )
-    return found
+    return actual
 
 
 def _read_pins(folder: Path) -> dict[str, dict[str, str]]:
-    path = folder / LOCK
+    path = folder / DOWNLOADS
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _pin(path: Path, digest: str, pins: dict[str, dict[str, str]], origin: str) -> None:
     pins[path.name] = {"origin": origin, "sha256": digest}
-    write_text(path.parent / LOCK, json.dumps(pins, indent=1, sort_keys=True) + "\n")
+    write_text(path.parent / DOWNLOADS, json.dumps(pins, indent=1, sort_keys=True) + "\n")

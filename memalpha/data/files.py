@@ -8,20 +8,23 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson
 
-from memalpha.data.text import LFS_PREFIX, refuse_pointer
+from memalpha.data.text import LFS_PREFIX, LOST_HALF, clean_surrogates, refuse_pointer
+from memalpha.paths import user_path
 
+DOWNLOADS = "downloads.json"  # what `download` keeps beside the files that it fetched
 MAX_LINE = 1 << 26  # bytes of a line; the longest book of InfiniteBench has a few million
 
 
 def digest(path: str | Path) -> str:
     """SHA-256 (hex) of a file; ValueError if it is absent, empty or a Git-LFS pointer."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     with path.open("rb") as file:
@@ -62,7 +65,7 @@ def lines(path: str | Path, limit: int = MAX_LINE) -> Iterator[tuple[int, str]]:
 
     Raises ValueError for a line of more than `limit` bytes, or one that is no UTF-8.
     """
-    with Path(path).open("rb") as file:
+    with user_path(path).open("rb") as file:
         number = 0
         while line := file.readline(limit + 1):
             number += 1
@@ -84,11 +87,57 @@ def jsonl_records(path: str | Path, limit: int = MAX_LINE) -> Iterator[tuple[str
             continue
         where = f"{path}: line {number}"
         try:
-            yield where, json.loads(line)
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{where}: not valid JSON (column {error.colno}: {error.msg}); is the file cut off?"
             ) from error
+        yield where, clean_surrogates(record, where)
+
+
+# An escape of JSON: a whole surrogate pair, half of one, or any other.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+_ANY_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+_FIRST_HALF = re.compile(rb"\\u[dD][89abAB]..", re.DOTALL)
+_PAIR = 12  # bytes of an escaped surrogate pair
+
+
+class _Escapes:
+    """A file of JSON as ijson reads it, with `text.LOST_HALF` for half a surrogate pair.
+
+    ijson puts a question mark for the first half of a pair and stops at the second.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.rest = file, b""
+
+    def read(self, size: int) -> bytes:
+        data, self.rest = self.rest, b""
+        while block := self.file.read(size):  # once, but where all of a block has to wait
+            data += block
+            if end := _whole_escapes(data):
+                data, self.rest = data[:end], data[end:]
+                break
+        if _ANY_HALF.search(data) is None:
+            return data
+        lost = json.dumps(LOST_HALF).encode()[1:-1]
+        return _ESCAPE.sub(lambda match: lost if match["half"] else match[0], data)
+
+
+def _whole_escapes(data: bytes) -> int:
+    """The length of a beginning of the data that does not end inside an escape, or between the
+    halves of a surrogate pair."""
+    end = data.find(b"\\", max(len(data) - _PAIR + 1, 0))
+    if end < 0:
+        return len(data)
+    end = len(data[:end].rstrip(b"\\"))
+    if _FIRST_HALF.fullmatch(data, max(end - 6, 0), end):
+        end = len(data[: end - 6].rstrip(b"\\"))
+    return end
 
 
 def json_records(path: str | Path, prefix: str = "item") -> Iterator[tuple[str, Any]]:
@@ -97,15 +146,16 @@ def json_records(path: str | Path, prefix: str = "item") -> Iterator[tuple[str, 
     The default prefix is a top-level array; "data.item" is the array in the field `data`.
     """
     number = 0
-    with Path(path).open("rb") as file:
+    with user_path(path).open("rb") as file:
         try:
-            for record in ijson.items(file, prefix, use_float=True):
-                yield f"{path}: record {number}", record
+            for record in ijson.items(_Escapes(file), prefix, use_float=True):
+                where = f"{path}: record {number}"
+                yield where, clean_surrogates(record, where)
                 number += 1
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            said = error.args[0] if error.args else ""  # bytes, where the file is no UTF-8
-            said = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(error)
-            problem = " ".join(said.split())[:120]
+            detail = error.args[0] if error.args else ""  # bytes, where the file is no UTF-8
+            detail = detail.decode("utf-8", "replace") if isinstance(detail, bytes) else str(error)
+            problem = " ".join(detail.split())[:120]
             raise ValueError(
                 f"{path}: record {number}: not valid JSON ({problem}); is the file cut off, or no"
                 " UTF-8?"
@@ -122,7 +172,7 @@ def csv_records(path: str | Path, columns: Iterable[str]) -> Iterator[tuple[str,
     field over the limit of `csv`, or text that is no UTF-8.
     """
     number = 0
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+    with user_path(path).open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, strict=True)
         try:
             missing = set(columns) - set(rows.fieldnames or ())

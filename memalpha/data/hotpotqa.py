@@ -1,15 +1,17 @@
 """HotpotQA as instances: the paragraphs of some questions, the two that answer one kept apart."""
 
-import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memalpha.data import files, text
-from memalpha.data.instance import Instance, Question
+from memalpha.data.instance import Draft, Question
+from memalpha.data.sizes import Sizes
 from memalpha.data.squad import ACKNOWLEDGEMENT, LEAD_IN
+from memalpha.paths import user_path
 
 SOURCE = "hotpotqa"
 VALIDATION_SHARE = 0.1  # of the training questions, by the hash of the question
@@ -33,10 +35,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Items:
-    """What `load` returns: all questions, and the SHA-256 of each file by its name."""
+    """What `load` returns: all questions, the SHA-256 of each file by its name, and the number of
+    questions left out, by reason."""
 
     items: tuple[Item, ...]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load(train: Sequence[str | Path], test: Sequence[str | Path] = ()) -> Items:
@@ -47,15 +51,20 @@ def load(train: Sequence[str | Path], test: Sequence[str | Path] = ()) -> Items:
     and field, also for an id that stands twice.
     """
     digests: dict[str, str] = {}
-    kept: dict[str, Item] = {}  # by the words of the question
+    unique: dict[str, Item] = {}  # by the words of the question
+    left_out: Counter[str] = Counter()
     for path, published in [(p, "test") for p in test] + [(p, "") for p in train]:
         digests[Path(path).name] = files.digest(path)
-        found = heapq.nsmallest(
-            MAX_ITEMS, _read(Path(path), published), key=lambda i: text.rank("hotpot", i.question)
+        items, total = text.lowest(
+            _read(user_path(path), published),
+            MAX_ITEMS,
+            lambda item: text.rank("hotpot", item.question),
         )
-        for item in found:
-            kept.setdefault(text.plain_key(item.question), item)
-    return Items(tuple(kept.values()), digests)
+        for item in items:
+            if unique.setdefault(text.plain_key(item.question), item) is not item:
+                left_out["questions that stand twice, or in the test too"] += 1
+        left_out[f"questions past {MAX_ITEMS:,} of a file"] += total - len(items)
+    return Items(tuple(unique.values()), digests, dict(+left_out))
 
 
 def load_folder(data_dir: str | Path) -> Items:
@@ -63,11 +72,11 @@ def load_folder(data_dir: str | Path) -> Items:
 
     A file named otherwise (hotpot_hub_layout.json) is read as a dev file.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = user_path(data_dir) / SOURCE
     advice = "put hotpot_train_v1.1.json and hotpot_dev_distractor_v1.json there"
-    found = files.find(folder, ["*.json", "*.jsonl"], advice)
-    train = [path for path in found if "train" in path.name]
-    return load(train, [path for path in found if "train" not in path.name])
+    paths = files.find(folder, ["*.json", "*.jsonl"], advice)
+    train = [path for path in paths if "train" in path.name]
+    return load(train, [path for path in paths if "train" not in path.name])
 
 
 def _read(path: Path, published: str) -> Iterator[Item]:
@@ -81,10 +90,10 @@ def _read(path: Path, published: str) -> Iterator[Item]:
         if named:
             text.claim(seen, named, where)
         paragraphs = _pairs(record, "context", ("title", "sentences"), where)
-        shown = tuple((title, "".join(map(str, parts)).strip()) for title, parts in paragraphs)
+        texts = tuple((title, "".join(map(str, parts)).strip()) for title, parts in paragraphs)
         facts = _pairs(record, "supporting_facts", ("title", "sent_id"), where)
         supporting = tuple(dict.fromkeys(title for title, _ in facts))
-        missing = set(supporting) - {title for title, _ in shown}
+        missing = set(supporting) - {title for title, _ in texts}
         if missing or not supporting:
             raise ValueError(f"{where}: supporting titles {sorted(missing)} are not in the context")
         held_out = text.share("hotpot question", text.plain_key(question)) < VALIDATION_SHARE
@@ -92,7 +101,7 @@ def _read(path: Path, published: str) -> Iterator[Item]:
             f"{path.name}:{named or number}",
             question,
             text.require(record, "answer", str, where).strip(),
-            tuple((title, body) for title, body in shown if body),
+            tuple((title, body) for title, body in texts if body),
             supporting,
             published or ("validation" if held_out else "train"),
         )
@@ -100,13 +109,13 @@ def _read(path: Path, published: str) -> Iterator[Item]:
 
 def _pairs(record: dict, field: str, names: tuple[str, str], where: str) -> list[tuple[str, Any]]:
     """[(title, sentences or sentence number)] of the official (pairs) or the hub layout (lists)."""
-    value = record.get(field)
+    value = text.require(record, field, list | dict, where)
     if isinstance(value, dict):
         columns = [text.require(value, name, list, f"{where}: {field}") for name in names]
         if len(columns[0]) != len(columns[1]):
             raise ValueError(f"{where}: {field}: {names[0]} and {names[1]} differ in length")
         value = list(zip(*columns, strict=True))
-    if not isinstance(value, list) or not value:
+    if not value:
         raise ValueError(f"{where}: field {field!r} must be a list or an object, and not empty")
     for pair in value:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
@@ -117,67 +126,55 @@ def _pairs(record: dict, field: str, names: tuple[str, str], where: str) -> list
 
 
 def build(
-    records: Items,
-    count: int,
-    seed: int,
-    chunks: int,
-    chunk_tokens: int,
-    questions: int,
-    count_tokens: Callable[[str], int],
-    split: str = "train",
-) -> Iterator[Instance]:
-    """Yield `count` instances of `split`: about `questions` questions over `chunks` chunks.
+    records: Items, split: str, sizes: Sizes, seed: int, count_tokens: Callable[[str], int]
+) -> Iterator[Draft]:
+    """Yield `sizes.count` instances of `split`: about `sizes.questions` questions each.
 
     No question is drawn twice before all others were. All supporting paragraphs of the questions
     asked are there, the two of one question in different chunks; other paragraphs of theirs fill
     the room that is left. A question whose paragraphs find no room is not asked. Errors: ValueError
     if the split is too small.
     """
-    text.check_request(split, count, chunks, chunk_tokens, questions)
-    pool = [item for item in records.items if item.split == split]
-    if not pool:
-        raise ValueError(
-            f"hotpotqa: no question of the {split!r} split in {sorted(records.files)}; training and"
-            " validation come from *train*.json, test from *dev*.json"
-        )
-    count_cached = lru_cache(maxsize=2**16)(count_tokens)
+    advice = "training and validation come from *train*.json, test from *dev*.json"
+    pool = text.select_split(records.items, split, SOURCE, "question", records.files, advice)
     frame = partial(text.dialogue_chunk, LEAD_IN, ACKNOWLEDGEMENT)
-    room = chunk_tokens - count_cached(frame(0, ""))
+    room = sizes.chunk_tokens - count_tokens(frame(0, ""))
     unread: list[Item] = []
-    for index in range(count):
+    for index in range(sizes.count):
         order = text.go_on(unread, pool, lambda item: item.record_id, "draw", seed, index)
-        bins = Bins(chunks, room, count_cached, (seed, index))
-        asked, drawn = [], 0
-        for number, item in enumerate(order, start=1):
-            if len(asked) == questions:
-                break
-            if bins.put_apart([_render(p) for p in item.support()]):
-                asked.append(item)
-                drawn = number
+        bins = Bins(sizes.chunks, room, count_tokens, (seed, index))
+        asked, drawn = _fill(bins, order, sizes.questions)
         unread = text.left(order, unread, drawn)
-        for item in asked:
-            for paragraph in item.paragraphs:
-                bins.put(_render(paragraph))
         if not asked or not all(bins.contents):
             raise ValueError(
                 f"hotpotqa: the {split!r} split of {sorted(records.files)} has {len(pool)}"
                 f" questions, of which {len(asked)} fill {sum(map(bool, bins.contents))} of"
-                f" {chunks} chunks of {chunk_tokens} tokens; ask for fewer chunks or other sizes"
+                f" {sizes.chunks} chunks of {sizes.chunk_tokens} tokens; ask for fewer chunks or"
+                " other sizes"
             )
         asked = text.shuffled(asked, lambda item: item.record_id, "ask", seed, index)
-        texts = tuple(frame(i, content) for i, content in enumerate(bins.texts()))
-        asked_now = tuple(Question(item.question, (item.answer,)) for item in asked)
-        yield text.make_instance(
-            SOURCE,
-            split,
-            seed,
-            index,
-            texts,
-            asked_now,
-            records.files,
-            question_ids=[item.record_id for item in asked],
-            supporting=[list(item.supporting) for item in asked],
-        )
+        facts = {
+            "question_ids": [item.record_id for item in asked],
+            "supporting": [list(item.supporting) for item in asked],
+        }
+        chunks = tuple(frame(i, content) for i, content in enumerate(bins.texts()))
+        yield Draft(chunks, tuple(Question(i.question, (i.answer,)) for i in asked), facts)
+
+
+def _fill(bins: "Bins", order: Sequence[Item], questions: int) -> tuple[list[Item], int]:
+    """Put the paragraphs of at most so many questions into the chunks: (the questions, the number
+    of items of `order` that were looked at for them)."""
+    asked, drawn = [], 0
+    for number, item in enumerate(order, start=1):
+        if len(asked) == questions:
+            break
+        if bins.put_apart([_render(p) for p in item.support()]):
+            asked.append(item)
+            drawn = number
+    for item in asked:
+        for paragraph in item.paragraphs:
+            bins.put(_render(paragraph))
+    return asked, drawn
 
 
 def _render(paragraph: tuple[str, str]) -> str:

@@ -4,12 +4,13 @@ JSON lines of {id, context, input, answer, options}; rows about the same book sh
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from memalpha.data import booksum, files, text
 from memalpha.data.booksum import Book, Books
-from memalpha.data.instance import Instance, Question
+from memalpha.data.instance import Draft, Question
+from memalpha.data.sizes import Sizes
+from memalpha.paths import user_path
 
 FILES = {"infbench_sum": "longbook_sum_eng*.jsonl", "infbench_qa": "longbook_qa_eng*.jsonl"}
 
@@ -19,7 +20,7 @@ def load_folder(data_dir: str | Path, source: str = "infbench_sum") -> Books:
 
     Every row is test data. Errors: ValueError naming file, line and field.
     """
-    folder = Path(data_dir) / "infinitebench"
+    folder = user_path(data_dir) / "infinitebench"
     paths = files.find(folder, [FILES[source]], f"put the published {FILES[source]} there")
     digests = {path.name: files.digest(path) for path in paths}
     books: list[Book] = []
@@ -30,13 +31,12 @@ def load_folder(data_dir: str | Path, source: str = "infbench_sum") -> Books:
             name = f"{path.name}:{text.require(record, 'id', int | str, where)}"
             text.claim(places, name, where)
             context = text.require(record, "context", str, where)
-            asked = record.get("input", "")
+            title = ""
+            if source == "infbench_qa":
+                title = text.require(record, "input", str, where).strip()
             answers = text.require(record, "answer", list, where)
             if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
                 raise ValueError(f"{where}: field 'answer' must be texts that are not blank")
-            if source == "infbench_qa" and not (isinstance(asked, str) and asked.strip()):
-                raise ValueError(f"{where}: field 'input' must be a question")
-            title = asked.strip() if source == "infbench_qa" else ""
             context = shared.setdefault(context, context)
             books.append(Book(name, title, context, tuple(answers), "test"))
     return Books(source, tuple(books), digests)
@@ -44,49 +44,31 @@ def load_folder(data_dir: str | Path, source: str = "infbench_sum") -> Books:
 
 def build(
     records: Books,
-    count: int,
+    split: str,
+    sizes: Sizes,
     seed: int,
-    chunks: int,
-    chunk_tokens: int,
-    questions: int,
     count_tokens: Callable[[str], int],
-    split: str = "test",
     keywords: Callable[[Sequence[str]], list[list[str]]] | None = None,
-) -> Iterator[Instance]:
-    """Yield at most `count` instances of books of at most `chunks` chunks.
+) -> Iterator[Draft]:
+    """Yield instances of books of at most `sizes.chunks` chunks.
 
     infbench_sum: one summary a row, as `booksum.build`. infbench_qa: one book with at most
-    `questions` of its questions; any of the published answers is right.
+    `sizes.questions` of its questions; any of the published answers is right.
     """
     if records.source == "infbench_sum":
-        yield from booksum.build(
-            records, count, seed, chunks, chunk_tokens, questions, count_tokens, split, keywords, 1
-        )
+        yield from booksum.build(records, split, sizes, seed, count_tokens, keywords, min_chunks=1)
         return
-    text.check_request(split, count, chunks, chunk_tokens, questions)
-    if split != "test":
-        raise ValueError(f"infbench_qa: no {split!r} split; all of it is test data")
-    count_cached = lru_cache(maxsize=2**16)(count_tokens)
-    rows: dict[str, list[Book]] = {}
-    for row in records.books:
-        rows.setdefault(row.content, []).append(row)
-    made = 0
-    for content in text.shuffled(rows, lambda c: rows[c][0].record_id, "draw", seed):
-        if made == count:
-            return
-        texts = booksum.passages(content, chunk_tokens, count_cached)
-        if len(texts) > chunks:
+    books: dict[str, list[Book]] = {}
+    advice = "all of it is test data"
+    for row in text.select_split(
+        records.books, split, records.source, "book", records.files, advice
+    ):
+        books.setdefault(row.content, []).append(row)
+    for content in text.shuffled(books, lambda c: books[c][0].record_id, "draw", seed):
+        chunks = booksum.passages(content, sizes.chunk_tokens, count_tokens)
+        if len(chunks) > sizes.chunks:
             continue
-        asked = text.shuffled(rows[content], lambda row: row.record_id, "ask", seed)[:questions]
-        asked_now = tuple(Question(row.title, row.summaries) for row in asked)
-        yield text.make_instance(
-            records.source,
-            split,
-            seed,
-            made,
-            texts,
-            asked_now,
-            records.files,
-            question_ids=[row.record_id for row in asked],
-        )
-        made += 1
+        asked = text.shuffled(books[content], lambda row: row.record_id, "ask", seed)
+        asked = asked[: sizes.questions]
+        questions = tuple(Question(row.title, row.summaries) for row in asked)
+        yield Draft(chunks, questions, {"question_ids": [row.record_id for row in asked]})

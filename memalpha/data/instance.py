@@ -5,15 +5,20 @@ from dataclasses import dataclass, field, replace
 
 # Carried by every instance of a built source; raised whenever the same files and arguments give
 # other instances than before.
-BUILDER = "memalpha-data-2"
+BUILDER = "memalpha-data-3"
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question asked after the last chunk; any of `answers` is a right answer."""
+    """A question asked after the last chunk; any of `answers` is a right answer.
+
+    `asked_at` is the date it is asked on, as published, or empty. It is for who answers ("how long
+    ago?") and not part of what is searched for: there it would find date lines.
+    """
 
     question: str
     answers: tuple[str, ...]
+    asked_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,18 @@ class Instance:
     chunks: tuple[str, ...]
     questions: tuple[Question, ...]
     metadata: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a source's `build` makes: an instance but for its name and origin.
+
+    `facts` go to the metadata of the instance.
+    """
+
+    chunks: tuple[str, ...]
+    questions: tuple[Question, ...]
+    facts: dict = field(default_factory=dict)
 
 
 def validate(instance: Instance) -> Instance:
@@ -55,6 +72,8 @@ def validate(instance: Instance) -> Instance:
             raise _error(instance, f"{where}.answers", "must be a tuple with at least one answer")
         for number, answer in enumerate(question.answers):
             _check_text(instance, f"{where}.answers[{number}]", answer)
+        if not isinstance(question.asked_at, str):
+            raise _error(instance, f"{where}.asked_at", "must be a string, empty if not known")
     if not isinstance(instance.metadata, dict):
         raise _error(instance, "metadata", "must be a dict")
     return instance

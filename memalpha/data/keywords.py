@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from memalpha.data.files import write_text
+from memalpha.data.files import jsonl_records, write_text
+from memalpha.data.text import clean_surrogates
+from memalpha.paths import user_path
 
 Generate = Callable[[list[str]], list[str | None]]
 
@@ -31,6 +33,8 @@ explanations, numbers or headings; one line, separated by commas.
 """
 MAX_WORDS = 8  # of a keyword; a longer "keyword" is a sentence
 OFFLINE_RARE = 12  # rare terms of the offline extractor
+# A comma separates, but not that of "10,000 francs".
+_SEPARATOR = re.compile(r";|,(?!\d{3}(?!\d))|(?<!\d),|(?<=\d{4}),")
 _WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _NAME = r"[A-ZÀ-Þ][\w-]*(?:['’](?!s\b)\w+)?"
 _CAPITALISED = re.compile(rf"\b{_NAME}(?:(?: of the| of| de| von| the)? {_NAME})*")
@@ -88,15 +92,15 @@ def parse_keywords(reply: str, summary: str) -> list[str]:
 
     Text up to `</think>` and a heading before a colon do not count; bullets and quotes go.
     """
-    found: dict[str, str] = {}
+    keywords: dict[str, str] = {}
     for line in reply.rpartition("</think>")[2].splitlines():
         head, colon, rest = line.partition(":")
         line = rest if colon and len(head.split()) <= 3 else line
-        for part in re.split(r"[,;]", line):
+        for part in _SEPARATOR.split(line):
             word = " ".join(part.strip(" \t*•-.\"'`").split())
             if word and len(word.split()) <= MAX_WORDS and word.lower() in summary.lower():
-                found.setdefault(word.lower(), word)
-    return list(found.values())
+                keywords.setdefault(word.lower(), word)
+    return list(keywords.values())
 
 
 def lm_keywords(
@@ -113,7 +117,8 @@ def lm_keywords(
         ValueError: a damaged cache, a wrong number of replies, a reply that failed, or one without
             any keyword of the summary. Replies that were good are in the cache by then.
     """
-    known = _read_cache(Path(cache))
+    cache = user_path(cache)
+    known = _read_cache(cache)
     keys = {summary: _key(prompt, summary) for summary in summaries}
     missing = [summary for summary, key in keys.items() if key not in known]
     if missing:
@@ -122,13 +127,14 @@ def lm_keywords(
             raise ValueError(f"keywords: {len(missing)} prompts but {len(replies)} replies")
         failed = []
         for summary, reply in zip(missing, replies, strict=True):
-            words = parse_keywords(reply or "", summary)
+            words = clean_surrogates(parse_keywords(reply or "", summary), "a keyword")
             if words:
-                row = {"key": keys[summary], "summary": summary, "keywords": words}
+                clean = clean_surrogates(summary, "a summary")
+                row = {"key": keys[summary], "summary": clean, "keywords": words}
                 known[keys[summary]] = row
             else:
                 failed.append(summary)
-        _write_cache(Path(cache), known)
+        _write_cache(cache, known)
         if failed:
             raise ValueError(
                 f"keywords: no keyword in the replies to {len(failed)} of {len(missing)} summaries,"
@@ -145,13 +151,13 @@ def _read_cache(path: Path) -> dict[str, dict]:
     known: dict[str, dict] = {}
     if not path.exists():
         return known
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    # Lines end at \n alone: a summary may hold other marks that `splitlines` would split at.
+    for where, row in jsonl_records(path):
         try:
-            row = json.loads(line)
             known[row["key"]] = {name: row[name] for name in ("key", "summary", "keywords")}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}: line {number} is no keyword row; remove it to have it asked again"
+                f"{where} is no keyword row; remove it to have it asked again"
             ) from error
     return known
 

@@ -4,14 +4,15 @@ Class names are replaced by integers, so that what a number means has to be lear
 (Mem-alpha, test-time learning).
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from memalpha.data import text
-from memalpha.data.instance import Instance, Question
+from memalpha.data.instance import Draft, Question
+from memalpha.data.sizes import Sizes
 
 LEAD_IN = "These sentences come with their labels:"
 ACKNOWLEDGEMENT = "I will remember them."
@@ -39,14 +40,14 @@ class Labelled:
     """All sentences of a source, each once.
 
     label_names[i] is the class with the integer label i; `files` the SHA-256 of each file by name;
-    `dropped` the number of sentences left out because they occur with two different classes.
+    `left_out` the number of sentences left out, by reason.
     """
 
     source: str
     sentences: tuple[Sentence, ...]
     label_names: tuple[str, ...]
     files: dict[str, str]
-    dropped: int
+    left_out: dict[str, int] = field(default_factory=dict)
     example: str = EXAMPLE
     tail: str = TAIL
 
@@ -57,6 +58,7 @@ def collect(
     files: dict[str, str],
     split_of: Callable[[str], str],
     classes: int | Sequence[str] | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> Labelled:
     """Merge sentences that read alike (but for case, spaces, punctuation) and assign the splits.
 
@@ -65,7 +67,8 @@ def collect(
     alphabet over the classes of all splits, or over `classes` if those are named.
 
     `classes`: the published ones, or their number. ValueError naming file and record for a class
-    that is not among them, and for more of them than there are.
+    that is not among them, and for more of them than there are. `left_out`: what the loader left
+    out before, by reason; what is left out here is added.
     """
     groups: dict[str, list[Sentence]] = defaultdict(list)
     fixed = set() if classes is None or isinstance(classes, int) else set(classes)
@@ -79,102 +82,95 @@ def collect(
                 f"{source}: {sentence.record_id}: label {sentence.label!r} is none of the"
                 f" {len(fixed) or most} published ones"
             )
-    kept, dropped = [], 0
+    unique: list[Sentence] = []
+    counts = Counter(left_out or {})
     for key, group in groups.items():
         if len({sentence.label for sentence in group}) > 1:
-            dropped += len(group)
+            counts["sentences with two classes"] += len(group)
             continue
         owned = [sentence for sentence in group if sentence.split]
         split = owned[0].split if owned else split_of(key)
-        chosen = min(owned or group, key=_key)
-        kept.append(Sentence(chosen.record_id, chosen.text, chosen.label, split))
-    return Labelled(source, tuple(kept), tuple(sorted(names)), files, dropped)
+        chosen = min((s for s in owned or group if s.split in ("", split)), key=_key)
+        unique.append(Sentence(chosen.record_id, chosen.text, chosen.label, split))
+        twins = Counter(sentence.split for sentence in group)
+        counts["sentences that stand twice"] += twins.pop(chosen.split) - 1
+        for other, count in twins.items():
+            counts[f"{other or 'train'} sentences that stand in {split} too"] += count
+    return Labelled(source, tuple(unique), tuple(sorted(names)), files, dict(+counts))
 
 
 def build(
     records: Labelled,
-    count: int,
+    split: str,
+    sizes: Sizes,
     seed: int,
-    chunks: int,
-    chunk_tokens: int,
-    questions: int,
     count_tokens: Callable[[str], int],
-    split: str = "train",
     show: str = "",
-) -> Iterator[Instance]:
-    """Yield `count` instances of `split`, with classes as balanced as its sentences allow.
+) -> Iterator[Draft]:
+    """Yield `sizes.count` instances of `split`, with classes as balanced as its sentences allow.
 
-    Chunks of at most `chunk_tokens` tokens hold `Sentence: ...` / `Label: 17` pairs in a random
-    order. Asked are sentences that no chunk shows, of classes that some chunk shows. Of every
-    class a part is kept for questions; there are fewer than `questions` only if the split has no
-    more. Errors: ValueError if the split is empty or too small for the chunks.
+    Chunks hold `Sentence: ...` / `Label: 17` pairs in a random order. Asked are sentences that no
+    chunk shows, of classes that some chunk shows. A part of every class is reserved for questions;
+    there are fewer than `sizes.questions` only if the split has no more. Errors: ValueError if the
+    split is empty or too small for the chunks.
 
     `show` names another split to show examples of (MemoryAgentBench shows the training examples and
-    asks the test sentences); nothing is then kept from it.
+    asks the test sentences); no part of it is then reserved.
     """
-    text.check_request(split, count, chunks, chunk_tokens, questions)
     ask_from = _by_class(records, split)
     show_from = _by_class(records, show or split)
     numbers = {name: str(number) for number, name in enumerate(records.label_names)}
-    count_cached = lru_cache(maxsize=2**16)(count_tokens)
     frame = partial(text.dialogue_chunk, LEAD_IN, ACKNOWLEDGEMENT)
-    frame_tokens = count_cached(frame(0, ""))
-    room = chunks * (chunk_tokens - frame_tokens)
+    room = sizes.chunks * (sizes.chunk_tokens - count_tokens(frame(0, "")))
 
     def example(sentence: Sentence) -> str:
         return records.example.format(text=sentence.text, label=numbers[sentence.label])
 
     def size(sentence: Sentence) -> int:
-        return count_cached(text.SEPARATOR + example(sentence))
+        return count_tokens(text.SEPARATOR + example(sentence))
 
-    for index in range(count):
-        # Queues of the split that is shown, and those of the split that is asked.
+    for index in range(sizes.count):
         queues = _draw(show_from, seed, index)
         chosen = _choose_shown(queues, size, room, keep=show in ("", split))
         chosen = text.shuffled(chosen, _key, "show", seed, index)
-        packed = text.pack(map(example, chosen), frame, chunks, chunk_tokens, count_cached)
-        if len(packed) < chunks:
+        packed = text.pack(
+            map(example, chosen), frame, sizes.chunks, sizes.chunk_tokens, count_tokens
+        )
+        pool = f"{sum(map(len, queues))} sentences in {len(queues)} classes"
+        if len(packed) < sizes.chunks:
             raise ValueError(
-                f"{records.source}: the {show or split!r} split has {sum(map(len, queues))}"
-                f" sentences in {len(queues)} classes, which fill {len(packed)} of {chunks} chunks"
-                f" of {chunk_tokens} tokens (of which {frame_tokens} are the text around the "
-                "sentences); ask for fewer chunks or other sizes"
+                f"{records.source}: the {show or split!r} split has {pool}, which fill"
+                f" {len(packed)} of {sizes.chunks} chunks of {sizes.chunk_tokens} tokens (of which"
+                f" {count_tokens(frame(0, ''))} are the text around the sentences); ask for fewer"
+                " chunks or other sizes"
             )
-        shown = [[chosen[item] for item in items] for _, items in packed]
-        asked = _choose_asked(_draw(ask_from, seed, index), shown, questions)
+        read = [[chosen[item] for item in items] for _, items in packed]
+        asked = _choose_asked(_draw(ask_from, seed, index), read, sizes.questions)
         asked = text.shuffled(asked, _key, "ask", seed, index)
         if not asked:
             raise ValueError(
-                f"{records.source}: no sentence of the {split!r} split is left to ask about; its "
-                f"{sum(map(len, queues))} sentences in {len(queues)} classes are too few"
+                f"{records.source}: no sentence of the {split!r} split is left to ask about; its"
+                f" {pool} are too few"
             )
-        texts = tuple(chunk for chunk, _ in packed)
-        asked_now = tuple(
-            Question(f"Sentence: {s.text}\n\n{records.tail}", (numbers[s.label],)) for s in asked
-        )
-        yield text.make_instance(
-            records.source,
-            split,
-            seed,
-            index,
-            texts,
-            asked_now,
-            records.files,
-            label_names={number: name for name, number in numbers.items()},
-            chunk_ids=[[s.record_id for s in chunk] for chunk in shown],
-            question_ids=[s.record_id for s in asked],
-        )
+        questions = (_question(sentence, numbers, records.tail) for sentence in asked)
+        facts = {
+            "label_names": {str(number): name for number, name in enumerate(records.label_names)},
+            "chunk_ids": [[s.record_id for s in chunk] for chunk in read],
+            "question_ids": [s.record_id for s in asked],
+        }
+        yield Draft(tuple(chunk for chunk, _ in packed), tuple(questions), facts)
+
+
+def _question(sentence: Sentence, numbers: dict[str, str], tail: str) -> Question:
+    return Question(f"Sentence: {sentence.text}\n\n{tail}", (numbers[sentence.label],))
 
 
 def _by_class(records: Labelled, split: str) -> dict[str, list[Sentence]]:
     classes: dict[str, list[Sentence]] = defaultdict(list)
-    for sentence in records.sentences:
-        if sentence.split == split:
-            classes[sentence.label].append(sentence)
-    if not classes:
-        raise ValueError(
-            f"{records.source}: no sentence of the {split!r} split in {sorted(records.files)}"
-        )
+    for sentence in text.select_split(
+        records.sentences, split, records.source, "sentence", records.files
+    ):
+        classes[sentence.label].append(sentence)
     return classes
 
 
@@ -209,10 +205,10 @@ def _choose_shown(
 
 
 def _choose_asked(
-    queues: list[list[Sentence]], shown: list[list[Sentence]], limit: int
+    queues: list[list[Sentence]], examples: list[list[Sentence]], limit: int
 ) -> list[Sentence]:
-    """At most `limit` sentences that are not shown, one of every shown class in turn."""
-    seen = {sentence.text for chunk in shown for sentence in chunk}
-    labels = {sentence.label for chunk in shown for sentence in chunk}
+    """At most `limit` sentences that are not examples, one of every examples class in turn."""
+    seen = {sentence.text for chunk in examples for sentence in chunk}
+    labels = {sentence.label for chunk in examples for sentence in chunk}
     unseen = [[s for s in queue if s.text not in seen and s.label in labels] for queue in queues]
     return list(islice(text.in_turn(unseen), limit))

@@ -5,18 +5,23 @@ longmemeval_s many questions over their whole histories (from the `_s` file). Th
 by a judge; a question whose id ends in `_abs` has no answer there, and its gold answer says so.
 """
 
-import heapq
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from memalpha.data import cut, files, text
-from memalpha.data.instance import Instance, Question
+from memalpha.data.instance import Draft, Question
+from memalpha.data.sizes import Sizes
+from memalpha.paths import user_path
 
 FILES = {"lme_train": ["longmemeval_oracle*.json"], "longmemeval_s": ["longmemeval_s*.json"]}
 TEST_SHARE = 0.6  # of the 500 questions: the paper trains on about 200 and tests on 300
+# Questions made from the same evidence belong to one split. The ids of sessions that were written
+# for one question end in a number of one or two digits (answer_4ffa04a2_1), behind `_abs` if the
+# question has no answer; what stands before is a name (answer_280352e9, answer_ultrachat_459954).
+_SERIAL = re.compile(r"(_abs)?(_\d{1,2})?$")
 ROLES = {"user": "<User>", "assistant": "<Assistant>"}
 
 
@@ -50,6 +55,7 @@ class Histories:
     source: str
     items: tuple[Item, ...]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load_folder(data_dir: str | Path, source: str = "lme_train") -> Histories:
@@ -57,7 +63,7 @@ def load_folder(data_dir: str | Path, source: str = "lme_train") -> Histories:
 
     Errors: ValueError naming file, record and field, also for an id that stands twice.
     """
-    folder = Path(data_dir) / "longmemeval"
+    folder = user_path(data_dir) / "longmemeval"
     paths = files.find(folder, FILES[source], f"put the published {FILES[source][0]} there")
     items, places = [], {}
     digests = {path.name: files.digest(path) for path in paths}
@@ -72,9 +78,7 @@ def load_folder(data_dir: str | Path, source: str = "lme_train") -> Histories:
 
 def _read(record: Any, where: str, turns: dict) -> Item:
     record_id = text.require(record, "question_id", str, where)
-    answer = record.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise ValueError(f"{where}: field 'answer' must be a text or a number, not {answer!r}")
+    answer = text.require(record, "answer", str | int | float, where)
     names = ("haystack_session_ids", "haystack_dates", "haystack_sessions")
     columns = [text.require(record, name, list, where) for name in names]
     if len(set(map(len, columns))) != 1 or not columns[0]:
@@ -85,8 +89,7 @@ def _read(record: Any, where: str, turns: dict) -> Item:
         read = tuple(_turn(message, place) for message in messages)
         sessions.append(Session(str(name), str(date), turns.setdefault((name, read), read)))
     evidence = frozenset(map(str, text.require(record, "answer_session_ids", list, where)))
-    # Questions made from the same evidence belong to one split: its ids differ in a last number.
-    stem = min(name.rpartition("_")[0] for name in evidence) if evidence else record_id
+    stem = min(_SERIAL.sub("", name) for name in evidence) if evidence else record_id
     return Item(
         record_id,
         text.require(record, "question_type", str, where),
@@ -103,82 +106,71 @@ def _turn(message: Any, where: str) -> tuple[str, str]:
     role = text.require(message, "role", str, where)
     if role not in ROLES:
         raise ValueError(f"{where}: the role is {role!r}, not one of {', '.join(ROLES)}")
-    content = message.get("content")
-    if not isinstance(content, str):
-        raise ValueError(f"{where}: field 'content' must be a string")
-    return role, content.strip()
+    if not isinstance(message.get("content"), str):  # a turn may be empty
+        text.require(message, "content", str, where)
+    return role, message["content"].strip()
 
 
 def build(
     records: Histories,
-    count: int,
+    split: str,
+    sizes: Sizes,
     seed: int,
-    chunks: int,
-    chunk_tokens: int,
-    questions: int,
     count_tokens: Callable[[str], int],
-    split: str = "train",
-) -> Iterator[Instance]:
-    """Yield at most `count` instances of `questions` questions each, none asked twice.
+    target_tokens: int = 0,
+) -> Iterator[Draft]:
+    """Yield at most `sizes.count` instances of `sizes.questions` questions, none asked twice.
 
     The sessions that answer them are all there; other sessions of their histories join until the
-    text would fill about `chunks` chunks. Sessions stand by date, are cut between turns (never
-    after a turn of the user where that can be avoided) and share a chunk where they are short.
-    Fewer than `count` instances come if the questions run out; the last may have fewer questions.
+    text has `target_tokens` tokens, or would fill `sizes.chunks` chunks. A session that two
+    histories date apart is there under both dates. Sessions stand by date, are cut between turns
+    (never after a turn of the user where that can be avoided) and share a chunk where they are
+    short.
+    Fewer instances come if the questions run out; the last may have fewer questions.
     """
-    text.check_request(split, count, chunks, chunk_tokens, questions)
-    pool = [item for item in records.items if item.split == split]
-    if not pool:
-        raise ValueError(
-            f"{records.source}: no question of the {split!r} split in {sorted(records.files)}"
-        )
-    count_cached = lru_cache(maxsize=2**16)(count_tokens)
+    pool = text.select_split(records.items, split, records.source, "question", records.files)
     order = text.shuffled(pool, lambda item: item.record_id, "draw", seed)
-    for index in range(min(count, -(-len(order) // questions))):
-        asked = order[index * questions : (index + 1) * questions]
-        shown = _choose(asked, chunks * chunk_tokens, count_cached, (seed, index))
-        parts = [part for session in shown for part in _parts(session, chunk_tokens, count_cached)]
-        groups = cut.fill(parts, chunk_tokens, count_cached, text.SEPARATOR)
-        texts = tuple(text.SEPARATOR.join(group) for group in groups)
-        asked_now = tuple(
-            Question(f"[Asked at {item.date}] {item.question}", (item.answer,)) for item in asked
-        )
-        yield text.make_instance(
-            records.source,
-            split,
-            seed,
-            index,
-            texts,
-            asked_now,
-            records.files,
-            question_ids=[item.record_id for item in asked],
-            question_types=[item.kind for item in asked],
-            session_ids=[session.session_id for session in shown],
-            evidence=[sorted(item.evidence) for item in asked],
-        )
+    most = sizes.questions
+    for index in range(min(sizes.count, -(-len(order) // most))):
+        asked = order[index * most : (index + 1) * most]
+        tokens = target_tokens or sizes.chunks * sizes.chunk_tokens
+        sessions = _choose(asked, tokens, count_tokens, (seed, index))
+        parts = [part for s in sessions for part in _parts(s, sizes.chunk_tokens, count_tokens)]
+        groups = cut.fill(parts, sizes.chunk_tokens, count_tokens, text.SEPARATOR)
+        facts = {
+            "question_ids": [item.record_id for item in asked],
+            "question_types": [item.kind for item in asked],
+            "session_ids": [session.session_id for session in sessions],
+            "evidence": [sorted(item.evidence) for item in asked],
+        }
+        questions = (Question(item.question, (item.answer,), item.date) for item in asked)
+        yield Draft(tuple(map(text.SEPARATOR.join, groups)), tuple(questions), facts)
 
 
 def _choose(
     asked: list[Item], tokens: int, count_tokens: Callable[[str], int], seeds: tuple[int, int]
 ) -> list[Session]:
     """The sessions that are needed, and others while they fit, by date."""
-    needed: dict[str, Session] = {}
+    needed: dict[tuple[str, str], Session] = {}  # by id and date: two histories may date it apart
     others: dict[str, Session] = {}
     for item in asked:
         for session in item.sessions:
-            kept = needed if session.session_id in item.evidence else others
-            kept.setdefault(session.session_id, session)
-    used = sum(_size(session, count_tokens) for session in needed.values())
-    chosen = dict(needed)
-    waiting = [(text.rank("fill", *seeds, name), name) for name in others if name not in needed]
-    heapq.heapify(waiting)
-    while waiting and used < tokens:
-        name = heapq.heappop(waiting)[1]
+            if session.session_id in item.evidence:
+                needed.setdefault((session.session_id, session.date), session)
+            else:
+                others.setdefault(session.session_id, session)
+    chosen = list(needed.values())
+    used = sum(_size(session, count_tokens) for session in chosen)
+    for name in {session.session_id for session in chosen} & others.keys():
+        del others[name]
+    for name in sorted(others, key=lambda name: text.rank("fill", *seeds, name)):
+        if used >= tokens:
+            break
         size = _size(others[name], count_tokens)
         if used + size <= tokens:
-            chosen[name] = others[name]
+            chosen.append(others[name])
             used += size
-    return sorted(chosen.values(), key=lambda session: (session.date, session.session_id))
+    return sorted(chosen, key=lambda session: (session.date, session.session_id))
 
 
 def _size(session: Session, count_tokens: Callable[[str], int]) -> int:

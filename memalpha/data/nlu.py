@@ -2,11 +2,13 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from memalpha.data import text
 from memalpha.data.labelled import Labelled, Sentence, build, collect
+from memalpha.paths import user_path
 
 __all__ = ["build", "load", "load_folder"]
 
@@ -30,10 +32,11 @@ def load(paths: Sequence[str | Path]) -> Labelled:
     """
     files: dict[str, str] = {}
     sentences: list[Sentence] = []
+    left_out: Counter[str] = Counter()
     for path in paths:
         content, files[Path(path).name] = text.read_text(path)
-        sentences += _read_rows(content, str(path))
-    return collect(SOURCE, sentences, files, _split_of, classes=68)
+        sentences += _read_rows(content, str(path), left_out)
+    return collect(SOURCE, sentences, files, _split_of, classes=68, left_out=left_out)
 
 
 def load_folder(data_dir: str | Path) -> Labelled:
@@ -42,7 +45,7 @@ def load_folder(data_dir: str | Path) -> Labelled:
     The layouts hold the same requests spelled differently ("5 am", "five am"), so that mixing them
     would put near copies on both sides of a split.
     """
-    folder = Path(data_dir) / "nlu"
+    folder = user_path(data_dir) / "nlu"
     paths = sorted(folder.glob("*.csv"))
     if not paths:
         raise ValueError(
@@ -72,11 +75,12 @@ def _layout(content: str, path: str) -> tuple[str, str, str, tuple[str, ...]]:
     except csv.Error as error:
         raise ValueError(f"{path}: line 1: {error}; are its line ends lost?") from error
     expected = " or ".join(layout[1].join(layout[3]) for layout in LAYOUTS)
-    found = content.lstrip("\r\n").split("\n", 1)[0].strip()[:200]
-    raise ValueError(f"{path}: the header must hold the columns {expected}, but is {found!r}")
+    header = content.lstrip("\r\n").split("\n", 1)[0].strip()[:200]
+    raise ValueError(f"{path}: the header must hold the columns {expected}, but is {header!r}")
 
 
-def _read_rows(content: str, path: str) -> Iterator[Sentence]:
+def _read_rows(content: str, path: str, left_out: Counter[str]) -> Iterator[Sentence]:
+    """The sentences of a file; those that its publisher marks are counted in `left_out`."""
     name, delimiter, text_column, columns = _layout(content, path)
     rows = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
     header: list[str] = []
@@ -95,6 +99,7 @@ def _read_rows(content: str, path: str) -> Iterator[Sentence]:
                 raise ValueError(f"{where}: a field goes over lines; is a quote left open?")
             answer = record[text_column].strip()
             if name == "full" and (record["status"].startswith("IRR_") or answer in ("", "null")):
+                left_out["rows marked irrelevant, or empty"] += 1
                 continue
             parts = ("label",) if name == "text" else ("scenario", "intent")
             for column in (text_column, *parts):

@@ -50,8 +50,8 @@ def _examples(content: str) -> list[str]:
 
 
 def _sentences(content: str) -> list[str]:
-    found = []
+    sentences = []
     for passage in content.split(text.SEPARATOR):
         ends = [0, *text.sentence_ends(passage)]
-        found += [passage[start:end].strip() for start, end in pairwise(ends)]
-    return [sentence for sentence in found if sentence]
+        sentences += [passage[start:end].strip() for start, end in pairwise(ends)]
+    return [sentence for sentence in sentences if sentence]

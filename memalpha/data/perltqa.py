@@ -3,14 +3,15 @@
 import html
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from memalpha.data import cut, files, text
-from memalpha.data.instance import Instance, Question
+from memalpha.data.instance import Draft, Question
+from memalpha.data.sizes import Sizes
+from memalpha.paths import user_path
 
 SOURCE = "perltqa"
 SECTIONS = ("social_relationship", "events", "dialogues")  # of the questions; not the profile
@@ -45,6 +46,7 @@ class Characters:
 
     characters: tuple[Character, ...]
     files: dict[str, str]
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def load_folder(data_dir: str | Path) -> Characters:
@@ -54,7 +56,7 @@ def load_folder(data_dir: str | Path) -> Characters:
     without questions or without events are left out. Errors: ValueError naming file, record and
     field, also for two editions at once.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = user_path(data_dir) / SOURCE
     paths = [_find(folder, stem) for stem in ("perltmem_en", "perltqa_en")]
     digests = {path.name: files.digest(path) for path in paths}
     asked: dict[str, tuple] = {}
@@ -77,15 +79,19 @@ def load_folder(data_dir: str | Path) -> Characters:
     usable = tuple(c for c in characters.values() if c.questions and c.events)
     if not usable:
         raise ValueError(f"{paths[1]}: no questions about any character of {paths[0].name}")
-    return Characters(usable, digests)
+    left_out = {
+        "characters without questions or events": len(characters) - len(usable),
+        "characters with questions but no memories": len(asked.keys() - characters.keys()),
+    }
+    return Characters(usable, digests, {why: count for why, count in left_out.items() if count})
 
 
 def _find(folder: Path, stem: str) -> Path:
-    found = files.find(folder, [f"{stem}*.json"], f"put the published {stem}.json there")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    paths = files.find(folder, [f"{stem}*.json"], f"put the published {stem}.json there")
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
         raise ValueError(f"{folder}: {names}; keep one edition")
-    return found[0]
+    return paths[0]
 
 
 def _memories(path: Path) -> Iterator[tuple[str, Any]]:
@@ -101,10 +107,10 @@ def _read_questions(sections: Any, where: str) -> Iterator[tuple[str, str, str]]
     if not isinstance(sections, dict):
         raise ValueError(f"{where}: must be an object with the sections {', '.join(SECTIONS)}")
     for section in SECTIONS:
-        found = sections.get(section, [])
-        if not isinstance(found, list | dict):
+        records = sections.get(section, [])
+        if not isinstance(records, list | dict):
             raise ValueError(f"{where}: {section} must be a list or an object")
-        for number, (group, record) in enumerate(_flatten(found)):
+        for number, (group, record) in enumerate(_flatten(records)):
             place = f"{where}: {section}[{number}]"
             question = text.require(record, "Question", str, place).strip()
             answer = text.require(record, "Answer", str, place).strip()
@@ -117,9 +123,9 @@ def _flatten(records: Any) -> Iterator[tuple[str, Any]]:
     the latter."""
     for record in [records] if isinstance(records, dict) else records:
         if isinstance(record, dict) and "Question" not in record:
-            for name, some in record.items():
-                some = some if isinstance(some, list) else [some]
-                yield from ((name, item) for item in some)
+            for name, group in record.items():
+                group = group if isinstance(group, list) else [group]
+                yield from ((name, item) for item in group)
         else:
             yield "", record
 
@@ -150,7 +156,7 @@ def _read_events(record: dict, name: str, where: str) -> Iterator[Event]:
     owners = {
         d: max((e for e in events if d.startswith(e)), key=len, default="") for d in dialogues
     }
-    found = []
+    read = []
     for event_id, event in events.items():
         place = f"{where}: events[{event_id!r}]"
         turns = [
@@ -159,7 +165,7 @@ def _read_events(record: dict, name: str, where: str) -> Iterator[Event]:
             if owner == event_id
             for talk in _read_dialogue(dialogues[dialogue_id], f"{where}: {dialogue_id}")
         ]
-        found.append(
+        read.append(
             Event(
                 event_id,
                 text.require(event, "Creation Time", str, place).strip(),
@@ -168,7 +174,7 @@ def _read_events(record: dict, name: str, where: str) -> Iterator[Event]:
                 tuple(turns),
             )
         )
-    yield from sorted(found, key=lambda event: (when(event.date), event.event_id))
+    yield from sorted(read, key=lambda event: (when(event.date), event.event_id))
 
 
 def when(date: str) -> tuple[int, int, int]:
@@ -200,58 +206,42 @@ def _read_dialogue(dialogue: Any, where: str) -> Iterator[tuple[str, tuple[tuple
         for message in messages:
             if not isinstance(message, str):
                 raise ValueError(f"{where}: contents[{timestamp!r}]: {message!r} is no text")
-            speaker, colon, said = message.partition(":")
-            turns.append((speaker.strip(), said.strip()) if colon else ("", message.strip()))
+            speaker, colon, speech = message.partition(":")
+            turns.append((speaker.strip(), speech.strip()) if colon else ("", message.strip()))
         yield timestamp, tuple(turns)
 
 
 def build(
-    records: Characters,
-    count: int,
-    seed: int,
-    chunks: int,
-    chunk_tokens: int,
-    questions: int,
-    count_tokens: Callable[[str], int],
-    split: str = "train",
-) -> Iterator[Instance]:
-    """Yield at most `count` instances, one a character: its events by date, at most `chunks`.
+    records: Characters, split: str, sizes: Sizes, seed: int, count_tokens: Callable[[str], int]
+) -> Iterator[Draft]:
+    """Yield instances, one a character: its events by date, at most `sizes.chunks` chunks.
 
     An event that is longer than a chunk goes on in the next. Asked are questions about social
-    relations, events and dialogues in turn. Characters with more than `chunks` chunks are left out.
+    relations, events and dialogues in turn. Characters with more chunks are left out.
     """
-    text.check_request(split, count, chunks, chunk_tokens, questions)
-    pool = [c for c in records.characters if c.split == split]
-    if not pool:
-        raise ValueError(f"perltqa: no character of the {split!r} split; PerLTQA has no test split")
-    count_cached = lru_cache(maxsize=2**16)(count_tokens)
-    made = 0
+    pool = text.select_split(
+        records.characters, split, SOURCE, "character", records.files, "there is no test split"
+    )
     for character in text.shuffled(pool, lambda c: c.name, "draw", seed):
-        parts = [(e, _parts(character, e, chunk_tokens, count_cached)) for e in character.events]
-        texts = tuple(part for _, some in parts for part in some)
-        if len(texts) > chunks:
+        parts = [
+            (event, part)
+            for event in character.events
+            for part in _parts(character, event, sizes.chunk_tokens, count_tokens)
+        ]
+        if len(parts) > sizes.chunks:
             continue
-        if made == count:
-            return
         queues: dict[str, list] = {section: [] for section in SECTIONS}
         for question in character.questions:
             queues[question[0].split(":")[0]].append(question)
         turns = [text.shuffled(q, lambda x: x[0], "ask", seed) for q in queues.values()]
-        asked = list(islice(text.in_turn(turns), questions))
-        asked_now = tuple(Question(question, (answer,)) for _, question, answer in asked)
-        yield text.make_instance(
-            SOURCE,
-            split,
-            seed,
-            made,
-            texts,
-            asked_now,
-            records.files,
-            character=character.name,
-            chunk_ids=[event.event_id for event, some in parts for _ in some],
-            question_ids=[record_id for record_id, _, _ in asked],
-        )
-        made += 1
+        asked = list(islice(text.in_turn(turns), sizes.questions))
+        facts = {
+            "character": character.name,
+            "chunk_ids": [event.event_id for event, _ in parts],
+            "question_ids": [record_id for record_id, _, _ in asked],
+        }
+        questions = tuple(Question(question, (answer,)) for _, question, answer in asked)
+        yield Draft(tuple(part for _, part in parts), questions, facts)
 
 
 def _parts(
@@ -261,9 +251,11 @@ def _parts(
     lines = [f"Summary: {event.summary}", f"Content: {event.content}"]
     for timestamp, turns in event.dialogues:
         lines.append(f"[Dialogue at timestamp {timestamp}]")
-        for speaker, said in turns:
+        for speaker, speech in turns:
             known = speaker == character.name
-            lines.append(f"<{character.name if known else 'Assistant'}>{said}" if speaker else said)
+            lines.append(
+                f"<{character.name if known else 'Assistant'}>{speech}" if speaker else speech
+            )
     room = chunk_tokens - count_tokens(header)
     small = [piece for line in lines for piece in cut.pieces(line, room, count_tokens)]
     return [header + "\n".join(group) for group in cut.fill(small, room, count_tokens, "\n")]

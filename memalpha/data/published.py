@@ -6,6 +6,7 @@ context, which is cut here, beside questions, answers and metadata.source.
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,28 @@ import pyarrow.parquet as pq
 
 from memalpha.data import cut, files, text
 from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.names import LABELLED, family
+from memalpha.paths import user_path
 
 BATCH = 8  # rows read at once: an instance of the benchmark has up to 3 MB
 LEAD_IN = "Please remember this text:"
 ACKNOWLEDGEMENT = "I will remember it."
-# Sources whose answers are integers, as their names begin after "icl_".
-LABELLED = ("ttl_train", "nlu", "trec", "pubmed", "banking77", "clinic150", "clinc150")
 REQUIRED = {
     "memalpha": ("chunks", "questions_and_answers", "data_source"),
     "memoryagentbench": ("context", "questions", "answers", "metadata"),
 }
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """How whole contexts become instances.
+
+    chunk_tokens: the most tokens of a chunk. names: id -> title, for the recommendation sets, whose
+    answers are ids (`read_entity_names`).
+    """
+
+    chunk_tokens: int = 2048
+    names: dict[str, str] | None = None
 
 
 def read(
@@ -51,7 +64,7 @@ def read(
             that is missing, an empty chunk list, an answer that is none, a label that is no
             integer, an id that stands twice.
     """
-    path = Path(path)
+    path = user_path(path)
     digest = files.digest(path)
     try:
         file = pq.ParquetFile(path)
@@ -63,15 +76,17 @@ def read(
         make = _from_rows if layout == "memalpha" else partial(
             _from_context, chunk_tokens=chunk_tokens, count_tokens=count_tokens, names=names or {}
         )  # fmt: skip
-        wanted = [*REQUIRED[layout], *({"instance_id"} & set(file.schema_arrow.names))]
+        optional = {"instance_id", "metadata"} & set(file.schema_arrow.names)
+        wanted = list(dict.fromkeys([*REQUIRED[layout], *sorted(optional)]))
         seen: dict[str, int] = {}
         for number, record in _records(file, wanted, path):
             where = f"{path}: record {number}"
             source = _source(record, layout, where)
             if not sources(source):
                 continue
-            name, chunks, questions, metadata = make(record, source, where)
-            if source.lower().removeprefix("icl_").startswith(LABELLED):
+            name, chunks, questions = make(record, source, where)
+            questions, metadata = _add_details(record, questions, where)
+            if family(source) in LABELLED:
                 _check_labels(questions, where)
             name = name or f"{source}-{split}-{text.rank(*chunks).hex()[:8]}"
             if name in seen:
@@ -80,8 +95,11 @@ def read(
             metadata |= {
                 "split": split,
                 "files": {path.name: digest},
-                "question_ids": [f"{path.name}:{number}:{i}" for i in range(len(questions))],
+                "record": f"{path.name}:{number}",
             }
+            metadata.setdefault(
+                "question_ids", [f"{path.name}:{number}:{i}" for i in range(len(questions))]
+            )
             try:
                 yield validate(Instance(source, name, chunks, questions, metadata))
             except ValueError as error:
@@ -111,8 +129,14 @@ def _records(file: pq.ParquetFile, columns: list[str], path: Path) -> Iterator[t
     number = 0
     try:
         for batch in file.iter_batches(batch_size=BATCH, columns=columns):
-            for record in batch.to_pylist():
-                yield number, record
+            for row in range(batch.num_rows):
+                try:
+                    (record,) = batch.slice(row, 1).to_pylist()
+                except UnicodeDecodeError as error:
+                    raise ValueError(
+                        f"{path}: record {number}: not UTF-8 ({error.reason})"
+                    ) from error
+                yield number, text.clean_surrogates(record, f"{path}: record {number}: ")
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: damaged after record {number - 1} ({error})") from error
@@ -129,7 +153,7 @@ def _decode(value: Any, kind: type, where: str) -> Any:
     """A list or object, or the JSON text of one."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = text.clean_surrogates(json.loads(value), where)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: no {kind.__name__} and no JSON of one ({error})") from error
     if not isinstance(value, kind):
@@ -145,18 +169,55 @@ def _from_rows(record: dict, source: str, where: str) -> tuple:
         place = f"{where}: questions_and_answers[{number}]"
         pair = _decode(pair, dict, place)
         asked = text.require(pair, "question", str, place)
-        questions.append(Question(asked, _answers(pair.get("answer"), f"{place}.answer")))
+        if "answer" not in pair:
+            raise ValueError(f"{place}: field 'answer' is missing (found {sorted(pair)})")
+        questions.append(Question(asked, _answers(pair["answer"], f"{place}.answer")))
     named = record.get("instance_id")
-    return "" if named is None else str(named), tuple(chunks), tuple(questions), {}
+    return "" if named is None else str(named), tuple(chunks), tuple(questions)
+
+
+# What metadata says of each question (MemoryAgentBench), and under which name it is carried.
+_DETAILS = ("question_ids", "question_types", "question_dates")
+
+
+def _add_details(
+    record: dict, questions: tuple[Question, ...], where: str
+) -> tuple[tuple[Question, ...], dict[str, Any]]:
+    """The questions with their dates, and ids and types for the metadata, where there are any.
+
+    An id that ends in `_abs` marks a question without an answer, and by the type a judge chooses
+    its rule, so that a list of another length than the questions is an error.
+    """
+    value = record.get("metadata")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return questions, {}  # a text of another kind; Mem-alpha's column is free
+    if not isinstance(value, dict):
+        return questions, {}
+    value = text.clean_surrogates(value, f"{where}: metadata")
+    details: dict[str, list[str]] = {}
+    for name in _DETAILS:
+        if not (items := value.get(name)):
+            continue  # other sources leave the lists empty
+        if not isinstance(items, list) or len(items) != len(questions):
+            raise ValueError(
+                f"{where}: metadata: {name} must be a list of {len(questions)}, one a question"
+            )
+        details[name] = ["" if item is None else str(item) for item in items]
+    dates = details.pop("question_dates", [""] * len(questions))
+    dated = tuple(replace(q, asked_at=date) for q, date in zip(questions, dates, strict=True))
+    return dated, details
 
 
 def _answers(value: Any, where: str) -> tuple[str, ...]:
     """A text or number, or a list of them."""
-    found = value if isinstance(value, list) else [value]
-    for answer in found:
+    answers = value if isinstance(value, list) else [value]
+    for answer in answers:
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise ValueError(f"{where}: must be a text or a list of texts, not {answer!r}")
-    return tuple(dict.fromkeys(str(answer) for answer in found))
+    return tuple(dict.fromkeys(str(answer) for answer in answers))
 
 
 def _from_context(
@@ -181,7 +242,7 @@ def _from_context(
         questions.append(Question(question, answers))
     context = text.require(record, "context", str, where)
     chunks = _cut_context(context, chunk_tokens, lru_cache(maxsize=2**14)(count_tokens))
-    return "", chunks, tuple(questions), {}
+    return "", chunks, tuple(questions)
 
 
 def _cut_context(
@@ -217,17 +278,17 @@ def read_entity_names(path: str | Path) -> dict[str, str]:
 
 def source_names(path: str | Path) -> list[str]:
     """The names of the sources in a parquet file, in the order of their first rows."""
-    path = Path(path)
+    path = user_path(path)
     files.digest(path)
     try:
         with pq.ParquetFile(path) as file:
             layout = _layout(file.schema_arrow.names, path)
             column = "data_source" if layout == "memalpha" else "metadata"
-            found = (
+            names = (
                 _source(record, layout, f"{path}: record {number}")
                 for number, record in _records(file, [column], path)
             )
-            return list(dict.fromkeys(found))
+            return list(dict.fromkeys(names))
     except (pa.ArrowInvalid, OSError) as error:
         problem = str(error).splitlines()[0][:200]
         raise ValueError(f"{path}: no readable parquet ({problem}); is it cut off?") from error

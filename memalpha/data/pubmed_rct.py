@@ -5,14 +5,15 @@ with the lowest hashes are kept, so that memory stays bounded and the choice doe
 order in the file.
 """
 
-import heapq
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from memalpha.data import files, text
 from memalpha.data.labelled import Labelled, Sentence, build, collect
+from memalpha.paths import user_path
 
 __all__ = ["build", "load_folder"]
 
@@ -32,28 +33,32 @@ def load_folder(data_dir: str | Path) -> Labelled:
 
     An abstract is in one split. Errors: ValueError naming file, line and field.
     """
-    folder = Path(data_dir) / SOURCE
+    folder = user_path(data_dir) / SOURCE
     advice = "put train.txt, dev.txt and test.txt (or the hub's *.jsonl) of PubMed RCT there"
     names = {"test": "test", "dev": "validation", "validation": "validation", "train": ""}
     owners: dict[str, str] = {}  # the split of every abstract; the first file that has it decides
     digests: dict[str, str] = {}
     sentences: list[Sentence] = []
+    left_out: Counter[str] = Counter()
     files.find(folder, [f"{name}*.{kind}" for name in names for kind in ("txt", "jsonl")], advice)
     for name, split in names.items():
         for path in sorted([*folder.glob(f"{name}*.txt"), *folder.glob(f"{name}*.jsonl")]):
             digests[path.name] = files.digest(path)
-            for pmid, rows in _lowest(_abstracts(path)):
+            abstracts, total = text.lowest(
+                _abstracts(path), MAX_ABSTRACTS, lambda abstract: text.rank("pubmed", abstract[0])
+            )
+            left_out[f"abstracts past {MAX_ABSTRACTS:,} of a file"] += total - len(abstracts)
+            for pmid, rows in abstracts:
                 held_out = text.share("pubmed abstract", pmid) < VALIDATION_SHARE
                 own = split or ("validation" if held_out else "train")
                 if owners.setdefault(pmid, own) == own:
                     sentences += [replace(row, split=own) for row in rows]
-    merged = collect(SOURCE, sentences, digests, lambda key: "train", classes=LABELS)
+                else:
+                    left_out["abstracts that stand in another split too"] += 1
+    merged = collect(
+        SOURCE, sentences, digests, lambda key: "train", classes=LABELS, left_out=left_out
+    )
     return replace(merged, example=EXAMPLE, tail=TAIL)
-
-
-def _lowest(abstracts: Iterable[Abstract]) -> list[Abstract]:
-    """The MAX_ABSTRACTS abstracts of the lowest hashes, in the order of the hashes."""
-    return heapq.nsmallest(MAX_ABSTRACTS, abstracts, key=lambda item: text.rank("pubmed", item[0]))
 
 
 def _abstracts(path: Path) -> Iterator[Abstract]:

@@ -224,7 +224,13 @@ def story(rng: np.random.Generator, split: str, sizes: Sequence[int]) -> Tale:
     return Tale(beats, chunk_of, lexicon.FILLER[:6] + recaps, (Question(STORY_QUESTION, keywords),))
 
 
-FAMILIES = {"facts": facts, "events": events, "labels": labels, "story": story, "updates": updates}
+GENERATORS = {
+    "facts": facts,
+    "events": events,
+    "labels": labels,
+    "story": story,
+    "updates": updates,
+}
 
 
 def _spread(sizes: Sequence[int]) -> list[int]:
@@ -266,16 +272,31 @@ PHRASES = (
 )  # fmt: skip
 
 
-def generate(
-    family: str,
-    split: str,
-    index: int,
-    seed: int = 0,
-    chunks: int = 2,
-    facts_per_chunk: int = 3,
-    filler_share: float = 0.5,
-    max_questions: int = 100,
-) -> Instance:
+@dataclass(frozen=True)
+class StreamSizes:
+    """Sizes of a synthetic instance.
+
+    chunks: length of the stream (about 75 tokens a chunk at the default sizes). facts_per_chunk:
+    the most statements worth remembering in a chunk (at least one less). filler_share: share of a
+    chunk's sentences that are worth nothing, in [0, 1). max_questions: questions of a long instance
+    are sampled down to this many.
+    """
+
+    chunks: int = 2
+    facts_per_chunk: int = 3
+    filler_share: float = 0.5
+    max_questions: int = 100
+
+    def __post_init__(self):
+        counts = (self.chunks, self.facts_per_chunk, self.max_questions)
+        if min(counts) < 1 or not 0 <= self.filler_share < 1:
+            raise ValueError(
+                "synthetic data needs chunks, facts_per_chunk, max_questions >= 1 and"
+                f" 0 <= filler_share < 1, got {', '.join(map(str, counts))}, {self.filler_share}"
+            )
+
+
+def generate(family: str, split: str, index: int, seed: int = 0, **sizes: float) -> Instance:
     """One instance; the same arguments always give the same instance.
 
     Args:
@@ -283,44 +304,60 @@ def generate(
         split: train | validation | test; entities of different splits never meet.
         index: number of the instance within the split.
         seed: of the data set.
-        chunks: length of the stream (about 75 tokens a chunk at the default sizes).
-        facts_per_chunk: the most statements worth remembering in a chunk (at least one less).
-        filler_share: share of a chunk's sentences that are worth nothing, in [0, 1).
-        max_questions: questions of a long instance are sampled down to this many.
+        sizes: fields of `StreamSizes`.
 
     Raises:
         ValueError: an unknown family or split, sizes out of range, or a stream so long that the
             split runs out of entities.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"unknown synthetic family {family!r}; known: {', '.join(FAMILIES)}")
+    if family not in GENERATORS:
+        raise ValueError(f"unknown synthetic family {family!r}; known: {', '.join(GENERATORS)}")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    if chunks < 1 or facts_per_chunk < 1 or not 0 <= filler_share < 1 or max_questions < 1:
-        raise ValueError(
-            "synthetic data needs chunks, facts_per_chunk, max_questions >= 1 and"
-            f" 0 <= filler_share < 1, got {chunks}, {facts_per_chunk}, {max_questions},"
-            f" {filler_share}"
-        )
+    stream = StreamSizes(**sizes)
     rng = np.random.default_rng(
-        [seed, index, list(FAMILIES).index(family), list(SPLITS).index(split)]
+        [seed, index, list(GENERATORS).index(family), list(SPLITS).index(split)]
     )
-    most = facts_per_chunk + (family == "labels")  # a class needs more than one example
-    sizes = [int(n) for n in rng.integers(max(1, most - 1), most + 1, size=chunks)]
-    tale = FAMILIES[family](rng, split, sizes)
-    first_day = datetime.date(2015, 1, 1) + datetime.timedelta(days=int(rng.integers(5000)))
+    most = stream.facts_per_chunk + (family == "labels")  # a class needs more than one example
+    beats = [int(n) for n in rng.integers(max(1, most - 1), most + 1, size=stream.chunks)]
+    tale = GENERATORS[family](rng, split, beats)
+    texts, notes, questions = _tell(family, rng, tale, stream, most)
+    if len(questions) > stream.max_questions:
+        chosen = sorted(rng.choice(len(questions), size=stream.max_questions, replace=False))
+        questions = [questions[i] for i in chosen]
+    metadata = {"notes": notes, "split": split, "seed": seed}
+    if tale.label_names:
+        metadata["label_names"] = tale.label_names
+    return validate(
+        Instance(
+            source=f"synthetic_{family}",
+            instance_id=f"{family}-{split}-{seed}-{index}-{stream.chunks}",
+            chunks=tuple(texts),
+            questions=tuple(questions),
+            metadata=metadata,
+        )
+    )
 
+
+def _tell(
+    family: str, rng: np.random.Generator, tale: Tale, stream: StreamSizes, most: int
+) -> tuple[list[str], list[list[dict]], list[Question]]:
+    """The chunks of a tale, what each is worth noting, and all questions.
+
+    most: the most beats of a chunk, by which the number of filler sentences goes.
+    """
+    first_day = datetime.date(2015, 1, 1) + datetime.timedelta(days=int(rng.integers(5000)))
     texts, notes, questions = [], [], list(tale.questions)
-    for chunk in range(chunks):
+    for chunk in range(stream.chunks):
         day = first_day + datetime.timedelta(days=chunk)
         date = f"{day:%Y/%m/%d}"
         here = [beat for beat, c in zip(tale.beats, tale.chunk_of, strict=True) if c == chunk]
-        filler = round(max(len(here), most - 1) * filler_share / (1 - filler_share))
+        share = stream.filler_share
+        filler = round(max(len(here), most - 1) * share / (1 - share))
         again = filler > len(tale.filler)
         extra = [tale.filler[i] for i in rng.choice(len(tale.filler), filler, replace=again)]
-        texts.append(
-            _write_chunk(family, rng, day, _interleave(rng, [b.text for b in here], extra))
-        )
+        lines = _interleave(rng, [beat.text for beat in here], extra)
+        texts.append(_write_chunk(family, rng, day, lines))
         notes.append([])
         for beat in here:
             old = None if beat.replaces is None else tale.beats[beat.replaces].note
@@ -330,21 +367,7 @@ def generate(
                 Question(q.replace("{date}", date), (a.replace("{date}", date),))
                 for q, a in beat.questions
             ]
-    if len(questions) > max_questions:
-        kept = sorted(rng.choice(len(questions), size=max_questions, replace=False))
-        questions = [questions[i] for i in kept]
-    metadata = {"notes": notes, "split": split, "seed": seed}
-    if tale.label_names:
-        metadata["label_names"] = tale.label_names
-    return validate(
-        Instance(
-            source=f"synthetic_{family}",
-            instance_id=f"{family}-{split}-{seed}-{index}-{chunks}",
-            chunks=tuple(texts),
-            questions=tuple(questions),
-            metadata=metadata,
-        )
-    )
+    return texts, notes, questions
 
 
 def _interleave(rng: np.random.Generator, beats: list[str], filler: list[str]) -> list[str]:

@@ -2,15 +2,19 @@
 
 import datetime
 import hashlib
+import heapq
+import itertools
 import json
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar
 
-from memalpha.data.instance import Instance, Question, validate
+from memalpha.data.sizes import Sizes
+from memalpha.paths import user_path
 
 T = TypeVar("T")
 
@@ -25,12 +29,56 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s+[^\sa-z])|[。！？�
 _ABBREVIATIONS = frozenset(
     "dr mr mrs ms st vs no jr sr gen col sgt rev prof e.g i.e fig vol".split()
 )
+# No character; `files.json_records` puts it for a half, which ijson does not let through.
+LOST_HALF = "\ufdd0"
+_SURROGATE = re.compile(f"[\ud800-\udfff{LOST_HALF}]")
 _LONGEST = 40  # letters before a full stop that are looked at: an abbreviation is shorter
+
+
+def clean_surrogates(value: Any, where: str) -> Any:
+    """Parsed JSON with U+FFFD for every half of a surrogate pair whose other half is lost.
+
+    JSON can hold such a half (a text that was cut inside an emoji), but UTF-8 cannot, so that it
+    would stop whatever encodes the text later. Lengths stay the same, and with them the offsets of
+    answers. A warning names the first place.
+    """
+    place = _find_surrogate(value)
+    if place is None:
+        return value
+    warnings.warn(
+        f"{where}{place}: half of a surrogate pair (a character cut in two) is read as U+FFFD",
+        stacklevel=2,
+    )
+    return _replace_surrogates(value)
+
+
+def _find_surrogate(value: Any) -> str | None:
+    """Where the first half stands below the value, e.g. "[3]['context']"; None for nowhere."""
+    if isinstance(value, str):
+        return "" if _SURROGATE.search(value) else None
+    if not isinstance(value, list | dict):
+        return None
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(key, str) and _SURROGATE.search(key):
+            return f"[{ascii(key)}]"
+        if (place := _find_surrogate(item)) is not None:
+            return f"[{key!r}]{place}"
+    return None
+
+
+def _replace_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_replace_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_replace_surrogates(k): _replace_surrogates(v) for k, v in value.items()}
+    return value
 
 
 def read_bytes(path: str | Path) -> tuple[bytes, str]:
     """Content and SHA-256 (hex) of a file; ValueError if it is absent, empty or an LFS pointer."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     data = path.read_bytes()
@@ -63,10 +111,13 @@ def read_json(path: str | Path) -> tuple[Any, str]:
     """Parsed content and SHA-256 of a JSON file."""
     text, digest = read_text(path)
     try:
-        return json.loads(text), digest
+        return clean_surrogates(json.loads(text), str(path)), digest
     except json.JSONDecodeError as error:
         problem = f"line {error.lineno}, column {error.colno}: {error.msg}"
         raise ValueError(f"{path}: not valid JSON ({problem}); is the file truncated?") from error
+
+
+_KINDS = {str | int | float: "a text or a number"}  # how an error calls a kind
 
 
 def require(record: Any, field: str, kind: type | UnionType, where: str) -> Any:
@@ -77,10 +128,10 @@ def require(record: Any, field: str, kind: type | UnionType, where: str) -> Any:
         raise ValueError(f"{where}: field {field!r} is missing (found {sorted(record)})")
     value = record[field]
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        found = type(value).__name__
-        wanted = getattr(kind, "__name__", str(kind))
-        raise ValueError(f"{where}: field {field!r} must be {wanted}, not {found}")
-    if kind is str and not value.strip():
+        actual = type(value).__name__
+        wanted = getattr(kind, "__name__", _KINDS.get(kind, str(kind)))
+        raise ValueError(f"{where}: field {field!r} must be {wanted}, not {actual}")
+    if isinstance(value, str) and not value.strip():
         raise ValueError(f"{where}: field {field!r} is empty")
     return value
 
@@ -107,35 +158,31 @@ def approximate_tokens(text: str) -> int:
     return sum(1 for _ in _TOKEN.finditer(text))
 
 
-def check_request(split: str, count: int, chunks: int, chunk_tokens: int, questions: int) -> None:
+def check_request(split: str, sizes: Sizes) -> None:
     """ValueError unless the split is known and all sizes asked for are positive."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    sizes = {"chunks": chunks, "chunk_tokens": chunk_tokens, "questions": questions}
-    for name, value in sizes.items():
+    for name in ("chunks", "chunk_tokens", "questions"):
+        value = getattr(sizes, name)
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
-    if count < 0:
-        raise ValueError(f"count must not be negative, not {count}")
+    if sizes.count < 0:
+        raise ValueError(f"count must not be negative, not {sizes.count}")
 
 
-def make_instance(
-    source: str,
-    split: str,
-    seed: int,
-    index: int,
-    chunks: tuple[str, ...],
-    questions: tuple[Question, ...],
-    files: dict[str, str],
-    **facts: Any,
-) -> Instance:
-    """A validated instance, named by where it comes from and a hash of its chunks.
+def select_split(
+    items: Iterable[T], split: str, source: str, kind: str, files: Iterable[str], advice: str = ""
+) -> list[T]:
+    """The items whose `split` is this one; ValueError if there are none.
 
-    files: the SHA-256 of each file by its name. facts: what else its metadata hold.
+    The error names the source, what an item is (`kind`, e.g. "article"), the file names and the
+    advice.
     """
-    name = f"{source}-{split}-{seed}-{index}-{rank(*chunks).hex()[:8]}"
-    metadata = {"split": split, "seed": seed, "files": files} | facts
-    return validate(Instance(source, name, chunks, questions, metadata))
+    selected = [item for item in items if item.split == split]
+    if not selected:
+        advice = advice and f"; {advice}"
+        raise ValueError(f"{source}: no {kind} of the {split!r} split in {sorted(files)}{advice}")
+    return selected
 
 
 def rank(*parts: object) -> bytes:
@@ -147,6 +194,16 @@ def rank(*parts: object) -> bytes:
 def shuffled(items: Iterable[T], key: Callable[[T], str], *parts: object) -> list[T]:
     """The items in a random order fixed by their keys and the parts, not by their order."""
     return sorted(items, key=lambda item: rank(*parts, key(item)))
+
+
+def lowest(items: Iterable[T], limit: int, key: Callable[[T], bytes]) -> tuple[list[T], int]:
+    """At most `limit` items, those of the lowest keys, in their order; and the number of all.
+
+    No more than `limit` are in memory, and the choice does not depend on the order of the items.
+    """
+    counter = itertools.count()
+    counted = (item for item, _ in zip(items, counter, strict=False))
+    return heapq.nsmallest(limit, counted, key=key), next(counter)
 
 
 def go_on(
@@ -182,8 +239,8 @@ def in_turn(queues: Sequence[Sequence[T]]) -> Iterator[T]:
 
 def plain_key(text: str) -> str:
     """The text without case, white space and punctuation: equal for sentences that read alike."""
-    kept = [c for c in text.casefold() if not (c.isspace() or unicodedata.category(c)[0] == "P")]
-    return "".join(kept) or text
+    letters = [c for c in text.casefold() if not (c.isspace() or unicodedata.category(c)[0] == "P")]
+    return "".join(letters) or text
 
 
 def sentence_ends(text: str) -> list[int]:
@@ -206,12 +263,12 @@ def leading_sentences(text: str, fits: Callable[[str], bool]) -> str:
     """The longest run of whole sentences from the start of the text that fits; "" if none does."""
     if fits(text):
         return text
-    kept = ""
+    leading = ""
     for end in sentence_ends(text):
         if not fits(text[:end]):
             break
-        kept = text[:end]
-    return kept
+        leading = text[:end]
+    return leading
 
 
 def dialogue_chunk(lead_in: str, acknowledgement: str, index: int, content: str) -> str:

@@ -18,10 +18,10 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from memalpha.data import SOURCES, store, text
-from memalpha.data.build import make_instances
+from memalpha.data import SOURCES, built_sets, make_instances, text
 from memalpha.data.instance import Instance, stamp
 from memalpha.data.sizes import Sizes, default_sizes
+from memalpha.paths import user_path
 
 TEST_ONLY = ("longmemeval_s", "infbench_sum", "infbench_qa", "ruler_qa1", "ruler_qa2")
 SPLITS = {source: ("test",) for source in TEST_ONLY} | {
@@ -79,20 +79,22 @@ class Memalpha(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         source = config.source or config.name
         sizes = config.sizes.get(split) or default_sizes(source, split)
-        made = make_instances(source, records, split, sizes, config.seed, text.approximate_tokens)
-        for index, instance in enumerate(made):
+        instances = make_instances(
+            source, records, split, sizes, config.seed, text.approximate_tokens
+        )
+        for index, instance in enumerate(instances):
             yield index, to_row(instance)
 
 
 def prepare(builder: Memalpha, raw_dir: str | Path) -> None:
     """Build all splits from the files below `raw_dir`; nothing is downloaded."""
-    config = tfds.download.DownloadConfig(manual_dir=str(raw_dir))
+    config = tfds.download.DownloadConfig(manual_dir=str(user_path(raw_dir)))
     builder.download_and_prepare(file_format="array_record", download_config=config)
 
 
 def to_row(instance: Instance) -> dict[str, Any]:
     """An instance as the features hold it."""
-    row = store.to_json(stamp(instance))
+    row = built_sets.to_json(stamp(instance))
     return {
         "source": row["source"],
         "instance_id": row["instance_id"],
@@ -104,7 +106,7 @@ def to_row(instance: Instance) -> dict[str, Any]:
 
 def to_instance(row: Mapping[str, Any]) -> Instance:
     """The instance of a row that was read: texts come as bytes."""
-    return store.from_json(
+    return built_sets.from_json(
         {
             "source": row["source"].decode(),
             "instance_id": row["instance_id"].decode(),

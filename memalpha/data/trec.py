@@ -6,6 +6,7 @@ from pathlib import Path
 
 from memalpha.data import text
 from memalpha.data.labelled import Labelled, Sentence, build, collect
+from memalpha.paths import user_path
 
 __all__ = ["build", "load", "load_folder"]
 
@@ -46,7 +47,7 @@ def load_folder(data_dir: str | Path, labels: str = "coarse") -> Labelled:
 
     Both are needed, for training as well: some test questions also stand in the training file.
     """
-    folder = Path(data_dir) / "trec"
+    folder = user_path(data_dir) / "trec"
     for name in ("train_5500.label", "TREC_10.label"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name}: no such file; put the published {name} there")

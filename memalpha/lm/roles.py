@@ -76,9 +76,10 @@ def lm_reader(
 
     def chat(request: Request) -> Chat:
         evidence = request.evidence
+        date = f"[Asked at {request.asked_at}] " if request.asked_at else ""
         return render_reader(
             template,
-            scoring.instruction(request.source) + request.question,
+            scoring.instruction(request.source) + date + request.question,
             evidence.core,
             [entry.text for entry in evidence.semantic],
             [entry.text for entry in evidence.episodic],

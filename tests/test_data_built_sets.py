@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from memalpha.data import build, checks, store, stratified
+from memalpha.data import SOURCES, build, built_sets, checks, stratified
 from memalpha.data.instance import BUILDER, Instance, Question
+from memalpha.data.keywords import lm_keywords
 from memalpha.data.sizes import FULL_TRAINING, PUBLISHED, Sizes, default_sizes
 
 
@@ -23,8 +24,8 @@ def instance(number=0, source="squad", chunks=("Lund is\nold.", "Oslo is big."),
 
 def test_what_is_written_is_what_is_read(tmp_path):
     made = [instance(i, chunks=(f"caf\xe9 \ud800 {i}\u2028.",)) for i in range(5)]
-    manifest = store.write(tmp_path / "a", made, {"source": "squad"}, count_words)
-    built = store.Built(tmp_path / "a")
+    manifest = built_sets.write(tmp_path / "a", made, {"source": "squad"}, count_words)
+    built = built_sets.Built(tmp_path / "a")
     built.check()
     stamped = [replace(i, metadata=i.metadata | {"builder": BUILDER}) for i in made]
     assert list(built) == stamped and len(built) == 5 and built[-1] == stamped[4]
@@ -34,9 +35,59 @@ def test_what_is_written_is_what_is_read(tmp_path):
         built[5]
 
 
+def test_the_date_of_a_question_is_written_where_there_is_one(tmp_path):
+    dated = replace(instance(0), questions=(Question("When?", ("a",), "2023/05/20 (Sat) 02:21"),))
+    built_sets.write(tmp_path / "a", [dated, instance(1)], {}, count_words)
+    built = built_sets.Built(tmp_path / "a")
+    assert built[0].questions == dated.questions
+    assert [q.asked_at for q in built[1].questions] == ["", ""]
+    one, two = built.rows.read_text().splitlines()
+    assert '"asked_at": "2023/05/20 (Sat) 02:21"' in one and "asked_at" not in two
+
+
+def test_source_files_stand_once_in_the_manifest_and_not_in_every_row(tmp_path):
+    many = {f"fold{i}.csv": f"{i:064}" for i in range(640)}
+    few = {"a.json": "0" * 64}
+    instances = [instance(i, files=many if i % 2 else few) for i in range(6)]
+    instances.append(Instance("squad", "bare", ("x",), (Question("?", ("x",)),)))
+    manifest = built_sets.write(tmp_path / "a", instances, {}, count_words)
+    built = built_sets.Built(tmp_path / "a")
+    assert [i.metadata.get("files") for i in built] == [few, many] * 3 + [None]
+    assert manifest["file_sets"] == [few, many] and manifest["files"] == few | many
+    assert built.rows.stat().st_size < 5_000
+
+
+def test_rows_of_older_builds_that_name_their_files_are_read(tmp_path):
+    built_sets.write(tmp_path / "a", [instance()], {}, count_words)
+    rows, manifest = (tmp_path / "a" / name for name in ("instances.jsonl", "manifest.json"))
+    row = rows.read_text().replace('"files": 0', '"files": {"old.json": "1"}')
+    rows.write_text(row)
+    old = json.loads(manifest.read_text()) | {"offsets": [0, len(row.encode())]}
+    del old["file_sets"]
+    manifest.write_text(json.dumps(old))
+    assert built_sets.Built(tmp_path / "a")[0].metadata["files"] == {"old.json": "1"}
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    built_sets.write("~/squad/train", [instance()], {"source": "squad", "split": "train"}, len)
+    assert len(built_sets.Built("~/squad/train")) == 1
+    assert built_sets.find_split("~", "train") == {"squad": tmp_path / "home" / "squad" / "train"}
+    stratified.write("~", "~/subset", 0, count_words, {"squad": 1})
+    assert len(built_sets.open_source("~/subset", "stratified", "train")) == 1
+    (tmp_path / "home" / "trec").mkdir()
+    for name in ("train_5500.label", "TREC_10.label"):
+        (tmp_path / "home" / "trec" / name).write_text("HUM:ind Who ?\n")
+    assert SOURCES["trec_fine"][0]("~").sentences
+    lm_keywords(["Ann."], lambda prompts: ["Ann"], "~/k")
+    assert (tmp_path / "home" / "k").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 def test_statistics_count_what_is_answerable(tmp_path):
     made = [instance(0), instance(1, chunks=("Bergen.",))]
-    statistics = store.write(tmp_path / "a", made, {}, count_words)["statistics"]
+    statistics = built_sets.write(tmp_path / "a", made, {}, count_words)["statistics"]
     assert statistics == {
         "instances": 2,
         "chunks_per_instance": 1.5,
@@ -50,7 +101,7 @@ def test_statistics_count_what_is_answerable(tmp_path):
 
 def test_building_twice_gives_the_same_bytes(tmp_path):
     for name in "ab":
-        store.write(tmp_path / name, [instance(i) for i in range(3)], {"x": 1}, count_words)
+        built_sets.write(tmp_path / name, [instance(i) for i in range(3)], {"x": 1}, count_words)
     for file in ("instances.jsonl", "manifest.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -62,39 +113,39 @@ def test_a_build_that_stops_leaves_nothing_that_looks_finished(tmp_path):
 
     folder = tmp_path / "a"
     with pytest.raises(KeyboardInterrupt):
-        store.write(folder, broken(), {}, count_words)
+        built_sets.write(folder, broken(), {}, count_words)
     assert not list(tmp_path.iterdir())
     half = tmp_path / "a.unfinished"  # as a process that is killed leaves it
     half.mkdir()
     (half / "instances.jsonl").write_text("{}\n")
     for path in (folder, half):
         with pytest.raises(ValueError, match="not a finished build"):
-            store.Built(path)
-    store.write(folder, [instance(0)], {}, count_words)
+            built_sets.Built(path)
+    built_sets.write(folder, [instance(0)], {}, count_words)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     with pytest.raises(KeyboardInterrupt):  # a good build survives a bad one over it
-        store.write(folder, broken(), {}, count_words, overwrite=True)
-    assert len(store.Built(folder)) == 1
+        built_sets.write(folder, broken(), {}, count_words, overwrite=True)
+    assert len(built_sets.Built(folder)) == 1
 
 
 def test_what_a_killed_build_leaves_is_not_found(tmp_path):
     """Killed after the manifest was written, or while an old folder was being replaced."""
     made = tmp_path / "squad" / "train"
-    store.write(made, [instance(0)], {"source": "squad", "split": "train"}, len)
+    built_sets.write(made, [instance(0)], {"source": "squad", "split": "train"}, len)
     for suffix in (".unfinished", ".old"):
         shutil.copytree(made, made.with_name(made.name + suffix))
-    assert store.find(tmp_path, "train") == {"squad": made}
+    assert built_sets.find_split(tmp_path, "train") == {"squad": made}
     shutil.rmtree(made)
     with pytest.raises(ValueError, match="no built set"):
-        store.every(tmp_path)
+        built_sets.list_sets(tmp_path)
 
 
 def test_a_folder_is_replaced_only_when_told(tmp_path):
-    store.write(tmp_path / "a", [instance(0)], {}, count_words)
+    built_sets.write(tmp_path / "a", [instance(0)], {}, count_words)
     with pytest.raises(ValueError, match="is there already"):
-        store.write(tmp_path / "a", [instance(1)], {}, count_words)
-    store.write(tmp_path / "a", [instance(1), instance(2)], {}, count_words, overwrite=True)
-    assert [i.instance_id for i in store.Built(tmp_path / "a")] == ["squad-1", "squad-2"]
+        built_sets.write(tmp_path / "a", [instance(1)], {}, count_words)
+    built_sets.write(tmp_path / "a", [instance(1), instance(2)], {}, count_words, overwrite=True)
+    assert [i.instance_id for i in built_sets.Built(tmp_path / "a")] == ["squad-1", "squad-2"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -104,28 +155,28 @@ def test_a_folder_is_replaced_only_when_told(tmp_path):
 )
 def test_what_is_not_written(tmp_path, made, named):
     with pytest.raises(ValueError, match=named):
-        store.write(tmp_path / "a", made, {}, count_words)
+        built_sets.write(tmp_path / "a", made, {}, count_words)
     assert not (tmp_path / "a").exists()
 
 
 def test_a_changed_build_is_found_out(tmp_path):
     folder = tmp_path / "a"
-    store.write(folder, [instance(0), instance(1)], {}, count_words)
+    built_sets.write(folder, [instance(0), instance(1)], {}, count_words)
     rows = folder / "instances.jsonl"
     good = rows.read_bytes()
     rows.write_bytes(good[:-1])
     with pytest.raises(ValueError, match=rf"{len(good) - 1} bytes where {len(good)} were written"):
-        store.Built(folder)
+        built_sets.Built(folder)
     rows.write_bytes(good.replace(b"Oslo", b"Olso"))
     with pytest.raises(ValueError, match="not the bytes that were written"):
-        store.Built(folder).check()
+        built_sets.Built(folder).check()
     rows.write_bytes(b"x" + good[1:])
     with pytest.raises(ValueError, match="instance 0 is damaged"):
-        store.Built(folder)[0]
-    assert store.Built(folder)[1].instance_id == "squad-1"  # read without the first
+        built_sets.Built(folder)[0]
+    assert built_sets.Built(folder)[1].instance_id == "squad-1"  # read without the first
     (folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="manifest.json: damaged"):
-        store.Built(folder)
+        built_sets.Built(folder)
 
 
 # Answers in the text
@@ -228,11 +279,14 @@ def test_the_choice_depends_on_names_and_not_on_their_order():
 def test_the_subset_is_written_as_one_build(tmp_path):
     for source in ("nlu", "squad"):
         made = [instance(i, source) for i in range(6)]
-        store.write(tmp_path / source / "train", made, {}, count_words)
+        built_sets.write(tmp_path / source / "train", made, {}, count_words)
     subset = {"nlu": 2, "squad": 3}
     for out in ("one", "two"):
         stratified.write(tmp_path, tmp_path / out, 7, count_words, subset)
-    assert sorted(i.source for i in store.Built(tmp_path / "one")) == ["nlu"] * 2 + ["squad"] * 3
+    assert (
+        sorted(i.source for i in built_sets.Built(tmp_path / "one")) == ["nlu"] * 2 + ["squad"] * 3
+    )
+    assert built_sets.Built(tmp_path / "one").manifest["description"]["tokens"] == "words"
     one, two = ((tmp_path / out / "instances.jsonl").read_bytes() for out in ("one", "two"))
     assert one == two
 
@@ -263,3 +317,20 @@ def test_shrink_takes_the_most_chunks_that_the_files_fill():
     assert build._shrink(make, Sizes(1, 20, 50, 3)).chunks == 20
     assert build._shrink(lambda sizes: iter(()), Sizes(1, 20, 50, 3)).chunks == 1
     assert len(seen) < 12
+
+
+def test_a_target_shrinks_with_the_chunks():
+    def make(sizes):
+        if sizes.options["target_tokens"] > 370:
+            raise ValueError("too few")
+        yield sizes
+
+    sizes = build._shrink(make, Sizes(1, 100, 50, 3, {"target_tokens": 1000}))
+    assert (sizes.chunks, sizes.options) == (37, {"target_tokens": 370})
+
+
+def test_long_instances_are_as_long_as_those_of_the_paper():
+    for source in ("longmemeval_s", "ruler_qa1", "ruler_qa2"):
+        _, chunks, tokens, _ = PUBLISHED["test"][source]
+        target = default_sizes(source, "test").options["target_tokens"]
+        assert target == pytest.approx(chunks * tokens, rel=1e-4)

@@ -2,6 +2,8 @@
 
 A folder holds `instances.jsonl` (one instance a line) and `manifest.json` (what it was built from,
 statistics, and the byte range of every line, so that one instance is read without the others).
+The source files of an instance, its metadata["files"], stand once in the manifest (`file_sets`),
+and in its line as a number: there may be hundreds of them.
 """
 
 import hashlib
@@ -62,7 +64,8 @@ def _write_rows(
     folder: Path, instances: Iterable[Instance], count_tokens: Callable[[str], int]
 ) -> dict[str, Any]:
     """Write the rows and return what the manifest says of them."""
-    digest, offsets, totals, sources = hashlib.sha256(), [0], Totals(count_tokens), {}
+    digest, offsets, totals = hashlib.sha256(), [0], Totals(count_tokens)
+    file_sets: list[dict[str, str]] = []
     verdicts: Counter[bool | None] = Counter()
     names: set[str] = set()
     with (folder / ROWS).open("wb") as file:
@@ -70,21 +73,27 @@ def _write_rows(
             if instance.instance_id in names:
                 raise ValueError(f"instance_id {instance.instance_id!r} stands twice")
             names.add(instance.instance_id)
-            text = json.dumps(to_json(stamp(instance)), ensure_ascii=False, sort_keys=True)
+            line = to_json(stamp(instance))
+            if "files" in line["metadata"]:
+                own = line["metadata"]["files"]
+                if own not in file_sets:
+                    file_sets.append(own)
+                line["metadata"]["files"] = file_sets.index(own)
+            text = json.dumps(line, ensure_ascii=False, sort_keys=True)
             row = f"{text}\n".encode("utf-8", "surrogatepass")
             file.write(row)
             digest.update(row)
             offsets.append(offsets[-1] + len(row))
             totals.add(instance)
             verdicts.update(answerable(instance))
-            sources |= instance.metadata.get("files", {})
         file.flush()
         os.fsync(file.fileno())
     if not names:
         raise ValueError("nothing to write: no instance came out of these files and sizes")
     return {
         "builder": BUILDER,
-        "files": sources,
+        "files": {name: sha for own in file_sets for name, sha in own.items()},
+        "file_sets": file_sets,
         "sha256": digest.hexdigest(),
         "statistics": totals.result() | _answered(verdicts),
         "offsets": offsets,
@@ -136,8 +145,12 @@ class Built:
             file.seek(self.offsets[index])
             row = file.read(self.offsets[index + 1] - self.offsets[index])
         try:
-            return from_json(json.loads(row.decode("utf-8", "surrogatepass")))
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            line = json.loads(row.decode("utf-8", "surrogatepass"))
+            number = line["metadata"].get("files")
+            if isinstance(number, int):  # written out in the lines of older builds
+                line["metadata"]["files"] = self.manifest["file_sets"][number]
+            return from_json(line)
+        except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError) as error:
             raise ValueError(f"{self.rows}: instance {index} is damaged ({error!r})") from error
 
     def __iter__(self) -> Iterator[Instance]:
@@ -149,38 +162,38 @@ class Built:
             raise ValueError(f"{self.rows}: not the bytes that were written; build it again")
 
 
-def every(folder: str | Path) -> dict[str, dict[str, Path]]:
+def list_sets(folder: str | Path) -> dict[str, dict[str, Path]]:
     """Every built set below a folder: {split: {source: its folder}}; `folder` itself counts too.
 
     Raises ValueError where there is none.
     """
     folder = user_path(folder)
-    found: dict[str, dict[str, Path]] = {}
+    sets: dict[str, dict[str, Path]] = {}
     for path in sorted({*folder.glob(MANIFEST), *folder.glob(f"*/*/{MANIFEST}")}):
         if path.parent.name.endswith((ASIDE, OLD)):  # of a build that was killed
             continue
         description = Built(path.parent).manifest["description"]
-        found.setdefault(description["split"], {})[description["source"]] = path.parent
-    if not found:
+        sets.setdefault(description["split"], {})[description["source"]] = path.parent
+    if not sets:
         raise ValueError(
             f"{folder}: no built set in it or in SOURCE/SPLIT below it; make one with"
             " python -m memalpha.data build"
         )
-    return found
+    return sets
 
 
-def find(folder: str | Path, split: str) -> dict[str, Path]:
+def find_split(folder: str | Path, split: str) -> dict[str, Path]:
     """The built sets of one split by source; ValueError where there is none, naming the others."""
-    found = every(folder)
-    if split not in found:
-        held = ", ".join(found)
-        raise ValueError(f"{folder}: no built set of split {split!r}; it has {held}")
-    return found[split]
+    sets = list_sets(folder)
+    if split not in sets:
+        known = ", ".join(sets)
+        raise ValueError(f"{folder}: no built set of split {split!r}; it has {known}")
+    return sets[split]
 
 
-def open_set(folder: str | Path, source: str, split: str) -> Built:
+def open_source(folder: str | Path, source: str, split: str) -> Built:
     """The built set of one source and split; ValueError where there is none, naming the others."""
-    sets = find(folder, split)
+    sets = find_split(folder, split)
     if source not in sets:
         known = ", ".join(sets)
         raise ValueError(f"{folder}: no source {source!r} of split {split!r}; it has {known}")
@@ -189,11 +202,18 @@ def open_set(folder: str | Path, source: str, split: str) -> Built:
 
 def to_json(instance: Instance) -> dict[str, Any]:
     """A plain object of an instance, for JSON."""
-    return asdict(instance)
+    row = asdict(instance)
+    for question in row["questions"]:
+        if not question["asked_at"]:
+            del question["asked_at"]
+    return row
 
 
 def from_json(row: dict[str, Any]) -> Instance:
     """The instance of an object that `to_json` made, validated."""
-    questions = tuple(Question(q["question"], tuple(q["answers"])) for q in row["questions"])
+    questions = tuple(
+        Question(q["question"], tuple(q["answers"]), q.get("asked_at", ""))
+        for q in row["questions"]
+    )
     chunks = tuple(row["chunks"])
     return validate(Instance(row["source"], row["instance_id"], chunks, questions, row["metadata"]))
