@@ -141,8 +141,7 @@ def test_groups_are_apart(micro):
 
 def test_rows_of_filler_and_of_masked_episodes_take_no_part(micro):
     masked, whole = (episode(micro.env, [insert(text)]) for text in (DIARY, ANNA))
-    masked.r1 = NAN
-    episodes = [masked, whole]
+    episodes = [dataclasses.replace(masked, r1=NAN), whole]
     batch = credit.add_credit(rollout.to_batch(episodes, 2, 320, 96, 3), episodes, micro.env)
     assert np.isnan(batch.rows.fit[[0, 2]]).all()
     assert (credit.call_advantages(batch, 1.0, np.zeros(3, int)) == 0).all()
