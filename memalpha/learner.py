@@ -97,9 +97,7 @@ def make_token_logps(
 
     def token_logps(params: Params, batch: Batch, plan: Plan | None = None):
         shape, mesh = batch.tokens.completion.shape, mesh_of(params)
-        inputs = Batch(
-            batch.tokens
-        )  # the model reads nothing else, and a new field would recompile
+        inputs = Batch(batch.tokens)  # all that the model reads; a new field would recompile
         with use(mesh):
             parts = [
                 (rows, score(params, place(micro, mesh, ROWS)))

@@ -97,7 +97,8 @@ def test_a_call_cut_off_has_the_end_of_its_response(micro):
 def test_borders_are_found_as_a_scan_finds_them(micro):
     text = "añb ❤ c" * 3
     tokens = encode(micro.tokenizer, text)
-    step = rollout.Step(0, [], rollout.Response(tokens), text, [Call("x", {}, end=9)], [], [], 0, 0)
+    calls, response = [Call("x", {}, end=9)], rollout.Response(np.array(tokens))
+    step = rollout.Step(0, response, text, calls, [], [], 0, 0)
     parts = credit.token_calls(micro.env, step)
     lengths = [len(micro.tokenizer.decode(tokens[:n])) for n in range(len(tokens) + 1)]
     assert (parts == 0).sum() == next(n for n, size in enumerate(lengths) if size >= 9)
@@ -140,8 +141,7 @@ def test_groups_are_apart(micro):
 
 def test_rows_of_filler_and_of_masked_episodes_take_no_part(micro):
     masked, whole = (episode(micro.env, [insert(text)]) for text in (DIARY, ANNA))
-    masked.r1 = NAN
-    episodes = [masked, whole]
+    episodes = [dataclasses.replace(masked, r1=NAN), whole]
     batch = credit.add_credit(rollout.to_batch(episodes, 2, 320, 96, 3), episodes, micro.env)
     assert np.isnan(batch.rows.fit[[0, 2]]).all()
     assert (credit.call_advantages(batch, 1.0, np.zeros(3, int)) == 0).all()

