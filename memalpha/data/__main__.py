@@ -42,8 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status. What is wrong with the data goes to stderr."""
     args = _parser().parse_args(arguments)
     try:
-        for name, value in vars(args).items():
-            setattr(args, name, user_path(value) if isinstance(value, Path) else value)
         status = args.run(args) or 0
         sys.stdout.flush()
         return status
