@@ -32,6 +32,7 @@ from experiments.lib.objects import (
 from experiments.lib.writers import poor_writer
 from experiments.train import make_learner, training_batch
 from memalpha import learner, memory, sampler
+from memalpha.batch import plan_micro_batches
 from memalpha.episode import Clock, Writer
 from memalpha.paths import user_path
 from memalpha.rollout import run_episodes
@@ -104,8 +105,9 @@ def training_step(settings: dict, rounds) -> None:
             with clock("batch"):
                 batch = training_batch(config, env, episodes)
             with clock("update"):
-                batch, _ = learner_of_run.advantages(state, batch)
-                state, metrics = learner_of_run.update(state, batch, step)
+                plan = plan_micro_batches(batch, rl.micro_batch or None)
+                batch, _ = learner_of_run.advantages(state, batch, plan)
+                state, metrics = learner_of_run.update(state, batch, plan, step)
                 jax.block_until_ready(state)
             if float(metrics["nonfinite"]):
                 raise ValueError(f"step {step}: loss or gradient is not finite")

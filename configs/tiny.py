@@ -41,8 +41,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         # Empty path: that of the model, or from scratch too, trained on the training split.
         tokenizer=dict(path="", vocab_size=2048),
         model=dict(
-            # Folder or hub id (with @revision, if need be) of a Qwen3 model, which then gives the
-            # shape in place of the sizes below. Empty: from scratch.
+            # Folder or hub id (with @revision, if need be) of a pretrained model, which then gives
+            # the shape in place of the sizes below. Empty: from scratch.
             path="",
             hidden_size=128,
             num_layers=3,

@@ -56,9 +56,9 @@ def train(
             episodes = rollout(config, env, model, whole(state), group, step, clock)
             with clock("update"):
                 batch = agree(training_batch(config, env, episodes))
-                whole = plan(config, batch)
-                batch, counts = learner.advantages(state, batch, whole)
-                state, metrics = learner.update(state, batch, whole, step)
+                plan = plan_micro_batches(batch, config.rl.micro_batch or None)
+                batch, counts = learner.advantages(state, batch, plan)
+                state, metrics = learner.update(state, batch, plan, step)
             log.finish(step, state, metrics | counts, episodes)
     return lora.merge(state.params, params, adapters)
 
@@ -98,13 +98,8 @@ def agree(batch: Batch) -> Batch:
     return batch.with_rows(rewards=rewards, fit=fit, valid=valid)
 
 
-def plan(config: ConfigDict, batch: Batch) -> Plan:
-    """The micro-batches of a step; its log-probs and updates share them."""
-    return plan_micro_batches(batch, config.rl.micro_batch or None)
-
-
 class Learner(NamedTuple):
-    """The two halves of learning from a batch.
+    """The two halves of learning from a batch; `plan`: its micro-batches.
 
     advantages: (state, batch, plan) -> (batch with all that the loss needs, metrics).
     update: (state, batch, plan, step) -> (state, metrics).
@@ -127,32 +122,32 @@ def make_learner(
     apply = make_update(model, loss, optimizer, attach)
     token_logps = make_token_logps(model, loss)
 
-    def with_reference(batch: Batch, whole: Plan) -> Batch:
+    def with_reference(batch: Batch, plan: Plan) -> Batch:
         if rl.kl == "none":
             return batch
-        return batch.with_targets(ref_logps=token_logps(reference, batch, whole)[0])
+        return batch.with_targets(ref_logps=token_logps(reference, batch, plan)[0])
 
-    def grpo_advantages(state: TrainState, batch: Batch, whole: Plan) -> tuple[Batch, dict]:
-        return group_advantages(config, with_reference(batch, whole))
+    def grpo_advantages(state: TrainState, batch: Batch, plan: Plan) -> tuple[Batch, dict]:
+        return group_advantages(config, with_reference(batch, plan))
 
-    def grpo_update(state: TrainState, batch: Batch, whole: Plan, step: int):
-        return apply(state, batch, whole, reference)
+    def grpo_update(state: TrainState, batch: Batch, plan: Plan, step: int):
+        return apply(state, batch, plan, reference)
 
-    def ppo_advantages(state: TrainState, batch: Batch, whole: Plan) -> tuple[Batch, dict]:
-        batch = with_reference(batch, whole)
-        logps, values = token_logps(attach(state.params, reference), batch, whole)
+    def ppo_advantages(state: TrainState, batch: Batch, plan: Plan) -> tuple[Batch, dict]:
+        batch = with_reference(batch, plan)
+        logps, values = token_logps(attach(state.params, reference), batch, plan)
         batch = batch.with_targets(old_logps=logps, values=values)
         total = combine(batch.rows.rewards, reward_weights(config))
         return ppo_targets(batch, total, loss), {}
 
-    def ppo_update(state: TrainState, batch: Batch, whole: Plan, step: int):
+    def ppo_update(state: TrainState, batch: Batch, plan: Plan, step: int):
         updates = []
         for rows in minibatches(config, batch, step):
-            part, cut = batch, whole
+            part, part_plan = batch, plan
             if rl.minibatches > 1:
                 part = take(batch, rows)
-                cut = plan(config, part)
-            state, metrics = apply(state, part, cut, reference)
+                part_plan = plan_micro_batches(part, rl.micro_batch or None)
+            state, metrics = apply(state, part, part_plan, reference)
             updates.append(metrics)
         worst = {name: max(m[name] for m in updates) for name in ("nonfinite", "ratio_max")}
         means = {name: sum(m[name] for m in updates) / len(updates) for name in updates[0]}
@@ -166,16 +161,16 @@ def make_learner(
 def group_advantages(config: ConfigDict, batch: Batch) -> tuple[Batch, dict]:
     """Advantages of each row among those of its group (`config.rl.groups`); with
     `config.rl.call_credit` each call is paid for its own content."""
-    rl, rows = config.rl, batch.rows
+    rl, reward, rows = config.rl, config.reward, batch.rows
     groups = losses.group_ids(rows.instance, rows.episode, rows.chunk, rl.groups)
     of_response = reward_weights(config) | ({"r4": 0.0} if rl.call_credit else {})
     values, counts = losses.combined_advantages(
         rows.rewards, of_response, groups, rows.valid,
-        normalise_each=config.reward.normalise_each, divide_by_std=rl.divide_by_std,
+        normalise_each=reward.normalise_each, divide_by_std=rl.divide_by_std,
         episode=rows.episode if rl.groups == "episodes" else None,
     )  # fmt: skip
     if rl.call_credit:
-        values = values[:, None] + credit.call_advantages(batch, config.reward.gamma, groups)
+        values = values[:, None] + credit.call_advantages(batch, reward.gamma, groups)
     return batch.with_targets(advantages=values), counts
 
 

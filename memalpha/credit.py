@@ -13,7 +13,7 @@ do: whether to call, and how often, is left to the other rewards.
 The mean is over calls in the same place, the j-th of a response, because later calls go to the
 wrong memory more often: a mean over all positions would penalise later calls for being late.
 
-Axes: R rows, T completion tokens, K calls a response can have, and one for what follows them.
+Axes: R rows, T completion tokens, K calls a response can have, the last for what follows them.
 """
 
 from collections.abc import Sequence
@@ -31,15 +31,25 @@ from memalpha.tools import DELETE
 def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> Batch:
     """The batch that `to_batch` made of these episodes, with `rows.call` and `rows.fit` (numpy).
 
+    Args:
+        batch: completion [R, T], valid [R]; the first rows are the steps in order, then filler.
+        episodes: as they were given to `to_batch`.
+
+    Returns: the batch with `call` [R, T] int32, the call of each token, and `fit` [R, K] float32,
+        `call_fit` of each call; NaN where there is none, and in rows that are not valid.
+
     Raises:
         ValueError: a call does not say where in its response it ends.
     """
+    completion, valid = batch.tokens.completion, batch.rows.valid
+    chex.assert_rank([completion, valid], [2, 1])
+    chex.assert_equal_shape_prefix([completion, valid], 1)
     steps = [step for episode in episodes for step in episode.steps]
     most = max(len(step.calls) for step in steps)
-    call = np.zeros(batch.tokens.completion.shape, np.int32)
+    call = np.zeros(completion.shape, np.int32)
     fit = np.full((len(call), most + 1), np.nan, np.float32)  # the last: what follows the calls
     for row, step in enumerate(steps):
-        if batch.rows.valid[row]:
+        if valid[row]:
             call[row, : len(step.response.tokens)] = token_calls(env, step)
             fit[row, : len(step.calls)] = call_fit(step)
     return batch.with_rows(call=call, fit=fit)
@@ -62,7 +72,7 @@ def token_calls(env: Environment, step: Step) -> np.ndarray:
     call that is cut off has all that follows: ending there is what was wrong with it.
     """
     tokens, text = step.response.tokens, response_text(env, step.response)
-    of_token = np.full(len(tokens), len(step.calls), np.int32)
+    parts = np.full(len(tokens), len(step.calls), np.int32)
     start = 0
     for number, call in enumerate(step.calls):
         if call.end < 0:
@@ -72,9 +82,9 @@ def token_calls(env: Environment, step: Step) -> np.ndarray:
             )
         cut_off = call.error and call.end >= len(text)
         stop = len(tokens) if cut_off else _tokens_of(env, tokens, call.end)
-        of_token[start:stop] = number
+        parts[start:stop] = number
         start = max(start, stop)
-    return of_token
+    return parts
 
 
 def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
@@ -90,23 +100,26 @@ def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
 
 
 def call_advantages(batch: Batch, gamma: float, groups: np.ndarray) -> np.ndarray:
-    """What r4 adds to the advantage of every token: [R, T] float32.
+    """What r4 adds to the advantage of every token, see the equation above.
 
-        gamma (fit_j - mean fit of the executed j-th calls of the group)
+    Args:
+        batch: `call` [R, T] int, `fit` [R, K] float and `completion_mask` [R, T] bool, numpy.
+        gamma: the weight of r4.
+        groups: [R] int; rows with the same number are compared.
 
-    `groups`: [R] int, the group of each row (`losses.group_ids`).
+    Returns: [R, T] float32, 0 outside of the completion and of executed calls.
     """
-    rows, mask = batch.rows, batch.tokens.completion_mask
-    chex.assert_rank([rows.fit, rows.call, mask, groups], [2, 2, 2, 1])
-    chex.assert_type([rows.fit, rows.call, mask, groups], [float, int, bool, int])
-    chex.assert_equal_shape([rows.call, mask])
-    chex.assert_equal_shape_prefix([rows.fit, mask, groups], 1)
-    executed = ~np.isnan(rows.fit)
-    fit = np.where(executed, rows.fit, 0)
+    call, fit, mask = batch.rows.call, batch.rows.fit, batch.tokens.completion_mask
+    chex.assert_rank([call, fit, groups], [2, 2, 1])
+    chex.assert_equal_shape([call, mask])
+    chex.assert_equal_shape_prefix([call, fit, groups], 1)
+    chex.assert_type([call, fit, mask, groups], [int, float, bool, int])
+    executed = ~np.isnan(fit)
+    fit = np.where(executed, fit, 0)
     _, of_group = np.unique(groups, return_inverse=True)
     total, count = (np.zeros((of_group.max() + 1, fit.shape[1])) for _ in range(2))
     np.add.at(total, of_group, fit)
     np.add.at(count, of_group, executed)
     mean = (total / np.maximum(count, 1))[of_group]
     of_call = np.where(executed, gamma * (fit - mean), 0).astype(np.float32)
-    return np.where(mask, np.take_along_axis(of_call, rows.call, axis=1), 0)
+    return np.where(mask, np.take_along_axis(of_call, call, axis=1), 0)

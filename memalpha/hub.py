@@ -1,14 +1,31 @@
-"""Folders of models in the hub's layout: where they are, and what their config.json says."""
+"""Models in the hub's layout: where they are, and what their config.json says.
+
+A GGUF file stands for a folder everywhere: its metadata are read as the fields of config.json.
+`FAMILIES` is all that the code knows of one family and not of another.
+"""
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedTokenizerBase, Qwen3Config
+from transformers import (
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
-from memalpha.model import ModelConfig
+from memalpha import gguf
+from memalpha.gguf_file import read_header
+from memalpha.model import ModelConfig, RopeScaling
+from memalpha.models import find_file
 
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a hub repository
 # Fields of config.json and of ModelConfig.
@@ -23,36 +40,124 @@ SIZES = {
     "rms_norm_eps": "rms_eps",
     "tie_word_embeddings": "tie_embeddings",
 }
+CHOICES = ("dtype", "param_dtype", "remat", "scan_layers", "attention", "value_head")  # ours
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # the hub's and ours
+# Of RopeScaling, in its order.
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Fields that ask for what the decoder lacks, unless they are false, null or zero.
+LACKED = (
+    "attention_bias",
+    "mlp_bias",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "use_bidirectional_attention",
+    "rope_interleaved",
+    "num_experts",
+    "num_local_experts",
+)
+# Our name of a module where the hub has another.
+NAMES = {
+    "attention": "self_attn",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "embed": "embed_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model_type of the hub: what `transformers` calls it, and what it means for our decoder.
+
+    optional: sizes that its config.json may leave out, since `hub` derives them. own: fields that
+    it has beside those of all families, and must state. activation: the name of that field. names:
+    of modules, ours to the hub's.
+    """
+
+    hub: type[PreTrainedConfig]
+    architecture: str
+    switches: Mapping[str, Any]
+    optional: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    activation: str = "hidden_act"
+    names: Mapping[str, str] = field(default_factory=lambda: NAMES)
+
+
+FAMILIES = {
+    "qwen2": Family(
+        Qwen2Config, "Qwen2ForCausalLM", dict(qk_norm=False, qkv_bias=True), optional=("head_dim",)
+    ),
+    "qwen3": Family(Qwen3Config, "Qwen3ForCausalLM", {}),
+    "llama": Family(
+        LlamaConfig,
+        "LlamaForCausalLM",
+        dict(qk_norm=False),
+        optional=("head_dim", "num_key_value_heads", "rope_theta"),
+    ),
+    "smollm3": Family(
+        SmolLM3Config,
+        "SmolLM3ForCausalLM",
+        dict(qk_norm=False),
+        optional=("head_dim",),
+        own=("no_rope_layers",),
+    ),
+    "gemma3_text": Family(
+        Gemma3TextConfig,
+        "Gemma3ForCausalLM",
+        dict(post_norms=True, norm_plus_one=True, scale_embedding=True),
+        own=("query_pre_attn_scalar", "sliding_window"),
+        activation="hidden_activation",
+        names=NAMES
+        | {
+            "attention_post_norm": "post_attention_layernorm",
+            "mlp_norm": "pre_feedforward_layernorm",
+            "mlp_post_norm": "post_feedforward_layernorm",
+        },
+    ),
+}
 
 
 def find_folder(path_or_hub_id: str) -> Path:
-    """The folder of a model: the path itself, or a snapshot of a hub repository, downloaded once.
+    """The folder of a model, or its GGUF file: the path itself, or what is downloaded once: a
+    snapshot of a hub repository, or a model of `models`, such as "smollm2".
 
     A hub id may name a revision: "Qwen/Qwen3-4B@main".
 
     Raises:
-        ValueError: neither a folder, nor to be had from the hub or its cache.
+        ValueError: neither a folder nor a GGUF file, nor to be had from the hub or its cache.
     """
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
         return folder
+    if (file := find_file(path_or_hub_id)) is not None:
+        return read_header(file).path
     name, _, revision = path_or_hub_id.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=NEEDED))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model {path_or_hub_id!r}: no such folder, and the hub did not give it ({error})."
-            " Give a folder, or download the model where there is a network"
+            " Give a folder or a GGUF file, or download the model where there is a network"
         ) from error
 
 
 def read_config(folder: str | Path, **choices: Any) -> ModelConfig:
-    """The shape of a model from its config.json; `choices` are the fields that are ours to choose:
-    dtype, param_dtype, remat, scan_layers, attention, value_head.
+    """The shape of a model from its config.json or GGUF file; `choices` are the fields that are
+    ours to choose: dtype, param_dtype, remat, scan_layers, attention, value_head.
 
     Raises:
-        ValueError: no config.json, another architecture, or a feature that the model lacks.
+        ValueError: no config.json, another architecture, or a feature that the decoder lacks.
     """
+    return parse_config(*read_fields(folder), **choices)
+
+
+def read_fields(folder: str | Path) -> tuple[dict[str, Any], Path]:
+    """The fields of config.json, and the file that they are from: it, or the GGUF file.
+
+    Raises:
+        ValueError: no config.json, or a GGUF file that cannot be read.
+    """
+    if gguf.is_gguf(folder):
+        return gguf.read_config(folder), Path(folder)
     path = Path(folder) / "config.json"
     try:
         given = json.loads(path.read_text())
@@ -60,32 +165,110 @@ def read_config(folder: str | Path, **choices: Any) -> ModelConfig:
             raise ValueError(f"a JSON object is expected, not {type(given).__name__}")
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no model folder: config.json: {error}") from error
-    if given.get("model_type") != "qwen3":
-        raise ValueError(
-            f"{path}: model_type {given.get('model_type')!r}; only 'qwen3' (dense) can be loaded"
-        )
-    missing = SIZES.keys() - given.keys() - {"tie_word_embeddings"}
-    if "rope_theta" not in given.keys() | (given.get("rope_parameters") or {}).keys():
-        missing |= {"rope_theta"}
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    return given, path
+
+
+def parse_config(given: Mapping[str, Any], path: str | Path, **choices: Any) -> ModelConfig:
+    """`read_config` of the fields themselves; `path`: where they are from, for messages."""
+    name = given.get("model_type")
+    family = FAMILIES.get(name)
+    if family is None:
+        known = ", ".join(map(repr, FAMILIES))
+        raise ValueError(f"{path}: model_type {name!r}; only {known} (dense) can be loaded")
+    if missing := _missing(given, family):
+        raise ValueError(f"{path}: {name} lacks {', '.join(sorted(missing))}")
+    sizes = {key: given.get(key) for key in SIZES.keys() - {"tie_word_embeddings"}}
+    if low := [k for k, x in sizes.items() if isinstance(x, int | float) and not x > 0]:
+        values = ", ".join(f"{k} {sizes[k]!r}" for k in sorted(low))
+        raise ValueError(f"{path}: {name}: {values}: more than 0 is needed")
     try:
-        config = Qwen3Config.from_dict(given)  # knows the older spellings too
-    except (StrictDataclassError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        config = family.hub.from_dict(dict(given))  # knows the older spellings too
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: {name}: {error}") from error
+    if lacked := _lacked(given, config, family):
+        raise ValueError(f"{path}: {name} asks for what this model lacks: {', '.join(lacked)}")
+    heads, width = config.num_attention_heads, config.hidden_size
+    config.head_dim = getattr(config, "head_dim", None) or width // heads
+    rope, local = _rope(config)
+    own = {key: getattr(config, key) for key in family.own}
+    windowed = _numbers(kind == "sliding_attention" for kind in _layer_types(config))
+    return ModelConfig(
+        **{ours: getattr(config, hub) for hub, ours in SIZES.items()},
+        **family.switches,
+        family=name,
+        max_positions=config.max_position_embeddings,
+        activation=ACTIVATIONS[getattr(config, family.activation)],
+        rope_theta=float(rope["rope_theta"]),
+        rope_scaling=_scaling(rope),
+        query_pre_attn_scalar=own.get("query_pre_attn_scalar"),
+        no_rope_layers=_numbers(not on for on in own.get("no_rope_layers", ())),
+        window=getattr(config, "sliding_window", None) or 0,
+        window_layers=windowed,
+        window_rope_theta=float(local["rope_theta"]) if local and windowed else None,
+        **choices,
+    )
+
+
+def _numbers(flags: Iterable[bool]) -> tuple[int, ...]:
+    return tuple(i for i, on in enumerate(flags) if on)
+
+
+def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+    if rope["rope_type"] == "default":
+        return None
+    factor, low, high, original = (rope[key] for key in LLAMA3)
+    return RopeScaling(float(factor), float(low), float(high), int(original))
+
+
+def _missing(given: Mapping[str, Any], family: Family) -> set[str]:
+    """Fields that would be guessed, since config.json does not state them."""
+    rope = given.get("rope_parameters")
+    if isinstance(rope, dict) and "sliding_window" in family.own:
+        rope = rope.get("full_attention")
+    stated = {k for k, value in given.items() if value is not None}
+    stated |= {"rope_theta"} if isinstance(rope, dict) and "rope_theta" in rope else set()
+    needed = SIZES.keys() - {"tie_word_embeddings"} | {"rope_theta", *family.own}
+    return needed - set(family.optional) - stated
+
+
+def _layer_types(config: PreTrainedConfig) -> list[str]:
+    return getattr(config, "layer_types", None) or []
+
+
+def _rope(config: PreTrainedConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Rotary parameters of the layers, and of those with a window if they have their own."""
     rope = config.rope_parameters
-    unsupported = {
-        f"hidden_act {config.hidden_act!r}": config.hidden_act != "silu",
-        "attention_bias": config.attention_bias,
-        f"rope scaling {rope['rope_type']!r}": rope["rope_type"] != "default",
-        "sliding-window attention": set(config.layer_types) != {"full_attention"},
-        "quantised weights": given.get("quantization_config") is not None,
+    if "full_attention" in rope:
+        return rope["full_attention"], rope.get("sliding_attention")
+    return rope, None
+
+
+def _lacked(given: Mapping[str, Any], config: PreTrainedConfig, family: Family) -> list[str]:
+    """What a config asks for and the decoder lacks: fields with their values."""
+    act, ropes = getattr(config, family.activation), [r for r in _rope(config) if r]
+    types, layers = _layer_types(config), config.num_hidden_layers
+    windowed = "sliding_attention" in types
+    window = config.sliding_window if windowed else None
+    lacked = {f"{name} {given.get(name)!r}": bool(given.get(name)) for name in LACKED}
+    lacked |= {
+        f"{family.activation} {act!r}": act not in ACTIVATIONS,
+        f"layer_types {sorted(set(types))}": not set(types)
+        <= {"full_attention", "sliding_attention"},
+        f"sliding-window attention with sliding_window {window!r}": windowed
+        and (not window or given.get("use_sliding_window") is False),
+        "quantised weights (quantization_config)": given.get("quantization_config") is not None,
     }
-    if any(unsupported.values()):
-        found = ", ".join(feature for feature, there in unsupported.items() if there)
-        raise ValueError(f"{path} asks for what this model lacks: {found}")
-    sizes = {ours: getattr(config, hub) for hub, ours in SIZES.items()}
-    return ModelConfig(**sizes, rope_theta=float(rope["rope_theta"]), **choices)
+    for rope, known in zip(ropes, (("default", "llama3"), ("default",)), strict=False):
+        kind, part = rope.get("rope_type"), rope.get("partial_rotary_factor", 1)
+        lacked[f"rope scaling {kind!r}"] = kind not in known
+        lacked[f"partial_rotary_factor {part!r}"] = part != 1
+    if not getattr(config, "head_dim", None):
+        width, heads = config.hidden_size, config.num_attention_heads
+        lacked[f"hidden_size {width} in {heads} heads"] = bool(width % heads)
+    for name in {"layer_types", "no_rope_layers"} & vars(config).keys():
+        count = len(getattr(config, name))
+        lacked[f"{name} of {count} layers, not {layers}"] = count != layers
+    return [feature for feature, there in lacked.items() if there]
 
 
 def write_config(
@@ -95,25 +278,54 @@ def write_config(
     dtype: str,
     max_positions: int,
 ) -> None:
-    """Writes config.json, in the spelling of the published Qwen3 files, which older readers and
-    newer ones know, and the tokenizer."""
-    fields = {hub: getattr(config, ours) for hub, ours in SIZES.items()} | {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+    """Writes config.json, in the spelling of the published files of the family, which older readers
+    and newer ones know, and the tokenizer.
+
+    Raises:
+        ValueError: the model has switches that its family does not know.
+    """
+    stated = _fields(config) | {"max_position_embeddings": max_positions, "torch_dtype": dtype}
+    ours = {name: getattr(config, name) for name in CHOICES}
+    back = replace(parse_config(stated, folder / "config.json", **ours), max_positions=0)
+    if back != replace(config, max_positions=0):
+        names = (f.name for f in fields(config))
+        unlike = [n for n in names if getattr(config, n) != getattr(back, n)]
+        values = ", ".join(f"{n} {getattr(config, n)!r}" for n in unlike if n != "max_positions")
+        raise ValueError(f"{folder}: a model of family {config.family!r} cannot have {values}")
+    # Null without a tokenizer: readers would take the ids of the family's first model.
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    stated |= {name: getattr(tokenizer, name, None) for name in special}
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(stated, indent=1, sort_keys=True) + "\n")
+
+
+def _fields(config: ModelConfig) -> dict[str, Any]:
+    """What config.json says of a model, but for its context and the dtype of its weights."""
+    family, layers, scaling = FAMILIES[config.family], range(config.num_layers), config.rope_scaling
+    acts = {ours: hub for hub, ours in ACTIVATIONS.items()}
+    stated = {hub: getattr(config, ours) for hub, ours in SIZES.items()} | {
+        "architectures": [family.architecture],
+        "model_type": config.family,
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "hidden_act": "silu",
+        family.activation: acts[config.activation],
         "initializer_range": 0.02,
-        "max_position_embeddings": max_positions,
         "max_window_layers": config.num_layers,
-        "rope_scaling": None,
+        "rope_scaling": scaling
+        and {"rope_type": "llama3", **dict(zip(LLAMA3, scaling, strict=True))},
         "rope_theta": config.rope_theta,
-        "sliding_window": None,
-        "torch_dtype": dtype,
+        "sliding_window": config.window or None,
         "use_cache": True,
-        "use_sliding_window": False,
+        "use_sliding_window": bool(config.window),
     }
-    if tokenizer is not None:
-        fields |= {k: getattr(tokenizer, k) for k in ("eos_token_id", "pad_token_id")}
-        tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
+    if config.window:
+        kinds = ("full_attention", "sliding_attention")
+        stated["layer_types"] = [kinds[i in config.window_layers] for i in layers]
+    if config.window_rope_theta is not None:
+        stated["rope_local_base_freq"] = config.window_rope_theta
+    if "no_rope_layers" in family.own:
+        stated["no_rope_layers"] = [int(i not in config.no_rope_layers) for i in layers]
+    if "query_pre_attn_scalar" in family.own:
+        stated["query_pre_attn_scalar"] = config.query_pre_attn_scalar
+    return stated

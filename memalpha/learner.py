@@ -97,7 +97,9 @@ def make_token_logps(
 
     def token_logps(params: Params, batch: Batch, plan: Plan | None = None):
         shape, mesh = batch.tokens.completion.shape, mesh_of(params)
-        inputs = Batch(batch.tokens)  # what the model reads: other fields would compile anew
+        inputs = Batch(
+            batch.tokens
+        )  # the model reads nothing else, and a new field would recompile
         with use(mesh):
             parts = [
                 (rows, score(params, place(micro, mesh, ROWS)))

@@ -143,6 +143,8 @@ def combined_advantages(
     Raises:
         ValueError: rewards and weights name different things.
     """
+    chex.assert_rank(list(rewards.values()), 1)
+    chex.assert_type(list(rewards.values()), float)
     check_weights(rewards, weights)
     named = {k: jnp.asarray(r, jnp.float32) for k, r in sorted(rewards.items())}
     if normalise_each:

@@ -1,8 +1,10 @@
-"""A decoder of the Qwen3 family in Flax linen, any size, with an explicit key-value cache.
+"""A dense decoder in Flax linen, of any size, with an explicit key-value cache.
 
-RMSNorm, grouped-query attention, RMSNorm on every query and key head before the rotary embedding,
-SwiGLU, no biases (Qwen3 technical report, arXiv:2505.09388, section 2). The module ends at the
-final norm; the head is a function, so that each caller pays for logits only where it uses them.
+RMSNorm, grouped-query attention with rotary embeddings, a gated MLP. As it stands it is Qwen3
+(technical report, arXiv:2505.09388, section 2), with RMSNorm on every query and key head and no
+biases; fields of `ModelConfig` switch to what other families do, and `hub.FAMILIES` says which
+switches make which family. The module ends at the final norm; the head is a function, so that each
+caller pays for logits only where it uses them.
 
 Axes: B batch, S tokens given, N cache slots, D width, H query heads, K key-value heads,
       G = H / K, h head width, V vocabulary, T completion tokens.
@@ -11,10 +13,10 @@ Axes: B batch, S tokens given, N cache slots, D width, H query heads, K key-valu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -30,10 +32,37 @@ KV = tuple[Array, Array]
 
 ATTENTIONS = ("blocks", "xla", "cudnn")  # and "auto": see `best_attention`
 REMATS = ("none", "full", "dots")
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 LORA = ("lora_a", "lora_b")
 MASKED = -1e30  # finite, so that a row with no valid key averages instead of giving NaN
 MIN_BLOCK = 64  # query positions; smaller causal blocks cost more in launches than they save
 MAX_BLOCKS = 8  # causal query blocks are unrolled: bounds the size of the program
+
+
+class RopeScaling(NamedTuple):
+    """Slower rotation for a longer context, by wavelength ("llama3"; see `_frequencies`).
+
+    original: positions that the model was first trained for.
+    """
+
+    factor: float
+    low: float
+    high: float
+    original: int
+
+
+class Rope(NamedTuple):
+    """A rotary embedding: base and scaling of its frequencies."""
+
+    theta: float
+    scaling: RopeScaling | None = None
+
+
+class Kind(NamedTuple):
+    """In what layers differ. rope None: no rotary embedding; window 0: all tokens are seen."""
+
+    rope: Rope | None
+    window: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +77,15 @@ class ModelConfig:
     attention: "blocks" (einsum over causal query blocks), or an implementation of
       `jax.nn.dot_product_attention`: "xla", "cudnn" (flash, bfloat16 on NVIDIA GPUs). "auto"
       becomes the best there is here.
+    family, max_positions: what files say of the model (`hub`); no arithmetic depends on them.
+    qk_norm: RMSNorm on the heads of queries and keys. qkv_bias: on their projections, and values'.
+    post_norms: RMSNorm on the output of attention and MLP too. norm_plus_one: norms multiply by
+      1 + scale. scale_embedding: by the root of the width. activation: of `ACTIVATIONS`.
+    query_pre_attn_scalar: scores are divided by its root; None: head_dim.
+    rope_scaling: of all layers but those with a base of their own.
+    no_rope_layers: numbers of the layers without rotary embedding.
+    window_layers: numbers of the layers in which a query sees `window` tokens, itself among them;
+      their rotary base is `window_rope_theta`, None: rope_theta.
 
     Raises ValueError, which names the field and what to choose.
     """
@@ -68,10 +106,27 @@ class ModelConfig:
     remat: str = "none"
     scan_layers: bool = False
     attention: str = "blocks"
+    family: str = "qwen3"
+    max_positions: int = 40_960
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    post_norms: bool = False
+    norm_plus_one: bool = False
+    scale_embedding: bool = False
+    activation: str = "silu"
+    query_pre_attn_scalar: int | None = None
+    rope_scaling: RopeScaling | None = None
+    no_rope_layers: tuple[int, ...] = ()
+    window: int = 0
+    window_layers: tuple[int, ...] = ()
+    window_rope_theta: float | None = None
 
     def __post_init__(self):
+        if self.rope_scaling is not None:  # from JSON it is a plain tuple
+            object.__setattr__(self, "rope_scaling", RopeScaling(*self.rope_scaling))
+        best = best_attention(self.dtype, self.head_dim)
         if self.attention == "auto":
-            object.__setattr__(self, "attention", best_attention(self.dtype))
+            object.__setattr__(self, "attention", best)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"ModelConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads "
@@ -79,26 +134,43 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"ModelConfig: head_dim {self.head_dim} is odd; RoPE needs it even")
-        for field, allowed in (("remat", REMATS), ("attention", ATTENTIONS)):
+        choices = {"remat": REMATS, "attention": ATTENTIONS, "activation": tuple(ACTIVATIONS)}
+        for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 given = getattr(self, field)
                 raise ValueError(f"ModelConfig: {field} {given!r}; use one of {allowed}")
-        if self.attention == "cudnn" and best_attention(self.dtype) != "cudnn":
+        if self.window_layers and self.window < 1:
             raise ValueError(
-                f"ModelConfig: attention 'cudnn' needs an NVIDIA GPU of Ampere or later and dtype"
-                f" bfloat16; here is {jax.devices()[0].device_kind} and dtype {self.dtype}: use"
-                " 'auto' or 'blocks'"
+                f"ModelConfig: window {self.window}, but window_layers {self.window_layers}; give a"
+                " window of at least 1 token"
+            )
+        if self.attention == "cudnn" and best != "cudnn":
+            raise ValueError(
+                f"ModelConfig: attention 'cudnn' needs an NVIDIA GPU of Ampere or later, dtype"
+                f" bfloat16, and heads of a multiple of 8, to 128 (256 from Hopper on); here is"
+                f" {jax.devices()[0].device_kind}, dtype {self.dtype} and head_dim {self.head_dim}:"
+                " use 'auto' or 'blocks'"
             )
 
+    def kind(self, layer: int) -> Kind:
+        """In what the layer of this number may differ from others."""
+        windowed = layer in self.window_layers
+        rope = Rope(self.rope_theta, self.rope_scaling)
+        if windowed and self.window_rope_theta is not None:
+            rope = Rope(self.window_rope_theta)
+        return Kind(None if layer in self.no_rope_layers else rope, self.window if windowed else 0)
 
-def best_attention(dtype: str) -> str:
+
+def best_attention(dtype: str, head_dim: int = 64) -> str:
     """Flash attention ("cudnn") where it runs: NVIDIA GPUs of compute capability 8 or more, with
-    floats of 16 bits. Elsewhere "blocks"."""
+    floats of 16 bits and heads that its kernels take. Elsewhere "blocks"."""
     device = jax.devices()[0]
     nvidia = device.platform == "gpu" and device.device_kind.startswith("NVIDIA")
-    if not nvidia or dtype not in ("bfloat16", "float16"):
+    if not nvidia or dtype not in ("bfloat16", "float16") or head_dim % 8:
         return "blocks"
-    return "cudnn" if float(device.compute_capability) >= 8 else "blocks"
+    capability = float(device.compute_capability)
+    widest = 256 if capability >= 9 else 128 if capability >= 8 else 0
+    return "cudnn" if head_dim <= widest else "blocks"
 
 
 @struct.dataclass
@@ -129,35 +201,61 @@ def grow(cache: Cache, slots: int) -> Cache:
     )
 
 
-def rope_tables(positions: Array, config: ModelConfig) -> tuple[Array, Array]:
+def rope_tables(positions: Array, head_dim: int, rope: Rope) -> tuple[Array, Array]:
     """Cosine and sine of the rotary angles, [B, S, 1, h/2] float32 each, from positions [B, S]."""
-    half = config.head_dim // 2
-    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = _frequencies(head_dim, rope)
     angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 
+def _frequencies(head_dim: int, rope: Rope) -> Array:
+    """[h/2] float32. Scaled, waves that turn fewer than `low` times in the original context are
+    `factor` times slower, those that turn more than `high` times stay, and between the two the
+    frequencies are mixed in proportion (Llama 3 report, arXiv:2407.21783, and its released code).
+    """
+    half = head_dim // 2
+    frequency = rope.theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if rope.scaling is None:
+        return frequency
+    factor, low, high, original = rope.scaling
+    turns = original * frequency / (2 * math.pi)
+    unscaled = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (unscaled + (1 - unscaled) / factor)
+
+
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary embedding of x [B, S, heads, h]; the two halves of a head form the pairs (Qwen)."""
+    """Rotary embedding of x [B, S, heads, h]; the two halves of a head form the pairs, as in the
+    hub's files of all families."""
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def causal_attention(q: Array, k: Array, v: Array, valid: Array, config: ModelConfig) -> Array:
-    """Attention within one block of tokens: every query sees the valid keys up to its own slot.
+def causal_attention(
+    q: Array, k: Array, v: Array, valid: Array, config: ModelConfig, window: int = 0
+) -> Array:
+    """Attention within one block of tokens: every query sees the valid keys up to its own slot, of
+    them the last `window` (0: all).
 
     q [B,H,T,h] of the last T tokens, k [B,K,h,S], v [B,K,S,h], valid [B,S] -> [B,H,T,h]. Query
     block i is multiplied only with the keys before its end, which saves nearly half of the square.
     """
     t, s = q.shape[2], v.shape[2]
     if config.attention != "blocks":
-        # No mask but the causal one, which flash kernels need not read: `Transformer` has moved
-        # padding to the end. They align a shorter query with the first key, and take an even
-        # number of tokens: hence the zeros.
+        # No mask but the causal one, with or without a window, which flash kernels need not read:
+        # `Transformer` has moved padding to the end. They align a shorter query with the first
+        # key, and take an even number of tokens: hence the zeros.
         q, k, v = q.swapaxes(1, 2), k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
         q = jnp.pad(q, ((0, 0), (s - t, 0), (0, 0), (0, 0)))
         q, k, v = (jnp.pad(x, ((0, 0), (0, s % 2), (0, 0), (0, 0))) for x in (q, k, v))
-        out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=config.attention)
+        out = jax.nn.dot_product_attention(
+            q,
+            k,
+            v,
+            scale=config.query_pre_attn_scalar and config.query_pre_attn_scalar**-0.5,
+            is_causal=True,
+            local_window_size=(window - 1, 0) if window else None,
+            implementation=config.attention,
+        )
         return out[:, s - t : s].swapaxes(1, 2)
     block = MIN_BLOCK * math.ceil(t / (MIN_BLOCK * MAX_BLOCKS))
     out = []
@@ -166,23 +264,38 @@ def causal_attention(q: Array, k: Array, v: Array, valid: Array, config: ModelCo
         keys = s - t + end
         causal = jnp.arange(keys) <= jnp.arange(s - t + start, keys)[:, None]
         mask = valid[:, None, None, None, :keys] & causal
-        out.append(_attend(q[:, :, start:end], k[..., :keys], v[:, :, :keys], mask))
+        if window:
+            mask = mask & _within(valid[:, :keys], keys - (end - start), end - start, window)
+        out.append(_attend(q[:, :, start:end], k[..., :keys], v[:, :, :keys], mask, config))
     return jnp.concatenate(out, axis=2)
 
 
-def cached_attention(q: Array, k: Array, v: Array, valid: Array, index: Array) -> Array:
-    """Attention of new tokens over a cache: q [B,H,S,h] at slots index + [0..S) -> [B,H,S,h]."""
+def cached_attention(
+    q: Array, k: Array, v: Array, valid: Array, index: Array, config: ModelConfig, window: int = 0
+) -> Array:
+    """Attention of new tokens over a cache: q [B,H,S,h] at slots index + [0..S) -> [B,H,S,h]; each
+    sees the last `window` tokens (0: all)."""
     mask = valid[:, None, None, None, :]
     s = q.shape[2]
     if s > 1:  # a single new token sits in the last written slot: nothing lies after it
         mask = mask & (jnp.arange(v.shape[2]) <= index + jnp.arange(s)[:, None])
-    return _attend(q, k, v, mask)
+    if window:
+        mask = mask & _within(valid, index, s, window)
+    return _attend(q, k, v, mask, config)
 
 
-def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+def _within(valid: Array, start: int | Array, count: int, window: int) -> Array:
+    """Whether keys lie in the window of the queries at slots start + [0..count): valid [B,N] ->
+    [B,1,1,count,N] bool. Counted in tokens, not in slots: padding may stand between."""
+    number = jnp.cumsum(valid, axis=1)
+    queries = lax.dynamic_slice_in_dim(number, start, count, axis=1)
+    return (queries[:, :, None] - number[:, None, :] < window)[:, None, None]
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array, config: ModelConfig) -> Array:
     """q [B,H,S,h], k [B,K,h,N], v [B,K,N,h], mask broadcastable to [B,K,G,S,N] -> [B,H,S,h]."""
     b, heads, s, h = q.shape
-    q = (q * h**-0.5).reshape(b, k.shape[1], -1, s, h)
+    q = (q * (config.query_pre_attn_scalar or h) ** -0.5).reshape(b, k.shape[1], -1, s, h)
     scores = jnp.einsum("bkgsh,bkhn->bkgsn", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask, scores, MASKED)
     weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
@@ -201,10 +314,14 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
+        c = self.config
+        init = nn.initializers.zeros if c.norm_plus_one else nn.initializers.ones
+        scale = self.param("scale", init, x.shape[-1:], c.param_dtype)
+        if c.norm_plus_one:
+            scale = 1.0 + scale.astype(jnp.float32)
         x32 = x.astype(jnp.float32)
-        inverse = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.rms_eps)
-        return (x32 * inverse * scale).astype(self.config.dtype)
+        inverse = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + c.rms_eps)
+        return (x32 * inverse * scale).astype(c.dtype)
 
 
 class Dense(nn.Dense):
@@ -219,12 +336,14 @@ class Dense(nn.Dense):
         return y
 
 
-def _dense(config: ModelConfig, features: int, name: str, residual: bool = False) -> Dense:
+def _dense(
+    config: ModelConfig, features: int, name: str, residual: bool = False, bias: bool = False
+) -> Dense:
     """A linear layer; those that write to the residual stream start smaller with depth (GPT-2)."""
     std = 0.02 / math.sqrt(2 * config.num_layers) if residual else 0.02
     return Dense(
         features,
-        use_bias=False,
+        use_bias=bias,
         dtype=config.dtype,
         param_dtype=config.param_dtype,
         kernel_init=nn.initializers.normal(std),
@@ -234,11 +353,13 @@ def _dense(config: ModelConfig, features: int, name: str, residual: bool = False
 
 class Attention(nn.Module):
     config: ModelConfig
+    window: int
 
     @nn.compact
     def __call__(self, x: Array, rope, valid: Array, past, last: int) -> tuple[Array, KV]:
         """x [B,S,D] -> output [B,last,D] of the last tokens, and keys and values of all.
 
+        rope: cosines and sines (`rope_tables`), or None: no rotary embedding.
         past: None; or (k, v, index) of the cache to write to and attend over; or (k, v, None) of a
         full one, which these tokens prolong.
         """
@@ -246,25 +367,31 @@ class Attention(nn.Module):
         b, s, _ = x.shape
         heads = (b, -1, c.num_heads, c.head_dim)
         kv_heads = (b, -1, c.num_kv_heads, c.head_dim)
-        q = _dense(c, c.num_heads * c.head_dim, "q_proj")(x[:, s - last :]).reshape(heads)
-        k = _dense(c, c.num_kv_heads * c.head_dim, "k_proj")(x).reshape(kv_heads)
-        v = _dense(c, c.num_kv_heads * c.head_dim, "v_proj")(x).reshape(kv_heads)
-        q = rotate(RMSNorm(c, name="q_norm")(q), *(r[:, s - last :] for r in rope))
-        k = rotate(RMSNorm(c, name="k_norm")(k), *rope)
+        dense = partial(_dense, c, bias=c.qkv_bias)
+        q = dense(c.num_heads * c.head_dim, "q_proj")(x[:, s - last :]).reshape(heads)
+        k = dense(c.num_kv_heads * c.head_dim, "k_proj")(x).reshape(kv_heads)
+        v = dense(c.num_kv_heads * c.head_dim, "v_proj")(x).reshape(kv_heads)
+        q, k = self._place(q, "q_norm", rope, s - last), self._place(k, "k_norm", rope)
         q, k, v = q.swapaxes(1, 2), k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
         if past is None:
-            out = causal_attention(q, k, v, valid, c)
+            out = causal_attention(q, k, v, valid, c, self.window)
         elif past[2] is None:
             k, v = jnp.concatenate([past[0], k], axis=3), jnp.concatenate([past[1], v], axis=2)
-            out = causal_attention(q, k, v, valid, c)
+            out = causal_attention(q, k, v, valid, c, self.window)
         else:
             past_k, past_v, index = past
             k = lax.dynamic_update_slice(past_k, k, (0, 0, 0, index))
             v = lax.dynamic_update_slice(past_v, v, (0, 0, index, 0))
-            out = cached_attention(q, k, v, valid, index + s - last)
+            out = cached_attention(q, k, v, valid, index + s - last, c, self.window)
         k, v = constrain(k, CACHE), constrain(v, CACHE)
         out = out.swapaxes(1, 2).reshape(b, last, -1)
         return _dense(c, c.hidden_size, "o_proj", residual=True)(out), (k, v)
+
+    def _place(self, heads: Array, norm: str, rope, start: int = 0) -> Array:
+        """Queries or keys [B,S,heads,h] of the tokens from `start` on, normed and rotated as far as
+        the model does."""
+        heads = RMSNorm(self.config, name=norm)(heads) if self.config.qk_norm else heads
+        return heads if rope is None else rotate(heads, *(r[:, start:] for r in rope))
 
 
 class MLP(nn.Module):
@@ -275,20 +402,28 @@ class MLP(nn.Module):
         c = self.config
         gate = _dense(c, c.mlp_size, "gate_proj")(x)
         up = _dense(c, c.mlp_size, "up_proj")(x)
-        return _dense(c, c.hidden_size, "down_proj", residual=True)(jax.nn.silu(gate) * up)
+        gated = ACTIVATIONS[c.activation](gate) * up
+        return _dense(c, c.hidden_size, "down_proj", residual=True)(gated)
 
 
 class Layer(nn.Module):
     config: ModelConfig
     last: int  # the tokens whose output is wanted; all give keys and values
+    window: int = 0
 
     @nn.compact
     def __call__(self, x: Array, rope, valid: Array, past=None) -> tuple[Array, KV]:
         c = self.config
         normed = RMSNorm(c, name="attention_norm")(x)
-        out, kv = Attention(c, name="attention")(normed, rope, valid, past, self.last)
+        attention = Attention(c, self.window, name="attention")
+        out, kv = attention(normed, rope, valid, past, self.last)
+        if c.post_norms:
+            out = RMSNorm(c, name="attention_post_norm")(out)
         x = x[:, x.shape[1] - self.last :] + out
-        return constrain(x + MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x)), ROWS), kv
+        out = MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
+        if c.post_norms:
+            out = RMSNorm(c, name="mlp_post_norm")(out)
+        return constrain(x + out, ROWS), kv
 
 
 class Weight(nn.Module):
@@ -361,7 +496,11 @@ class Transformer(nn.Module):
         )
         table = constrain(embed.embedding.astype(c.dtype), LOOKUP)
         x = constrain(jnp.take(table, tokens, axis=0), ROWS)
-        rope = rope_tables(positions, c)
+        if c.scale_embedding:
+            x = x * jnp.asarray(c.hidden_size**0.5, c.dtype)
+        kinds = [c.kind(i) for i in range(c.num_layers)]
+        distinct = dict.fromkeys(kind.rope for kind in kinds if kind.rope)
+        ropes = {rope: rope_tables(positions, c.head_dim, rope) for rope in distinct}
         index = jnp.int32(0) if cache is None else cache.index
         if cache is None:
             valid = mask
@@ -370,14 +509,17 @@ class Transformer(nn.Module):
         else:
             valid = lax.dynamic_update_slice(cache.valid, mask, (0, index))
         layer = Layer if cache is not None else _remat_layer(c)
-        looped = c.num_layers - 1 if c.scan_layers and not keep else 0
-        if looped:
-            x = self._loop(layer, looped, x, rope, valid)
+        looped = 0
+        if c.scan_layers and not keep:
+            body = kinds[: _period(kinds[:-1])]
+            looped = len(kinds[:-1]) // max(len(body), 1) * len(body)
+            x = self._loop(layer, body, looped, x, ropes, valid) if looped else x
         kv = []
         for i in range(looped, c.num_layers):
             past = None if cache is None else (cache.k[i], cache.v[i], None if full else index)
             outputs = last if i == c.num_layers - 1 else x.shape[1]
-            x, pair = layer(c, outputs, name=f"layers_{i}")(x, rope, valid, past)
+            block = layer(c, outputs, kinds[i].window, name=f"layers_{i}")
+            x, pair = block(x, ropes.get(kinds[i].rope), valid, past)
             kv.append(pair)
         if not c.tie_embeddings:
             Weight(c, (c.hidden_size, c.vocab_size), name="lm_head")()
@@ -391,18 +533,32 @@ class Transformer(nn.Module):
         k, v = zip(*kv, strict=True)
         return hidden, Cache(k=k, v=v, valid=valid, index=index + tokens.shape[1])
 
-    def _loop(self, layer: type[Layer], count: int, x: Array, rope, valid: Array) -> Array:
-        """The first `count` layers, which have the same parameters: one body for all."""
+    def _loop(
+        self, layer: type[Layer], kinds: Sequence[Kind], count: int, x: Array, ropes, valid: Array
+    ) -> Array:
+        """The first `count` layers, which have the same parameters and repeat these kinds: one
+        body, with a layer of each kind, for all."""
         layers = [self.variables["params"][f"layers_{i}"] for i in range(count)]
         if len(set(map(jax.tree.structure, layers))) > 1:
             raise ValueError("Transformer: some layers have adapters; set scan_layers=False")
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-        body = layer(self.config, x.shape[1], parent=None)
+        stacked = [
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers[i :: len(kinds)])
+            for i in range(len(kinds))
+        ]
 
         def step(x, weights):
-            return body.apply({"params": weights}, x, rope, valid)[0], None
+            for kind, own in zip(kinds, weights, strict=True):
+                body = layer(self.config, x.shape[1], kind.window, parent=None)
+                x = body.apply({"params": own}, x, ropes.get(kind.rope), valid)[0]
+            return x, None
 
         return lax.scan(step, x, stacked)[0]
+
+
+def _period(kinds: Sequence[Kind]) -> int:
+    """After how many layers the kinds repeat; 0: never."""
+    lengths = range(1, max(len(kinds) // 2, 1) + 1)
+    return next((n for n in lengths if kinds[n:] == kinds[:-n]), 0)
 
 
 def _remat_layer(config: ModelConfig):

@@ -91,11 +91,13 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _muon_matrices(params: Params):
-    """The parameters that Muon moves: the kernels of the layers, not embedding or heads."""
-    return jax.tree.map_with_path(
-        lambda path, x: optax.contrib.MuonDimensionNumbers() if "_proj/" in name_of(path) else None,
-        params,
-    )
+    """The parameters that Muon moves: the kernels of the layers; no biases, embedding or heads."""
+
+    def dimensions(path, x):
+        is_kernel = "_proj/" in name_of(path) and x.ndim > 1
+        return optax.contrib.MuonDimensionNumbers() if is_kernel else None
+
+    return jax.tree.map_with_path(dimensions, params)
 
 
 class Float32State(NamedTuple):

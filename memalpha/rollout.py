@@ -307,8 +307,9 @@ def to_batch(
 ) -> Batch:
     """Rows of all steps, episode by episode, filled to `rows` (numpy).
 
-    Consecutive runs of `rollouts` episodes belong to one instance. The rewards stay apart. Rows of an episode without any judged question are not valid,
-    nor are those of a step whose calls the judge failed on.
+    Consecutive runs of `rollouts` episodes belong to one instance. The rewards stay apart. Rows of
+    an episode without any judged question are not valid, nor are those of a step whose calls the
+    judge failed on.
     """
     steps = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
     batch = from_tokens(
@@ -317,9 +318,8 @@ def to_batch(
         prompt_tokens,
         response_tokens,
     )
-    logps = np.full(
-        batch.tokens.completion.shape, np.nan, np.float32
-    )  # no log-prob: neutral, counted
+    # NaN where there is no log-prob: neutral in the loss, and counted.
+    logps = np.full(batch.tokens.completion.shape, np.nan, np.float32)
     for row, (_, step) in enumerate(steps):
         if step.response.logps is not None:
             logps[row, : len(step.response.logps)] = step.response.logps
@@ -333,7 +333,7 @@ def to_batch(
     }
     batch = batch.with_targets(sample_logps=logps).with_rows(
         rewards={k: np.where(valid, v, 0).astype(np.float32) for k, v in columns.items()},
-        group=episode_of_row // rollouts,
+        instance=episode_of_row // rollouts,
         episode=episode_of_row,
         chunk=np.array([step.chunk for _, step in steps], np.int32),
         valid=valid,

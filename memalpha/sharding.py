@@ -10,6 +10,7 @@ mesh they are no-ops. Several processes run the same program on the same host da
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -41,6 +42,7 @@ RULES: Rules = (
     (r"(q|k|v|gate|up)_proj/lora_b$", P(None, "tensor")),
     (r"(o|down)_proj/lora_a$", P("tensor", None)),
     (r"(o|down)_proj/lora_b$", P(None, "fsdp")),
+    (r"(q|k|v)_proj/bias$", P("tensor")),
     (r"norm/scale$", WHOLE),
     (r"value_head/kernel$", WHOLE),
     (r"ns_coeffs$", WHOLE),  # of Muon's state
@@ -225,6 +227,20 @@ def gathered(params: Tree, mesh: Mesh) -> Tree:
         return NamedSharding(mesh, P(*(None if name == "fsdp" else name for name in where.spec)))
 
     return jax.tree.map(without_fsdp, shardings(params, mesh))
+
+
+def device_memory(device: jax.Device) -> float:
+    """Bytes that a device has in all. On CPU the devices share the memory of the machine; infinite
+    where the system does not tell."""
+    stats = device.memory_stats() or {}
+    return float(stats.get("bytes_limit", machine_memory() / jax.local_device_count()))
+
+
+def machine_memory() -> float:
+    """Bytes; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _put(x, mesh: Mesh, spec: PartitionSpec) -> jax.Array:

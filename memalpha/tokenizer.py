@@ -13,6 +13,8 @@ from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from memalpha import gguf_tokenizer
+from memalpha.models import find_file
 from memalpha.paths import user_path
 from memalpha.replies import MARKS
 
@@ -73,11 +75,14 @@ def _without(texts: Iterable[str], phrases: Sequence[str]) -> Iterable[str]:
 
 
 def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer from a folder or from the hub ("name/model", or "name/model@revision").
+    """Loads a tokenizer from a folder, a GGUF file, a name of `models`, or from the hub
+    ("name/model", or "name/model@revision").
 
     Raises:
         ValueError: nothing loadable there; or it has no end-of-sequence token.
     """
+    if (file := find_file(path_or_hub_id)) is not None:
+        return gguf_tokenizer.load_tokenizer(file)
     folder = user_path(path_or_hub_id)
     there = folder.exists()
     name, _, revision = (str(folder), "", "") if there else path_or_hub_id.partition("@")

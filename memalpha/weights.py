@@ -1,4 +1,4 @@
-"""Weights of Qwen3 models: Hugging Face safetensors to our parameters, and back.
+"""Weights of pretrained models: Hugging Face safetensors or GGUF to our parameters, and back.
 
 Every tensor is read on its own, and of it only the slices that the devices of this process hold, so
 that neither the host nor one device ever has the whole model. Names and shapes are compared from
@@ -8,11 +8,13 @@ the headers of the files before the first tensor is read.
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -23,55 +25,75 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
-from memalpha.hub import write_config
+from memalpha import gguf
+from memalpha.hub import FAMILIES, write_config
 from memalpha.model import ModelConfig, Params, init_params
+from memalpha.sharding import device_memory
 
 Sharding = jax.sharding.Sharding
 Keys = tuple[str, ...]  # where a parameter stands in our tree
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = ("F32", "F16", "BF16")
-# Our name of a module where the hub has another.
-RENAMED = {
-    "attention": "self_attn",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "embed": "embed_tokens",
-}
+
+
+class Tensor(Protocol):
+    """A tensor of a file as the hub lays it out, of which nothing is read until it is indexed."""
+
+    def get_shape(self) -> list[int]: ...
+
+    def get_dtype(self) -> str: ...  # of FLOATS, or it is refused
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
 
 
 def load_params(
     folder: str | Path, config: ModelConfig, sharding: Callable[[str], Sharding] | None = None
 ) -> Params:
-    """Parameters in `config.param_dtype` from the safetensors of a folder, one file or many.
+    """Parameters in `config.param_dtype` from a GGUF file, or the safetensors of a folder, one
+    file or many.
 
     sharding: from the path of a parameter ("layers_0/mlp/up_proj/kernel") to where it goes;
       None: all on the first device. A value head is not in such files: it starts at zero.
 
     Raises:
         ValueError: a file is missing or damaged, or the tensors are not those of the config: lists
-            the missing ones, those left over, and those of another shape or kind.
+            the missing ones, those left over, and those of another shape or kind. Or a device
+            has less memory than they need.
     """
+    if gguf.is_gguf(folder):
+        return read_params(gguf.read_tensors(folder), folder, config, sharding)
+    with ExitStack() as opened:
+        return read_params(_open(Path(folder), opened), folder, config, sharding)
+
+
+def read_params(
+    tensors: Mapping[str, Tensor],
+    source: str | Path,
+    config: ModelConfig,
+    sharding: Callable[[str], Sharding] | None = None,
+) -> Params:
+    """`load_params` from tensors by their names in the hub; `source`: where from, for messages."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = _shapes(config)
-    with ExitStack() as opened:
-        found = _open(Path(folder), opened)
-        _check(folder, found, shapes, config)
-        params = {}
-        for path, shape in shapes.items():
-            source = found.get(hub_name(path))
-            if source is None:
-                source = np.zeros(shape.shape[::-1])  # the value head
-            place = here if sharding is None else sharding("/".join(path))
-            params[path] = _put(source, _is_transposed(path), shape, place)
+    _check(source, tensors, shapes, config)
+    places = {path: sharding("/".join(path)) if sharding else here for path in shapes}
+    _check_room(source, shapes, places)
+    params = {}
+    for path, shape in shapes.items():
+        tensor = tensors.get(hub_name(path, config))
+        if tensor is None:
+            tensor = np.zeros(shape.shape[::-1])  # the value head
+        params[path] = _put(tensor, _is_transposed(path), shape, places[path])
     return unflatten_dict(params)
 
 
-def hub_name(path: Keys) -> str:
+def hub_name(path: Keys, config: ModelConfig) -> str:
     """("layers_0", "attention", "q_proj", "kernel") -> "model.layers.0.self_attn.q_proj.weight"."""
-    parts = [RENAMED.get(part, part.replace("layers_", "layers.")) for part in path[:-1]]
+    names = FAMILIES[config.family].names
+    parts = [names.get(part, part.replace("layers_", "layers.")) for part in path[:-1]]
     base = [] if path[0].endswith("_head") else ["model"]
-    return ".".join([*base, *parts, "weight"])
+    return ".".join([*base, *parts, "bias" if path[-1] == "bias" else "weight"])
 
 
 def _is_transposed(path: Keys) -> bool:
@@ -83,7 +105,7 @@ def _shapes(config: ModelConfig) -> dict[Keys, jax.ShapeDtypeStruct]:
     return flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0))))
 
 
-def _open(folder: Path, opened: ExitStack) -> dict[str, Any]:
+def _open(folder: Path, opened: ExitStack) -> dict[str, Tensor]:
     """Every tensor of the files by name, as a slice that reads nothing yet."""
     files = [SINGLE]
     if (folder / INDEX).exists():
@@ -109,20 +131,21 @@ def _open(folder: Path, opened: ExitStack) -> dict[str, Any]:
     return tensors
 
 
-def _check(folder: str | Path, found: Mapping[str, Any], shapes, config: ModelConfig) -> None:
+def _check(source: str | Path, found: Mapping[str, Tensor], shapes, config: ModelConfig) -> None:
     expected = {
-        hub_name(path): list(shape.shape[::-1] if _is_transposed(path) else shape.shape)
+        hub_name(path, config): list(shape.shape[::-1] if _is_transposed(path) else shape.shape)
         for path, shape in shapes.items()
         if path[0] != "value_head"
     }
     missing = expected.keys() - found.keys()
-    extra = found.keys() - expected.keys()
+    # Old files of Llama hold the frequencies too, which follow from config.json.
+    extra = {n for n in found if n not in expected and not n.endswith("rotary_emb.inv_freq")}
     if config.tie_embeddings and "lm_head.weight" in extra and not missing:
         # Some tied models are stored with the embedding twice.
         extra -= {"lm_head.weight"}
         if not _equal(found["lm_head.weight"], found["model.embed_tokens.weight"]):
             raise ValueError(
-                f"{folder}: lm_head.weight differs from the embedding, but config.json says"
+                f"{source}: lm_head.weight differs from the embedding, but config.json says"
                 " tie_word_embeddings; set that to false to use both"
             )
     wrong = [
@@ -133,9 +156,25 @@ def _check(folder: str | Path, found: Mapping[str, Any], shapes, config: ModelCo
     ]
     if missing or extra or wrong:
         raise ValueError(
-            f"{folder}: the tensors are not those of config.json\n  missing: {_some(missing)}\n"
+            f"{source}: the tensors are not those of config.json\n  missing: {_some(missing)}\n"
             f"  left over: {_some(extra)}\n  wrong shape or kind: {_some(wrong)}"
         )
+
+
+def _check_room(source: str | Path, shapes, places: Mapping[Keys, Sharding]) -> None:
+    """Whether each device can hold its part of the parameters."""
+    needed: Counter[jax.Device] = Counter()
+    for path, shape in shapes.items():
+        part = math.prod(places[path].shard_shape(shape.shape)) * shape.dtype.itemsize
+        needed.update({device: part for device in places[path].addressable_devices})
+    for device, size in needed.items():
+        if size > (capacity := device_memory(device)):
+            dtype = next(iter(shapes.values())).dtype
+            raise ValueError(
+                f"{source}: its parameters in {dtype} need {size / 1e9:.2f} GB of {device}, which"
+                f" has {capacity / 1e9:.2f} GB: take a smaller model or dtype, or cut it over more"
+                " devices"
+            )
 
 
 def _some(names, limit: int = 20) -> str:
@@ -144,7 +183,7 @@ def _some(names, limit: int = 20) -> str:
     return ", ".join(names[:limit]) + more or "none"
 
 
-def _equal(a: Any, b: Any, rows: int = 8192) -> bool:
+def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
     """Whether two slices hold the same, a block of rows at a time."""
     if a.get_shape() != b.get_shape():
         return False
@@ -153,7 +192,9 @@ def _equal(a: Any, b: Any, rows: int = 8192) -> bool:
     return all(np.array_equal(a[block], b[block]) for block in blocks)
 
 
-def _put(source: Any, transposed: bool, shape: jax.ShapeDtypeStruct, place: Sharding) -> jax.Array:
+def _put(
+    source: Tensor, transposed: bool, shape: jax.ShapeDtypeStruct, place: Sharding
+) -> jax.Array:
     """The array of a tensor: each device gets its own slice, read, cast and turned on the way."""
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -170,7 +211,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
-    max_positions: int = 40_960,
+    max_positions: int | None = None,
 ) -> Path:
     """Writes a folder that `transformers` and whatever reads its format can load: config.json,
     safetensors and, if given, the tokenizer. A value head is left out: the format has none.
@@ -178,11 +219,11 @@ def export(
     The folder appears whole or not at all. The host holds one shard at a time. With several
     processes all of them call this, and the first one writes.
     dtype: of the weights in the files; None: as they are. max_shard_bytes: of a file, unless one
-    tensor is larger. max_positions: the context length to state, in tokens (default: Qwen3's).
+    tensor is larger. max_positions: the context to state, in tokens; None: that of the config.
 
     Raises:
-        ValueError: the folder is there already, the parameters are not those of the config, or the
-            tokenizer has more tokens than the model.
+        ValueError: the folder is there already, the parameters are not those of the config, the
+            tokenizer has more tokens than the model, or its family has no such model.
     """
     folder = Path(folder).expanduser().absolute()
     flat, shapes = flatten_dict(params), _shapes(config)
@@ -201,13 +242,13 @@ def export(
             f"export: the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}"
         )
     dtype = np.dtype(dtype or jax.tree.leaves(params)[0].dtype)
-    tensors = {hub_name(p): (p, x) for p, x in flat.items() if p[0] != "value_head"}
+    tensors = {hub_name(p, config): (p, x) for p, x in flat.items() if p[0] != "value_head"}
     aside = folder.with_name(folder.name + ".tmp")
     writes = jax.process_index() == 0
     if writes:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        write_config(aside, config, tokenizer, dtype.name, max_positions)
+        write_config(aside, config, tokenizer, dtype.name, max_positions or config.max_positions)
     _write_tensors(aside, tensors, dtype, max_shard_bytes, writes)
     if writes:
         aside.rename(folder)

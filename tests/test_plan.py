@@ -5,10 +5,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from experiments.lib.setup import check
 
 from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
-from experiments.lib import needs, setup
+from experiments.lib import needs, objects
+from experiments.lib.checks import check
 from experiments.lib.needs import build_setting, mesh_sizes
 from memalpha import footprint, learner, sharding
 from memalpha.lora import LoraConfig
@@ -115,14 +115,14 @@ def test_too_little_memory_names_what_is_too_large(monkeypatch, measured):
         footprint.check_fits(SETTING, needed - 1)
 
     config = qwen3_4b.get_config("model.path=,mesh.fsdp=1")
-    monkeypatch.setattr(needs, "machine_memory", lambda: 80e9)
+    monkeypatch.setattr(sharding, "machine_memory", lambda: 80e9)
     # 4.02e9 weights: 2 bytes twice, 12 in the optimiser, 4 in each of two sets of gradients.
     told = "has 80.0 GB, .* keeps 96.5 there .*optimiser 48.3.*lora.rank=32"
     with pytest.raises(ValueError, match=told):
         needs.check_memory(config)
-    monkeypatch.setattr(needs, "machine_memory", lambda: 97e9)
+    monkeypatch.setattr(sharding, "machine_memory", lambda: 97e9)
     needs.check_memory(config)
-    monkeypatch.setattr(needs, "machine_memory", lambda: 10e9)
+    monkeypatch.setattr(sharding, "machine_memory", lambda: 10e9)
     needs.check_memory(qwen3_4b.get_config("lora,model.path=,mesh.fsdp=1"))
 
 
@@ -155,7 +155,7 @@ def test_pretrained_configs_pass_the_early_checks_with_a_model_at_hand(preset):
 
 def test_rows_of_the_config_are_cut_over_the_pod(monkeypatch):
     mesh = jax.sharding.AbstractMesh((1, 32, 1), sharding.AXES)
-    monkeypatch.setattr(setup, "make_mesh", lambda *sizes: mesh)
+    monkeypatch.setattr(objects, "make_mesh", lambda *sizes: mesh)
     check(qwen3_4b.get_config("model.path="))
     with pytest.raises(ValueError, match="config.rl.micro_batch: 16 rows are sharded over .* = 32"):
         check(qwen3_4b.get_config("model.path=,rl.micro_batch=16"))

@@ -154,11 +154,10 @@ def test_without_a_mesh_nothing_is_done():
 
 
 def start(*arguments) -> subprocess.Popen:
-    path = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, "tests/sharded_run.py", *map(str, arguments)],
         cwd=Path(__file__).parent.parent,
-        env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env=os.environ | {"PYTHONPATH": ".", "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

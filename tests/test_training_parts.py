@@ -11,6 +11,7 @@ from experiments.lib.instances import training_batches
 from experiments.lib.objects import build_optimizer
 from experiments.lib.warm_start import ahead, quote_batch, trace_batch
 from experiments.train import make_learner
+from memalpha.batch import plan_micro_batches
 from memalpha.credit import add_credit
 from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state
@@ -104,8 +105,10 @@ def test_every_learner_takes_a_step(micro, arguments):
     batch = batch.with_targets(sample_logps=None)
     if config.rl.call_credit:
         batch = add_credit(batch, episodes, micro.env)
-    learn = make_learner(config, model, optimizer, params)
-    state, metrics = learn(state, batch, 0)
+    learner = make_learner(config, model, optimizer, params)
+    plan = plan_micro_batches(batch, config.rl.micro_batch or None)
+    batch, _ = learner.advantages(state, batch, plan)
+    state, metrics = learner.update(state, batch, plan, 0)
     assert metrics["nonfinite"] == 0
     assert int(state.step) == config.rl.epochs * config.rl.minibatches
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, params)

@@ -144,7 +144,7 @@ def test_both_spellings_of_rope_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"model_type": "llama"}, "model_type 'llama'; only 'qwen3'"),
+        ({"model_type": "mistral"}, "model_type 'mistral'; only 'qwen2', 'qwen3'"),
         ({"model_type": "qwen3_moe"}, "model_type 'qwen3_moe'"),
         ({"attention_bias": True}, "lacks: attention_bias"),
         ({"hidden_act": "gelu"}, "lacks: hidden_act 'gelu'"),

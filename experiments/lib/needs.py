@@ -1,7 +1,6 @@
 """What a config asks of its devices: the setting of a plan, and whether it can fit at all."""
 
 import math
-import os
 
 import jax
 from ml_collections import ConfigDict
@@ -14,14 +13,15 @@ from experiments.lib.objects import (
     model_config,
 )
 from memalpha.footprint import Setting, check_fits
+from memalpha.models import MODELS
 from memalpha.paths import user_path
-from memalpha.sharding import complete
+from memalpha.sharding import complete, device_memory
 
 OUT_OF_MEMORY = """
 
 The device has too little memory for what it was doing. Lower config.rl.micro_batch,
-config.rl.head_chunk or config.rl.rollout_rows, set config.model.remat=full, or cut over more
-devices. What takes how much: python -m experiments.plan --config=..."""
+config.rl.head_chunk or config.rl.rollout_rows, set config.model.remat=full, or shard over
+more devices. What takes how much: python -m experiments.plan --config=..."""
 
 
 def advice(error: Exception) -> str:
@@ -32,28 +32,20 @@ def advice(error: Exception) -> str:
 def check_memory(config: ConfigDict) -> None:
     """Raises ValueError, which names what is too large, where the devices here cannot hold what a
     run of the config keeps all the time. On CPU the devices share the memory of the machine."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    capacity = stats.get("bytes_limit", machine_memory() / jax.local_device_count())
+    capacity = device_memory(jax.local_devices()[0])
     some_left = -1 in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_fits(build_setting(config, jax.device_count() if some_left else 0), capacity)
 
 
-def machine_memory() -> float:
-    """Bytes; infinite where the system does not tell."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return math.inf
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
 def build_setting(config: ConfigDict, devices: int) -> Setting:
-    """The setting of a config. The shape is that of `model.path` where it is a folder, else the
+    """The setting of a config. The shape is that of `model.path` where it is here, else the
     sizes in `config.model`, with `tokenizer.vocab_size` tokens.
 
     Raises:
         ValueError: the mesh is not one of that many devices, or a size that the config refuses.
     """
-    rl = config.rl
-    if config.model.path and user_path(config.model.path).is_dir():
+    rl, start = config.rl, config.model.path
+    if start and (start in MODELS or user_path(start).exists()):
         _, model = find_model(config)
     else:
         model = model_config(config, config.tokenizer.vocab_size)

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_models(command: argparse.ArgumentParser) -> None:
     writer = command.add_mutually_exclusive_group(required=True)
-    writer.add_argument("--checkpoint", help="workdir of a finished run, or a Qwen3 folder")
+    writer.add_argument("--checkpoint", help="workdir of a finished run, or a model folder")
     writer.add_argument("--writer-model", help="prompted model on a server, in its place")
     command.add_argument("--writer-url", help="of that server, such as http://127.0.0.1:8000/v1")
     command.add_argument(

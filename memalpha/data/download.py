@@ -9,6 +9,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from memalpha.data.files import DOWNLOADS, sha256, write_text
 from memalpha.paths import user_path
 
-BDOWNLOADS = 1 << 20
+BLOCK = 1 << 20
 HUB = "https://huggingface.co/datasets"
 
 
@@ -108,8 +109,15 @@ REMOTES: dict[str, tuple[Remote, ...]] = {
 }  # fmt: skip
 
 
-def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
+def fetch(
+    remote: Remote,
+    data_dir: str | Path,
+    timeout: float = 60.0,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
     """Bring a file below `data_dir` and return its path; one that is there is only checked.
+
+    progress: told the bytes that are there and those in all (None: not known), for a URL.
 
     A fetch that broke off goes on where it stopped (`.part`). The file takes its name when its hash
     is right.
@@ -136,7 +144,7 @@ def fetch(remote: Remote, data_dir: str | Path, timeout: float = 60.0) -> Path:
             origin = _fetch_from_hub(remote, origin, part)
         else:
             origin = remote.url
-            _append(remote.url, part, timeout)
+            _append(remote.url, part, timeout, progress)
     except OSError as error:
         where = f"{HUB}/{remote.repository} {remote.url}" if remote.repository else remote.url
         raise ConnectionError(
@@ -170,7 +178,9 @@ def _fetch_from_hub(remote: Remote, commit: str, part: Path) -> str:
     return commit
 
 
-def _append(url: str, part: Path, timeout: float) -> None:
+def _append(
+    url: str, part: Path, timeout: float, progress: Callable[[int, int | None], None] | None
+) -> None:
     """Fetch what the part does not hold yet."""
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
@@ -182,10 +192,13 @@ def _append(url: str, part: Path, timeout: float) -> None:
         raise
     resumed = response.status == 206
     with response, part.open("ab" if resumed else "wb") as file:
-        while block := response.read(BDOWNLOADS):
-            file.write(block)
         length = response.headers.get("Content-Length")
-        if length is not None and file.tell() < int(length) + (done if resumed else 0):
+        whole = None if length is None else int(length) + (done if resumed else 0)
+        while block := response.read(BLOCK):
+            file.write(block)
+            if progress is not None:
+                progress(file.tell(), whole)
+        if whole is not None and file.tell() < whole:
             raise OSError(f"broke off after {file.tell():,} bytes")
 
 

@@ -17,7 +17,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from memalpha import sampler
-from memalpha.hub import find_folder, read_config
+from memalpha.gguf import is_gguf
+from memalpha.gguf_tokenizer import stop_ids, turn_end
+from memalpha.hub import find_folder, read_config, read_fields
 from memalpha.lm.interface import Chat, Generation
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import encode_messages
@@ -78,7 +80,8 @@ class FlaxModel:
         context_tokens: int = 0,
         tokens_at_once: int = 65_536,
     ) -> "FlaxModel":
-        """The model of a folder or hub id ("name@revision"); context_tokens 0: as its config says.
+        """The model of a folder, GGUF file or hub id ("name@revision"), or a name of `models`;
+        context_tokens 0: as it states.
 
         Raises:
             ValueError: it cannot be loaded, the mesh does not divide it, or its context is shorter
@@ -98,14 +101,19 @@ class FlaxModel:
             shardings(jax.eval_shape(partial(init_params, config), jax.random.key(0)), mesh)
             where = lambda path: NamedSharding(mesh, spec_of(path))
         revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
+        tokenizer = load_tokenizer(path_or_hub_id)
+        try:
+            stops = [*_stated_stops(folder), *turn_end(tokenizer)]
+        except ValueError as error:
+            raise ValueError(f"{path_or_hub_id}: {error}") from error
         return cls(
             f"{path_or_hub_id.partition('@')[0]}{revision} in {dtype}",
             config,
             load_params(folder, config, where),
-            load_tokenizer(path_or_hub_id),
+            tokenizer,
             context,
             tokens_at_once,
-            _stated_stops(folder),
+            stops,
         )
 
     def generate(
@@ -184,15 +192,18 @@ def _power_above(n: int) -> int:
 
 
 def stated_context(folder: Path) -> int:
-    """max_position_embeddings in the config.json of a model folder; ValueError if it is missing."""
-    stated = json.loads((folder / "config.json").read_text()).get("max_position_embeddings")
+    """The positions that a model folder or GGUF file states; ValueError if it does not."""
+    given, path = read_fields(folder)
+    stated = given.get("max_position_embeddings")
     if not isinstance(stated, int):
-        raise ValueError(f"{folder}/config.json lacks max_position_embeddings: give the context")
+        raise ValueError(f"{path} lacks max_position_embeddings: give the context")
     return stated
 
 
 def _stated_stops(folder: Path) -> list[int]:
-    """End-of-sequence ids of generation_config.json: chat models have more than one."""
+    """End-of-sequence ids of generation_config.json or a GGUF file: chat models have several."""
+    if is_gguf(folder):
+        return stop_ids(folder)
     path = folder / "generation_config.json"
     stops = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
     return [stops] if isinstance(stops, int) else list(stops or ())
