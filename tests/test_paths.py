@@ -7,7 +7,7 @@ import pytest
 from configs import tiny
 from experiments.lib.results import Results
 from experiments.lib.workdir import claim_workdir
-from memalpha.data import store
+from memalpha.data import built_sets, squad
 from memalpha.data.__main__ import main
 from memalpha.data.instance import Instance, Question
 from memalpha.lm.cache import DiskCache
@@ -38,15 +38,18 @@ def test_only_a_leading_tilde_stands_for_a_home_folder(home):
 
 
 def test_data_is_written_and_read_in_the_home_folder(home, capsys):
-    store.write(
+    built_sets.write(
         "~/built/squad/test", [ONE], {"source": "squad", "split": "test", "tokens": "letters"}, len
     )
     assert (home / "built" / "squad" / "test").is_dir()
-    (read,) = store.Built("~/built/squad/test")
+    (read,) = built_sets.Built("~/built/squad/test")
     assert read.chunks == ONE.chunks and read.questions == ONE.questions
     assert main(["inspect", "~/built/squad/test"]) == 0
-    assert main(["inspect", "~no-such-user/built"]) == 1
-    assert "path '~no-such-user/built'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"{home}/raw/squad"):
+        squad.load_folder("~/raw")
+    with pytest.raises(SystemExit):
+        main(["inspect", "~no-such-user/built"])
+    assert "'~no-such-user/built'" in capsys.readouterr().err
 
 
 def test_workdirs_and_results_are_there_too(home):
