@@ -90,7 +90,10 @@ def plot_lengths(ax: plt.Axes, results: Sequence[Mapping]) -> None:
     if len(sources) > 1:
         tokens, r1 = [row["chunk_tokens"] for row in whole], [row["r1"] for row in whole]
         ax.plot(tokens, r1, "o--", color="black", label="mean")
+    lengths = sorted({round(result["rows"]["mean"]["chunk_tokens"]) for result in results})
     ax.set(ylim=(0, 1.05), xscale="log", xlabel="tokens of the stream")
+    ax.set_xticks(lengths, [f"{tokens:,}" for tokens in lengths])
+    ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
 
 
