@@ -107,7 +107,7 @@ def test_the_code_of_extending_runs_and_each_part_is_short(tmp_path, monkeypatch
 
     view = names["card_episode"].view
     assert view.semantic and not view.core and not view.episodic
-    assert names["card_episode"].r1 == 1 and names["cards_env"].recent == 4
+    assert names["card_episode"].r1 == 1 and names["cards_env"].prompt.recent == 4
     assert [e.r1 for e in names["forgetful"]] == pytest.approx([1 / 3, 1 / 3])
 
     batch, advantages = names["batch"], names["advantages"]
