@@ -1,6 +1,8 @@
-"""The trained writer of a run as a folder that `transformers` and serving engines can load.
+"""The trained writer of a run, or a GGUF file, as a folder that `transformers` and serving engines
+can load.
 
     python -m experiments.export --workdir=runs/tiny --out=writer
+    python -m experiments.export --workdir=model.Q4_K_M.gguf --out=model --dtype=bfloat16
 
 Writes config.json, safetensors and the tokenizer; adapters are merged and a critic is left out.
 """
@@ -10,10 +12,13 @@ import sys
 from absl import app, flags, logging
 
 from experiments.progress import console
-from memalpha.policy import load_run
+from memalpha.models import find_file
+from memalpha.policy import load_policy, load_run
 from memalpha.weights import export
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a checkpoint.", required=True)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a run with a checkpoint, or a GGUF file.", required=True
+)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not be there yet.", required=True)
 DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; none: as trained.")
 
@@ -21,7 +26,8 @@ DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; no
 def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
     try:
-        policy = load_run(WORKDIR.value)
+        start = WORKDIR.value
+        policy = load_run(start) if find_file(start) is None else load_policy(start)
         done = export(policy.params, policy.model, OUT.value, policy.env.tokenizer, DTYPE.value)
     except ValueError as error:
         sys.exit(str(error))
