@@ -1,6 +1,8 @@
-"""The trained writer of a run as a folder that `transformers` and serving engines can load.
+"""The trained writer of a run, or a GGUF file, as a folder that `transformers` and serving engines
+can load.
 
     python -m experiments.export --workdir=runs/tiny --out=writer
+    python -m experiments.export --workdir=model.Q4_K_M.gguf --out=model --dtype=bfloat16
 
 Writes config.json, safetensors and the tokenizer; adapters are merged and a critic is left out.
 """
@@ -13,7 +15,9 @@ from experiments.lib.progress import console
 from memalpha.policy import load_policy
 from memalpha.weights import export
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a checkpoint.", required=True)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a run with a checkpoint, or a GGUF file.", required=True
+)
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not be there yet.", required=True)
 DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; none: as trained.")
 

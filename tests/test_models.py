@@ -4,18 +4,20 @@ import hashlib
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from experiments.needs import build_setting
 from gguf_files import llama, llama_tensors
-from memalpha.lm_flax import FlaxModel, stated_context
 
 from configs import tiny
+from experiments import export as export_command
+from experiments.lib.needs import build_setting
 from memalpha import models, sharding
 from memalpha.data.download import Remote
 from memalpha.hub import find_folder, read_config
+from memalpha.lm.local import FlaxModel, stated_context
 from memalpha.models import MODELS, Packaged, bring, models_folder
 from memalpha.policy import load_policy
 from memalpha.tokenizer import load_tokenizer
@@ -137,6 +139,15 @@ def test_a_gguf_file_is_a_model_wherever_a_folder_is(small, tmp_path):
     ours, again = (FlaxModel.load(start, "float32") for start in ("small", str(out)))
     assert ours.stop_ids == again.stop_ids == [0]
     assert ours.generate(chats, 6) == again.generate(chats, 6)
+
+
+def test_the_export_command_takes_a_file_too(small, tmp_path, monkeypatch):
+    given = {"WORKDIR": "small", "OUT": str(tmp_path / "out"), "DTYPE": "bfloat16"}
+    for name, value in given.items():
+        monkeypatch.setattr(export_command, name, SimpleNamespace(value=value))
+    export_command.main(None)
+    assert read_config(tmp_path / "out") == read_config(small)
+    assert len(load_tokenizer(str(tmp_path / "out"))) == 261
 
 
 def test_a_plan_of_a_run_takes_the_shape_of_the_file(small):

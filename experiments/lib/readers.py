@@ -1,8 +1,8 @@
 """From the fields `config.reader` and `config.judge` to functions on language models.
 
-`engine` is "offline" (rules, no model), "flax" (a Qwen3 folder or hub id in this process) or
-"server" (OpenAI-compatible). The key of a server comes from the environment variable that
-`key_variable` names and is written nowhere.
+`engine` is "offline" (rules, no model), "flax" (a model folder, GGUF file or hub id in this
+process) or "server" (OpenAI-compatible). The key of a server comes from the environment variable
+that `key_variable` names and is written nowhere.
 """
 
 import json
