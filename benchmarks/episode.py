@@ -34,6 +34,7 @@ from experiments.train import make_learner, training_batch
 from memalpha import learner, memory, sampler
 from memalpha.batch import plan_micro_batches
 from memalpha.episode import Clock, Writer
+from memalpha.paths import user_path
 from memalpha.rollout import run_episodes
 from memalpha.writer import policy_writer
 
@@ -132,10 +133,10 @@ def main() -> None:
     parser.set_defaults(warmup=6)  # micro-batches of several widths have to be compiled
     parser.add_argument("--workdir", default="", help="a run whose trained policy writes")
     args = parser.parse_args()
-    if args.workdir and not Path(args.workdir, "config.json").is_file():
+    if args.workdir and not (user_path(args.workdir) / "config.json").is_file():
         sys.exit(f"--workdir={args.workdir} is no workdir of run_experiment.py")
     given = {
-        "workdir": args.workdir and str(Path(args.workdir).absolute()),
+        "workdir": args.workdir and str(user_path(args.workdir).absolute()),
         "arguments": QUICK if args.quick else "",
     }
     (timing,) = run(args, CONTENDERS, given)

@@ -8,8 +8,6 @@ note, of the poor writer that the warm start imitates, and of the baselines; the
 poor writer's prompts and responses against their limits. The tokenizer is that of the workdir.
 """
 
-from pathlib import Path
-
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
@@ -20,6 +18,7 @@ from experiments.lib.objects import build_environment, build_tokenizer
 from experiments.lib.writers import perfect_writer, poor_writer
 from experiments.main_job import SIMPLE_MEMORIES
 from memalpha.episode import Episode
+from memalpha.paths import user_path
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that keeps the tokenizer.")
@@ -51,7 +50,7 @@ def print_sizes(episodes: list[Episode], sources: list[str], limits: tuple[int, 
 
 def main(argv: list[str]) -> None:
     config = CONFIG.value
-    workdir = Path(WORKDIR.value)
+    workdir = user_path(WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
     env = build_environment(config, build_tokenizer(config, workdir))
     sources = list(config.data.sources)

@@ -2,7 +2,7 @@
 
     python run_experiment.py --config=configs/qwen3_0_6b_single_gpu.py --config.data.dir=DIR \\
         --workdir=runs/qwen3_0_6b
-    python -m experiments.plan --config=configs/qwen3_0_6b_single_gpu.py      (what it needs; no GPU)
+    python -m experiments.plan --config=configs/qwen3_0_6b_single_gpu.py     (what it needs)
 
 Batches of 4 instances x 8 rollouts, prompts to 3,072 tokens and responses to 1,024; all else is as
 there, and so are DIR, the download and the arguments (beta, gamma, released, lora, smoke, ppo,

@@ -2,7 +2,7 @@
 
     python run_experiment.py --distributed=auto --config=configs/qwen3_4b.py \\
         --config.data.dir=DIR --workdir=runs/qwen3_4b        (the same command on every host)
-    python -m experiments.plan --config=configs/qwen3_4b.py --devices=32      (what it needs; no pod)
+    python -m experiments.plan --config=configs/qwen3_4b.py --devices=32      (what it needs)
 
 Meant for 32 GPUs of 80 GB; fsdp=-1 takes however many there are. The workdir is a folder that all
 hosts see. Downloads Qwen/Qwen3-4B unless `model.path` is a folder of it; DIR holds the published

@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.memory.update(core_tokens=48, entry_tokens=96)
     # A line of SQuAD is a whole passage, so that "a line that is worth nothing" is not to be had.
     config.warm_start.update(keep_filler=0.0, steps=700)
-    # As its table in docs/experiments.md was made; a step costs about twice one of tiny.
+    # As its table in docs/results.md was made; a step costs about twice one of tiny.
     config.rl.update(steps=150, instances=6, schedule="stable_decay")
     config.rl.update(optimizer="adamw", learning_rate=6e-4)
     config.reward.gamma = 0.1

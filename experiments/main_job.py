@@ -35,7 +35,7 @@ from memalpha.baselines import BASELINES
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Episode
 from memalpha.model import ModelConfig, Params
-from memalpha.policy import write_spec
+from memalpha.policy_spec import write_spec
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 

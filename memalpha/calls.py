@@ -27,7 +27,9 @@ _SPACE_CLOSE = re.compile(rf"\s*{CALL_CLOSE}")
 _FLOWER = re.compile("|".join((FUNCTION, *RESULTS)))
 _COLON = re.compile(r"[ \t]*:?")
 _NEXT_OBJECT = re.compile(r"[\s,]*(?=\{)")
-_STRING_ENDS = re.compile(r"[\"']\s*[}\]]")
+# Where a content ends that went on behind what was read: before a bracket, or another key.
+_STRING_ENDS = re.compile(r"[\"']\s*(?:,?\s*[}\]]|,\s*[\"']\w+[\"']\s*:)")
+_BEGIN = re.compile(rf"{FUNCTION}:?\s*[\w.-]+\s*{ARGS}|{'|'.join(RESULTS)}")
 _BARE_CALL = re.compile(r"\{\s*[\"']?name[\"']?\s*:")
 _CUT_OFF = "the call has no end: the response was cut off or another call began inside it"
 _NO_JSON = "no JSON object that can be read whole, even after repair"
@@ -64,7 +66,7 @@ def scan_calls(
     for parse in _parsers(dialect, bare):
         parsed = list(parse(rest))
         raws += [raw for raw, _ in parsed]
-        rest = _blank(rest, [(begin, raw.end) for raw, begin in parsed])
+        rest = _blank(rest, _spans(parsed, len(rest)))
     return [_understood(raw, known, start) for raw in sorted(raws, key=lambda raw: raw.end)]
 
 
@@ -81,6 +83,16 @@ def _parsers(dialect: str, bare: bool) -> list[Callable[[str], Parsed]]:
     parsers = {"qwen3": _parse_qwen3, "qwen_agent": _parse_qwen_agent}
     own = parsers.pop(dialect)
     return [own, *parsers.values(), _parse_bare] if bare else [own]
+
+
+def _spans(parsed: list[tuple[RawCall, int]], length: int) -> list[tuple[int, int]]:
+    """Begin and end of every call; what follows a broken one, up to the next, may be a part of its
+    content, and belongs to it."""
+    spans, following = [], length
+    for raw, begin in reversed(parsed):
+        spans.append((begin, following if raw.error else raw.end))
+        following = begin
+    return spans[::-1]
 
 
 def _blank(text: str, spans: list[tuple[int, int]]) -> str:
@@ -109,9 +121,10 @@ def _parse_qwen3(text: str) -> Parsed:
                 begin = own_end
         else:
             matching = _matching_marks(text) if matching is None else matching
-            following, close = text.find(CALL_OPEN, end), text.find(CALL_CLOSE, end)
+            following = text.find(CALL_OPEN, end)
             following = len(text) if following < 0 else following
-            if 0 <= close < following:
+            close = text.find(CALL_CLOSE, end, following)
+            if close >= 0:
                 raw = RawCall(None, None, _NO_JSON, close + len(CALL_CLOSE))
             elif begin in matching and following < len(text):
                 raw = RawCall(None, None, _NESTED, matching[begin])
@@ -126,15 +139,16 @@ def _objects_in_marks(text: str, start: int, after: int) -> tuple[list | None, i
     """The objects between an opening mark that ends at `start` and its closing mark, and the end of
     that; (None, `after`) if they cannot be read.
 
-    The closing mark is the last one before the next opening mark, or, where a content holds such a
-    mark, the last one of all.
+    The closing mark is the last one before the next opening mark, since others may be a part of a
+    content. It is one itself where a string ends behind it.
     """
     following = text.find(CALL_OPEN, after)
-    for limit in dict.fromkeys((following if following >= 0 else len(text), len(text))):
-        close = text.rfind(CALL_CLOSE, after, limit)
-        if close >= 0 and (objects := read_objects(text[start:close])):
-            return objects, close + len(CALL_CLOSE)
-    return None, after
+    limit = following if following >= 0 else len(text)
+    close = text.rfind(CALL_CLOSE, after, limit)
+    if close < 0 or _STRING_ENDS.search(text, close, limit):
+        return None, after
+    objects = read_objects(text[start:close])
+    return objects, close + len(CALL_CLOSE) if objects else after
 
 
 def _matching_marks(text: str) -> dict[int, int]:
@@ -188,10 +202,18 @@ def _further_arguments(text: str, name: str, value: dict, places: tuple[int, int
         start = further.end()
         objects = read_objects(text[start:stop], needs_end=True) or [(None, stop - start, False)]
         calls += [(value, start + own_end, repaired) for value, own_end, repaired in objects]
+    elif _STRING_ENDS.search(text, end, _next_begin(text, end)):
+        calls = [(None, end, False)]
     for place, (value, own_end, repaired) in enumerate(calls, start=1):
         own_end = stop if place == len(calls) else own_end
         yield RawCall(name, value, "" if value is not None else _NO_JSON, own_end, repaired), begin
         begin = own_end
+
+
+def _next_begin(text: str, at: int) -> int:
+    """Where the next call or result begins that is more than a mark in a text."""
+    following = _BEGIN.search(text, at)
+    return following.start() if following else len(text)
 
 
 def _quoted_end(text: str, mark: re.Match | None) -> int:

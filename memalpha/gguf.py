@@ -120,7 +120,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         "rope_theta": _decimal(_get(header, "rope.freq_base", 10_000.0)),
         "rope_scaling": _rope_scaling(header, head_dim),
         "tie_word_embeddings": "output.weight" not in header.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in header.tensors,
+        "attention_bias": not kind.biases and "blk.0.attn_q.bias" in header.tensors,
     }
     if kind.model_type == "gemma3_text":
         return config | _gemma_fields(header, config)

@@ -292,8 +292,10 @@ def write_config(
         unlike = [n for n in names if getattr(config, n) != getattr(back, n)]
         values = ", ".join(f"{n} {getattr(config, n)!r}" for n in unlike if n != "max_positions")
         raise ValueError(f"{folder}: a model of family {config.family!r} cannot have {values}")
+    # Null without a tokenizer: readers would take the ids of the family's first model.
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    stated |= {name: getattr(tokenizer, name, None) for name in special}
     if tokenizer is not None:
-        stated |= {k: getattr(tokenizer, k) for k in ("eos_token_id", "pad_token_id")}
         tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(stated, indent=1, sort_keys=True) + "\n")
 

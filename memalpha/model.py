@@ -122,6 +122,8 @@ class ModelConfig:
     window_rope_theta: float | None = None
 
     def __post_init__(self):
+        if self.rope_scaling is not None:  # from JSON it is a plain tuple
+            object.__setattr__(self, "rope_scaling", RopeScaling(*self.rope_scaling))
         best = best_attention(self.dtype, self.head_dim)
         if self.attention == "auto":
             object.__setattr__(self, "attention", best)

@@ -13,7 +13,7 @@ from memalpha.episode import MemorySpec
 from memalpha.hub import find_folder, read_config
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig
-from memalpha.policy import EnvironmentSpec, PolicySpec, PromptSettings, RetrievalSettings
+from memalpha.policy_spec import EnvironmentSpec, PolicySpec, PromptSettings, RetrievalSettings
 
 CHOICES = ("dtype", "param_dtype", "remat", "scan_layers", "attention")
 

@@ -5,83 +5,27 @@ pretrained chat model.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from memalpha import lora
+from memalpha import lora, old_workdir
 from memalpha.checkpoint import restore_params
-from memalpha.episode import Environment, MemorySpec, ReadingSpec, Writer
+from memalpha.episode import Environment, Writer
 from memalpha.hub import find_folder, read_config
-from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.paths import user_path
+from memalpha.policy_spec import POLICY, PolicySpec, from_plain
 from memalpha.prompts import PromptSpec, load_template
 from memalpha.tokenizer import load_tokenizer
 from memalpha.tools import parse_prompted_calls
 from memalpha.weights import load_params
 from memalpha.writer import policy_writer
 
-POLICY, CONFIG = "policy.json", "config.json"  # in the workdir of a run
+CONFIG = "config.json"  # of a run, beside POLICY
 CHECKPOINTS = "checkpoints"  # a folder a stage in it
-
-
-@dataclass(frozen=True)
-class PromptSettings:
-    """`PromptSpec` in plain values; `template` is a name or a folder."""
-
-    template: str
-    dialect: str
-    enabled: tuple[bool, bool, bool]
-    recent: int
-    prompt_tokens: int
-    response_tokens: int
-
-
-@dataclass(frozen=True)
-class RetrievalSettings:
-    """The part of `ReadingSpec` that a run is trained with; readers and judges are given anew."""
-
-    retriever: str
-    dimensions: int
-    top_k: int
-
-
-@dataclass(frozen=True)
-class EnvironmentSpec:
-    """An environment in plain values, without tokenizer, reader and judges."""
-
-    prompt: PromptSettings
-    memory: MemorySpec
-    reading: RetrievalSettings
-
-    def build(self, tokenizer) -> Environment:
-        """The environment with the offline reader and judge."""
-        prompt = asdict(self.prompt) | {"template": load_template(self.prompt.template)}
-        return Environment(
-            PromptSpec(tokenizer, **prompt), self.memory, ReadingSpec(**asdict(self.reading))
-        )
-
-
-@dataclass(frozen=True)
-class PolicySpec:
-    """All that a trained writer is, but for its parameters; what `policy.json` holds.
-
-    tokenizer: folder, where a relative one is in the workdir, or hub id. base: folder or hub id of
-    the model that training began from and that adapters belong to; "" from scratch. stage: the
-    checkpoints that hold the trained writer.
-    """
-
-    title: str
-    tokenizer: str
-    base: str
-    model: ModelConfig
-    lora: LoraConfig
-    environment: EnvironmentSpec
-    stage: str = "rl"
 
 
 @dataclass(frozen=True)
@@ -100,14 +44,6 @@ class Policy:
         )
 
 
-def write_spec(workdir: Path, spec: PolicySpec) -> None:
-    """Writes `policy.json`; whole or not at all."""
-    path = workdir / POLICY
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(asdict(spec), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
 def read_spec(workdir: str | Path) -> PolicySpec | None:
     """The spec of a run, also of one from before there was a `policy.json`; None: no workdir.
 
@@ -121,8 +57,6 @@ def read_spec(workdir: str | Path) -> PolicySpec | None:
     settings = _read_json(folder / CONFIG)
     if not isinstance(settings, dict) or "model_type" in settings:
         return None  # of a model in the hub's layout
-    from memalpha import old_workdir  # which needs the structs of this module
-
     return old_workdir.read_spec(settings, folder / CONFIG)
 
 
@@ -173,33 +107,6 @@ def _load_run(folder: Path, spec: PolicySpec, stage: str, step: int | None) -> P
         params = lora.merge(params, base, spec.lora)
     env = spec.environment.build(tokenizer)
     return Policy(f"{spec.title}, {stage} step {step}", spec.model, params, env)
-
-
-def from_plain(cls: type, value: Any, where: Path | str) -> Any:
-    """A dataclass from the plain object that `asdict` made of it, dataclasses in it too.
-
-    Raises ValueError, naming `where` and the field, where fields are missing, unknown or wrong.
-    """
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where}: a JSON object is expected for {cls.__name__}")
-    names = {field.name: field for field in fields(cls)}
-    if unknown := sorted(value.keys() - names.keys()):
-        raise ValueError(f"{where}: unknown fields {', '.join(unknown)}; of a newer version?")
-    given = {}
-    for name, item in value.items():
-        kind = names[name].type
-        if is_dataclass(kind):
-            given[name] = from_plain(kind, item, f"{where}: {name}")
-        else:
-            given[name] = _tuples(item)
-    try:
-        return cls(**given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _tuples(item: Any) -> Any:
-    return tuple(map(_tuples, item)) if isinstance(item, list) else item
 
 
 def _read_json(path: Path) -> Any:

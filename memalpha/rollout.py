@@ -307,9 +307,9 @@ def to_batch(
 ) -> Batch:
     """Rows of all steps, episode by episode, filled to `rows` (numpy).
 
-    Consecutive runs of `rollouts` episodes belong to one instance. Rewards stay apart. Rows of an
-    episode without any judged question are not valid, nor are those of a step whose calls the judge
-    failed on.
+    Consecutive runs of `rollouts` episodes belong to one instance. The rewards stay apart. Rows of
+    an episode without any judged question are not valid, nor are those of a step whose calls the
+    judge failed on.
     """
     steps = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
     batch = from_tokens(
@@ -318,8 +318,8 @@ def to_batch(
         prompt_tokens,
         response_tokens,
     )
-    shape = batch.tokens.completion.shape
-    logps = np.full(shape, np.nan, np.float32)  # no log-prob: neutral, counted
+    # NaN where there is no log-prob: neutral in the loss, and counted.
+    logps = np.full(batch.tokens.completion.shape, np.nan, np.float32)
     for row, (_, step) in enumerate(steps):
         if step.response.logps is not None:
             logps[row, : len(step.response.logps)] = step.response.logps

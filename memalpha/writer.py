@@ -39,7 +39,8 @@ def policy_writer(
 
     rows: the most of a device batch; more turns than that go in several batches, fewer in one of
     `row_bucket` rows. key: an episode samples from (key, chunk, episode) alone. min_prefix: what
-    all prompts of `env` begin with is computed once if it has so many tokens; 0: never. clock: takes the time of rendering.
+    all prompts of `env` begin with is computed once if it has so many tokens; 0: never. clock: takes
+    the time of rendering.
     """
     spec, clock = env.prompt, Clock() if clock is None else clock
     stop_ids = jnp.asarray([spec.tokenizer.eos_token_id], jnp.int32)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from chat_server import reply
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,8 @@ from memalpha.checkpoint import CheckpointError, open_checkpoints, save
 from memalpha.data import synthetic
 from memalpha.episode import Environment
 from memalpha.learner import init_state
+from memalpha.lm.roles import lm_writer
+from memalpha.lm.server import ServerModel
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import init_params
 from memalpha.optimizer import OptimizerConfig, make_optimizer
@@ -137,6 +140,34 @@ def test_answers_come_with_the_chunk_they_come_from(env):
     for empty in (agent.ask, agent.observe, agent.chat):
         with pytest.raises(ValueError, match="empty"):
             empty("  ")
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["tool_calls", "text"])
+def test_what_a_model_on_a_server_calls_is_stored(env, chat_server, apart):
+    arguments = {"memory_type": "semantic", "content": "Rex is a dog."}
+    call = {"name": "new_memory_insert", "arguments": json.dumps(arguments)}
+    calls = [{"id": "1", "type": "function", "function": call}]
+    text = insert("Rex is a dog.")
+    answer = reply(None, "tool_calls", tool_calls=calls) if apart else reply(text)
+    chat_server.behave = lambda body, number: answer
+    engine = ServerModel(chat_server.url, "m", retries=0)
+    agent = MemoryAgent(env, lm_writer(env, engine))
+    (event,) = agent.observe("Rex is a dog.")
+    assert [entry.text for entry in agent.memory.semantic] == ["Rex is a dog."]
+    assert event.calls[0]["outcome"] == "ok" and event.response == text
+    names = {tool["function"]["name"] for tool in chat_server.bodies[0]["tools"]}
+    assert names == {"new_memory_insert", "memory_update", "memory_delete"}
+    engine.close()
+
+
+def test_a_model_that_only_thought_changes_nothing(env, chat_server):
+    chat_server.behave = lambda body, number: reply(None, reasoning_content="Rex is a dog, so")
+    engine = ServerModel(chat_server.url, "m", retries=0)
+    agent = MemoryAgent(env, lm_writer(env, engine, on_failure=lambda message: None))
+    with pytest.raises(RuntimeError, match="nothing was stored: reasoning but no text"):
+        agent.observe("Rex is a dog.")
+    assert agent.store.namespaces() == []
+    engine.close()
 
 
 def test_history_says_who_replaced_what_by_what(env):

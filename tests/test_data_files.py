@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memalpha.data import cut, files, nlu, squad, text, trec
+from memalpha.data import cut, files, nlu, squad, surrogates, text, trec
 from memalpha.data.sizes import Sizes
 
 
@@ -77,15 +77,15 @@ def test_escapes_are_understood_wherever_a_block_ends(parts, size):
     while block := source.read(size):
         blocks.append(block)
     (expected,), (read,) = json.loads(raw), json.loads(b"".join(blocks))
-    assert read == re.sub("[\ud800-\udfff]", text.LOST_HALF, expected)
+    assert read == re.sub("[\ud800-\udfff]", surrogates.LOST_HALF, expected)
 
 
 def test_half_a_surrogate_pair_in_a_key_is_cleaned():
     with pytest.warns(UserWarning, match="x: 3"):
-        cleaned = text.clean_surrogates({"a\ud800": 1}, "x: 3")
+        cleaned = surrogates.clean_surrogates({"a\ud800": 1}, "x: 3")
     assert cleaned == {"a\ufffd": 1}
     same = {"a": [None, 1.5, "\U0001f600"]}
-    assert text.clean_surrogates(same, "x") is same
+    assert surrogates.clean_surrogates(same, "x") is same
 
 
 def test_a_squad_context_cut_in_an_emoji_is_read_and_its_offsets_stay(tmp_path):

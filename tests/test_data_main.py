@@ -95,7 +95,7 @@ def test_losses_and_files_not_read_are_printed_and_the_losses_written(raw, tmp_p
     _, losses, unread, *_ = capsys.readouterr().out.splitlines()
     losses = losses.removeprefix("trec_coarse").strip()
     assert (
-        losses == "left out: 2 train sentences that stand in test too, 3 sentences with two classes"
+        losses == "left out: 3 sentences with two classes, 2 train sentences that stand in test too"
     )
     assert unread.split() == ["trec_coarse", "files", "not", "read:", "test-half2.json"]
     for split in ("train", "test"):

@@ -98,13 +98,16 @@ def test_the_code_of_extending_runs_and_each_part_is_short(tmp_path, monkeypatch
 
     steps = names["moved"].steps
     assert [s.outcomes for s in steps] == [[Outcome.OK], [Outcome.DUPLICATE], [Outcome.DUPLICATE]]
-    assert names["moved"].view.episodic[0].text == "2024/05/06: I moved." and steps[0].r4 == 1
+    assert (
+        names["moved"].view.episodic[0].text == "2024/05/06: I moved. With Ida, Zoë."
+        and steps[0].r4 == 1
+    )
     (refused,) = names["parse"](names["call"].replace("2024/05/06", " "), "qwen3")
     assert refused.error == "give date and what, both as text"
 
     view = names["card_episode"].view
     assert view.semantic and not view.core and not view.episodic
-    assert names["card_episode"].r1 == 1 and names["cards_env"].recent == 4
+    assert names["card_episode"].r1 == 1 and names["cards_env"].prompt.recent == 4
     assert [e.r1 for e in names["forgetful"]] == pytest.approx([1 / 3, 1 / 3])
 
     batch, advantages = names["batch"], names["advantages"]

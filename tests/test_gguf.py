@@ -1,6 +1,9 @@
 """GGUF files: config and tensors in the hub's terms, each type, and files that are refused."""
 
+from functools import partial
+
 import gguf
+import jax
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
@@ -15,9 +18,14 @@ from gguf_files import (
     random_blocks,
     write,
 )
+from safetensors.numpy import load_file
 
 from memalpha.gguf import Tensor, is_gguf, read_config, read_tensors
 from memalpha.gguf_file import SUPPORTED, read_header
+from memalpha.hub import parse_config
+from memalpha.hub import read_config as hub_config
+from memalpha.model import init_params
+from memalpha.weights import export, load_params
 
 FEW = {f"x{i}.weight": np.zeros(1) for i in range(62)}
 FEW |= {"token_embd.weight": np.zeros((11, 32)), "output.weight": np.zeros((11, 32))}
@@ -139,6 +147,71 @@ def test_other_architectures_keep_the_order_and_gemma_loses_its_one(tmp_path):
     got = tensors[layer + "pre_feedforward_layernorm.weight"]
     assert np.array_equal(got[:], norm - 1)
     assert np.array_equal(tensors["model.embed_tokens.weight"][:], embedding)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FAMILIES = {  # model_type of the hub -> architecture of the file, and its own fields of both
+    "llama": (
+        "llama",
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 8192},
+            "tie_word_embeddings": False,
+        },
+        {"rope.freq_base": 5e5, "attention.key_length": 16},
+    ),
+    "qwen2": ("qwen2", {"rope_theta": 1e6, "head_dim": 8}, {"rope.freq_base": 1e6}),
+    "qwen3": (
+        "qwen3",
+        {"rope_theta": 1e6, "tie_word_embeddings": True},
+        {"rope.freq_base": 1e6, "attention.key_length": 16},
+    ),
+    "smollm3": (
+        "smollm3",
+        {"rope_theta": 2e6, "no_rope_layers": [1] * 3 + [0, 1, 1, 1], "head_dim": 8},
+        {"rope.freq_base": 2e6},
+    ),
+    "gemma3_text": (
+        "gemma3",
+        {
+            **{"rope_theta": 1e6, "rope_local_base_freq": 1e4, "query_pre_attn_scalar": 16},
+            **{"sliding_window": 12, "hidden_activation": "gelu_pytorch_tanh"},
+        },
+        {"attention.key_length": 16, "attention.sliding_window": 12, "rope.freq_base": 1e6},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_and_its_conversion_are_the_same_model(tmp_path, family):
+    """Written as llama.cpp would, with the names of the `gguf` package; each family of the hub."""
+    architecture, hub, ours = FAMILIES[family]
+    given = {
+        **{"model_type": family, "vocab_size": 11, "hidden_size": 32, "num_hidden_layers": 7},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+        **{"intermediate_size": 48, "rms_norm_eps": 1e-6, "max_position_embeddings": 64, **hub},
+    }
+    config = parse_config(given, "config.json")
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    folder = export(params, config, tmp_path / "folder")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], 7)
+    stored = {}
+    for name, x in load_file(folder / "model.safetensors").items():
+        for part, heads in (("q_proj.weight", 4), ("k_proj.weight", 2)):
+            if part in name and family in ("llama", "smollm3"):
+                x = interleave(x, heads)
+        if "norm" in name and family == "gemma3_text":
+            x = x + 1
+        stored[table.get_name(name, (".weight", ".bias"))] = x
+    if family == "llama":
+        stored["rope_freqs.weight"] = llama3_factors(8.0)
+    fields = {"block_count": 7, "feed_forward_length": 48, "context_length": 64}
+    path = write(tmp_path / "m.gguf", architecture, SIZES | fields | ours, stored)
+    assert hub_config(path) == hub_config(folder) == config
+    close = partial(np.testing.assert_allclose, rtol=0, atol=2e-7 * (family == "gemma3_text"))
+    jax.tree.map(close, load_params(path, config), params)
 
 
 @pytest.mark.parametrize("kind", SUPPORTED)

@@ -154,7 +154,11 @@ def test_the_content_judge_is_asked_of_contents_alone():
         ('```json\n{"VALID": True, "ISSUES": ["none"]}\n```', Verdict(True)),
         ('{"VALID": "false", "ISSUES": "one"}', Verdict(False)),
         ('{"VALID": false}', Verdict(False)),
+        ('As {"VALID": false} asks: {"VALID": true}', Verdict(True)),
+        ('{"VALID": true, "EXPLANATION": "It says "no", which: is "fine"."}', Verdict(True)),
         *[(text, None) for text in ("", None, "yes", "{}", '{"VALID": "perhaps"}', "}{", "[true]")],
+        *[('{"VALID": true, "ISSUES": ' + loop, None) for loop in ("[" * 330, "[{}, " * 900)],
+        ('{"VALID": true, "ISSUES": ' + "[" * 330 + "]" * 330, None),
     ],
 )
 def test_verdicts_in_json_slightly_broken_or_not_there(reply, verdict):
@@ -243,6 +247,13 @@ def test_a_prompted_writer_writes_in_the_environment_it_is_given(micro):
     assert env.memory.entry_tokens == 4 * 512  # bytes
     other = prompted_environment(micro.tokenizer)
     assert other.tokenizer is micro.tokenizer and other.entry_tokens == 512
+
+
+def test_a_prompted_writer_may_call_in_bare_json():
+    env = replace(prompted_environment(), score_judge=scoring.recall_judge)
+    engine = Scripted(lambda text: "```json\n" + insert("In the box.")[12:-13] + "\n```")
+    (episode,) = run_episodes(env, [lme(1, "x")], lm_writer(env, engine))
+    assert [e.text for e in episode.view.semantic] == ["In the box."] and episode.steps[0].r2 == 1
 
 
 def test_a_prompted_writer_shows_as_many_entries_as_fit():

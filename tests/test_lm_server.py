@@ -328,6 +328,7 @@ REFUSALS = {
 def test_a_server_that_refuses_tools_is_asked_without_and_it_is_said_once(
     chat_server, engine, refusal, caplog
 ):
+    caplog.set_level("WARNING", "absl")
     chat_server.behave = lambda body, number: refusal if "tools" in body else "here"
     tools = tool_schemas((True, True, True))
     asked = engine(concurrency=1)

@@ -186,7 +186,7 @@ def test_a_dead_server_is_said_before_any_work(workdir, chat_server):
 
 def test_commands_that_open_a_run_as_it_is_ask_first_too(workdir, chat_server, monkeypatch, micro):
     policy = Policy("p", micro.model, {}, micro.env)
-    monkeypatch.setattr("experiments.lib.objects.load_run", lambda workdir: policy)
+    monkeypatch.setattr("experiments.lib.objects.load_policy", lambda workdir, stage: policy)
     assert open_trained(workdir)[1].env.reading.answerer.name.startswith("reads, ")
     chat_server.behave = lambda body, number: fails(401, "who are you?")
     with pytest.raises(SystemExit, match="401: who are you"):

@@ -7,7 +7,7 @@ import pytest
 
 from memalpha.baselines import no_memory
 from memalpha.baselines.scripted import perfect
-from memalpha.data import lexicon, synthetic
+from memalpha.data import lexicon, synthetic, tales
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_response
@@ -47,7 +47,7 @@ def entities(instance):
     words = re.findall(r"\w+", text)
     pairs = {" ".join(pair) for pair in zip(words, words[1:], strict=False)}
     found = pairs & ALL_ENTITIES
-    asked = re.findall(rf"^(.*){re.escape(synthetic.LABEL_TAIL)}", text, re.MULTILINE)
+    asked = re.findall(rf"^(.*){re.escape(tales.LABEL_TAIL)}", text, re.MULTILINE)
     return found | {*asked, *re.findall(r"^Sentence: (.*)\nLabel: ", text, re.MULTILINE)}
 
 
@@ -79,7 +79,7 @@ def test_splits_share_no_person_firm_thing_place_or_request(family):
 def test_every_word_of_an_entity_is_seen_in_training():
     for kind in ("people", "firms", "things", "places"):
         split_words = {
-            split: {word for name in synthetic._owned(kind, split) for word in name.split()}
+            split: {word for name in tales._owned(kind, split) for word in name.split()}
             for split in synthetic.SPLITS
         }
         assert split_words["test"] <= split_words["train"]
@@ -113,7 +113,7 @@ def test_instances_have_what_their_family_promises():
     examples = {line.removeprefix("Sentence: ") for line in lines_of(labels)}
     assert len(labels.metadata["label_names"]) == 3
     for question in labels.questions:  # asked sentences are new, their labels are known
-        assert question.question.removesuffix(synthetic.LABEL_TAIL) not in examples
+        assert question.question.removesuffix(tales.LABEL_TAIL) not in examples
         assert question.answers[0] in labels.metadata["label_names"]
     story = synthetic.generate("story", "train", 0, chunks=4)
     assert len(story.questions) == 1 and len(story.questions[0].answers) == 5

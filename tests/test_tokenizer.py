@@ -73,6 +73,20 @@ def test_special_tokens_are_apart_from_text(micro):
     assert decode(tokenizer, [*encode(tokenizer, "ab"), tokenizer.eos_token_id]) == "ab"
 
 
+@pytest.mark.parametrize("marks", [["<tool_call>", "</tool_call>"], ["<think>", "</think>\n"]])
+def test_marks_that_are_special_tokens_stay_in_the_text(marks, tmp_path):
+    tokenizer = train_tokenizer(CORPUS, 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*marks, "<|turn|>"]})
+    tokenizer.save_pretrained(tmp_path)
+    words = f"parrot {marks[0]} {{ é☃}} {marks[1]} <|turn|>x"
+    for each in (tokenizer, load_tokenizer(str(tmp_path))):
+        ids = encode(each, words)
+        assert each.convert_tokens_to_ids(marks[0]) in ids
+        assert marks[0] not in each.decode(ids, skip_special_tokens=True)
+        assert decode(each, [*ids, each.eos_token_id]) == words.replace("<|turn|>", "")
+        assert decode(each, []) == ""
+
+
 def test_numbers_come_in_pieces_of_at_most_four_digits():
     digits = train_tokenizer(["20190314 " * 50], 400)
     pieces = [decode(digits, [t]) for t in encode(digits, "20190314")]

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from memalpha.tools import (
     format_response,
     memory_type_index,
     parse_calls,
+    parse_prompted_calls,
     tool_schemas,
 )
 
@@ -205,6 +207,210 @@ def test_a_call_quoted_in_a_broken_off_text_is_not_run(dialect):
     quoted = format_call(INSERT, insert().arguments, dialect)
     outer = format_call(INSERT, insert(f"they wrote {quoted} and").arguments, dialect)
     assert "no end" in one(outer[: outer.index(" and")], dialect).error
+
+
+# ---------------------------------------------------- nothing is lost, and nothing done unmeant
+
+WORDS = ("Ida", "boat", "said", "no", "3 km", "Zoë", "it's", " ", " ", " ")
+MARKS = ('"', '"', '"', "'", ", ", ": ", "{", "}", "[", "]", "\n", "</tool_call>", "<tool_call>")
+MARKS += ("✿FUNCTION✿: ", "✿ARGS✿: ", "</think>", "<think>", '",', '"}', '"}}', "```", "\\", "null")
+MARKS += ('"x"', '"memory_id": ', '{"name": "memory_delete", "arguments": {"memory_type": "core"}}')
+# After this, sound JSON has ended: nobody can know that the content was to go on.
+ENDS_BY_ITSELF = re.compile(r'"\s*(?:,\s*"\w+"\s*:|\}+\s*</tool_call>)')
+
+
+def spell(text, how):
+    """The text as a JSON string, with the mistake that a model makes."""
+    if how == "sound":
+        return json.dumps(text, ensure_ascii=False)
+    text = text.replace("\\", "\\\\")
+    text = text if how == "raw line breaks" else text.replace("\n", "\\n")
+    if how == "single quotes":
+        return "'" + text.replace("'", "\\'") + "'"
+    return f'"{text}"' if how == "bare quotes" else '"' + text.replace('"', '\\"') + '"'
+
+
+def written(rng, dialect, number):
+    """A call, the text in which a careless model writes it, and whether quotes stand bare."""
+    how = rng.choice(["sound", "bare quotes", "bare quotes", "raw line breaks", "single quotes"])
+    words = [rng.choice(rng.choice([WORDS, MARKS])) for _ in range(rng.randrange(1, 12))]
+    content = "".join(words) + f" {number}."
+    if how != "sound":  # else the mark ends the thinking, with all that was before it
+        content = content.replace("<think>", "").replace("</think>", "")
+    if how == "bare quotes" and ENDS_BY_ITSELF.search(content):
+        return written(rng, dialect, number)
+    key, name = rng.choice([("content", INSERT), ("new_content", UPDATE)])
+    arguments = {"memory_type": rng.choice(["core", "semantic"]), key: content, "memory_id": 7}
+    arguments = arguments if name == UPDATE else insert(content, arguments["memory_type"]).arguments
+    spelled = [
+        f'"{k}": {spell(v, how) if k == key else json.dumps(v)}' for k, v in arguments.items()
+    ]
+    rng.shuffle(spelled)
+    body = "{" + ", ".join(spelled) + rng.choice(["", "", ","]) + "}"
+    if dialect == "qwen_agent":
+        text = f"✿FUNCTION✿: {name}\n✿ARGS✿: {body}"
+    else:
+        body = f'{{"name": "{name}", "arguments": {body}}}'
+        body = rng.choice([body, body, body[:-1], body[:-2], body + "}"])
+        text = wrapped(rng.choice(["\n%s\n", "%s", "```json\n%s\n```"]) % body)
+    return Call(name, arguments), text, how == "bare quotes"
+
+
+@pytest.mark.parametrize("parse", [parse_calls, parse_prompted_calls])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_content_is_stored_as_it_was_meant_or_its_call_is_malformed(dialect, parse):
+    whole = 0
+    for seed in range(1500):
+        rng = random.Random(seed)
+        calls = [written(rng, dialect, number) for number in range(rng.randint(1, 3))]
+        meant, text = [call for call, _, _ in calls], "\n".join(text for _, text, _ in calls)
+        cut = rng.random() < 0.3 and not any(bare for _, _, bare in calls)
+        parsed = parse(text[: rng.randrange(len(text) + 1)] if cut else text, dialect)
+        sound = [call for call in parsed if not call.error]
+        assert all(call in meant for call in sound) and len(sound) <= len(meant), text
+        nested = any("inside the broken JSON" in call.error for call in parsed)
+        assert cut or nested or "think>" in text or len(parsed) >= len(meant), text
+        whole += len(sound)
+    assert whole > 1000
+
+
+def insert_text(content):
+    arguments = f'{{"memory_type": "semantic", "content": "{content}"}}'
+    return f'{{"name": "{INSERT}", "arguments": {arguments}}}'
+
+
+DROP = format_call(DELETE, {"memory_type": "semantic", "memory_id": 1}, "qwen3")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "content, is_whole",
+    [
+        ('Mira said "no", Ana said "yes": they split.', False),
+        ('Label map: "music": 3, "travel": 5', False),
+        ('"Ida", "Isa", "Ina" are boats.', False),
+        ('He said "hi" to "us".', True),
+        ('5" pipes', False),
+        ("a\n</tool_call> b", True),
+        ('a\n"</tool_call>" b', True),
+        ("it's \\_so\\_", True),
+        ('said "a", "memory_type": "core", "content": "b', False),
+        (f"they wrote {DROP} here", False),
+        (f"{DROP} and\n{DROP}.", False),
+    ],
+)
+def test_quotes_and_marks_in_a_content_by_hand(dialect, content, is_whole):
+    text = wrapped(insert_text(content))
+    if dialect == "qwen_agent":
+        text = (
+            f"✿FUNCTION✿: {INSERT}\n✿ARGS✿: "
+            + insert_text(content).partition('"arguments": ')[2][:-1]
+        )
+    call = one(text, dialect)
+    assert call == insert(content) if is_whole else call.error
+
+
+def test_a_quoted_call_of_the_other_dialect_is_not_run():
+    quoted = format_call(DELETE, {"memory_type": "core"}, "qwen_agent")
+    text = f'✿FUNCTION✿: {INSERT}\n✿ARGS✿: {{"memory_type": "core", "content": "say {quoted} now"}}'
+    for parse in (parse_calls, parse_prompted_calls):
+        (call,) = parse(text, "qwen_agent")
+        assert "neither is run" in call.error
+
+
+@pytest.mark.parametrize("joint", ["\n", "", ", "])
+def test_several_objects_in_one_call_are_several_calls(joint):
+    objects = [insert_text("A"), insert_text("B"), DROP[11:-12].strip()]
+    expected = [insert("A"), insert("B"), Call(DELETE, {"memory_type": "semantic", "memory_id": 1})]
+    for body in (
+        joint.join(objects),
+        f"[{joint.join(objects)}]",
+        f"```json\n[{joint.join(objects)}",
+    ):
+        parsed = parse_calls(wrapped(body) + "\n" + DROP, "qwen3")
+        assert parsed == [*expected, expected[-1]]
+        assert [c.end for c in parsed] == sorted({c.end for c in parsed})
+    both = (
+        '{"memory_type": "semantic", "content": "A"}%s{"memory_type": "semantic", "content": "B"}'
+    )
+    text = f"✿FUNCTION✿: {INSERT}\n✿ARGS✿: " + both % joint
+    assert parse_calls(text, "qwen_agent") == expected[:2]
+    broken = parse_calls(text[:-1], "qwen_agent")
+    assert broken[0] == insert("A") and "no JSON object" in broken[1].error
+    assert "no JSON object" in one(wrapped(insert_text("A") + " and so on")).error
+
+
+def test_a_key_that_stands_twice_is_malformed():
+    body = '{"memory_type": "core", "content": "a", "content": "b"}'
+    assert one(wrapped(f'{{"name": "{INSERT}", "arguments": {body}}}')).error
+    assert one(f"✿FUNCTION✿: {INSERT}\n✿ARGS✿: {body}", "qwen_agent").error
+
+
+def test_a_repaired_call_has_no_argument_of_another_tool():
+    text = f'{{"name": "{INSERT}", "arguments": {{"memory_type": "core", "content": "a", %s,}}}}'
+    assert "no argument 'mood'" in one(wrapped(text % '"mood": "x"')).error
+    assert "no argument 'content2'" in one(wrapped(text % '"content2": {"x": "y"}')).error
+    body = f'{{"name": "{DELETE}", "arguments": {{"memory_type": "core", "memory_id": "1 or 2",}}}}'
+    assert "no memory type or id" in one(wrapped(body)).error
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ('"{\\"memory_type\\": \\"semantic\\", \\"memory_id\\": 12}"', 12),
+        ('{"memory_type": "semantic", "memory_id": 12.0}', 12),
+        ('{"memory_type": "semantic", "memory_id": 12.5}', "neither a whole number nor a string"),
+        ('{"memory_type": "semantic", "memory_id": 1e999}', "neither a whole number nor a string"),
+        ('"semantic"', "arguments are missing: they are no JSON object"),
+        ('["semantic"]', "arguments are missing: they are no JSON object"),
+    ],
+)
+def test_arguments_as_a_string_and_ids_with_a_point(arguments, expected):
+    call = one(wrapped(f'{{"name": "{DELETE}", "arguments": {arguments}}}'))
+    if isinstance(expected, str):
+        assert expected in call.error
+    else:
+        assert call == Call(DELETE, {"memory_type": "semantic", "memory_id": expected})
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_only_what_follows_the_last_thinking_counts_and_ends_count_from_the_start(dialect):
+    drop = format_call(DELETE, {"memory_type": "core"}, dialect)
+    add = format_call(INSERT, insert("a </think> b").arguments, dialect)
+    for before in ("<think>", "", "Well. <think>", f"{drop}<think>x</think>{drop}<think>"):
+        text = f"{before}I could {drop} … so no.</think>\n{add}"
+        call = one(text, dialect)
+        assert call == insert("a </think> b") and call.end == len(text)
+    assert parse_calls(f"{drop} <think> {add}", dialect) == []
+    assert parse_calls(f"{drop}</think> So, nothing.", dialect) == []
+
+
+def test_bare_calls_count_for_prompted_writers_alone():
+    drop = Call(DELETE, {"memory_type": "semantic", "memory_id": 1})
+    bare = DROP[11:-12].strip()
+    for text, expected in [
+        (f"Sure:\n```json\n{insert_text('A')}\n```\nand {bare}", [insert("A"), drop]),
+        (f"[{insert_text('A')}, {bare}]", [insert("A"), drop]),
+        (f"{DROP} {insert_text('B')}", [drop, insert("B")]),
+        (insert_text("A").replace("arguments", "parameters"), [insert("A")]),
+        (f'{{"tool_calls": [{{"function": {bare}}}]}}', [drop]),
+        ("{name: 'memory_delete', arguments: {memory_type: 'semantic', memory_id: 1}}", [drop]),
+        ('{"facts": [], "name": "Ida"} {1, 2}', []),
+    ]:
+        assert parse_prompted_calls(text, "qwen3") == expected
+        assert parse_prompted_calls(text, "qwen_agent") == expected
+        assert parse_calls(text, "qwen3") == [drop] * text.count("<tool_call>")
+    (cut,) = parse_prompted_calls(insert_text("A")[:-9] + bare, "qwen3")
+    assert cut.error
+    assert parse_prompted_calls(f"{DROP[:-15]} {insert_text('B')}", "qwen3")[0].error
+    assert len(parse_prompted_calls(f"{DROP[:-15]} {insert_text('B')}", "qwen3")) == 1
+
+
+def test_arguments_of_a_tool_of_ones_own_are_all_there():
+    arguments = {"tags": ["a\ud800", {"b": [1.5, None]}], "memory_type": True}
+    call = one(format_call("note", arguments, "qwen3"))
+    assert call.arguments == {"tags": ["a\ufffd", {"b": [1.5, None]}], "memory_type": True}
+    assert "unknown tool 'note'" in call.error
 
 
 def test_text_after_a_result_is_ignored():

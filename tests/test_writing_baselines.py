@@ -455,6 +455,22 @@ def test_memgpt_counts_calls_that_fail(env):
     assert recall.rejected == 3 and len(recall.view.semantic) == 2
 
 
+def test_memgpt_takes_bare_calls_and_no_parts_of_a_content(env):
+    line = '{"name": "archive_insert", "arguments": {"content": "%s", "heartbeat": false}}'
+    model = says(
+        "So: " + line % "Ida is a boat.",
+        "<tool_call>" + line % 'Mira said "no", Ana said "yes": they split.' + "</tool_call>",
+        "<tool_call>" + line % 'He said "hi" to us.' + "</tool_call>",
+        "Done.",
+    )
+    recall = run(env, "memgpt", model, "c1", "c2", "c3")
+    assert [e.text for e in recall.view.semantic] == ["Ida is a boat.", 'He said "hi" to us.']
+    assert recall.rejected == 1 and "failed: no JSON object" in model.texts[2]
+    broken = '{"name": "core_append", "arguments": {"content": "a", "old": "b",}}'
+    (raw,) = memgpt.read_calls(f"<tool_call>{broken}</tool_call>", "qwen3")
+    assert "core_append has no argument 'old'" in raw.error
+
+
 # ------------------------------------------------------------------------------------------ Mem0
 
 
@@ -552,12 +568,36 @@ def test_mem0_extracts_with_a_summary_and_the_end_of_the_chunk_before(env):
         ('{"facts": ["\\ud800"]}', (["\ufffd"], 0)),
         ('{"facts": "a"}', ([], 1)),
         ("[]", ([], 1)),
+        ('As in {"facts": []} I answer: {"facts": ["Ida is a boat."]}', (["Ida is a boat."], 0)),
+        ('{"facts": ["a", "b"]} {"facts": ["c"]}', (["c"], 2)),
+        ('{"facts": ["He said "hi" to us."]}', (['He said "hi" to us.'], 0)),
+        ('{"facts": ["x", "Mira said "no", Ana said "yes": they split."]}', (["x"], 1)),
+        ('{"facts": [""Ida", "Isa", "Ina" are boats."]}', ([], 1)),
+        ('{"facts": ["a", "b", "c', (["a", "b"], 1)),
+        ('{"facts": ' + "[" * 400, ([], 1)),
         ("no facts", ([], 1)),
         ("", ([], 1)),
     ],
 )
 def test_the_facts_of_a_reply(text, expected):
     assert mem0.read_facts(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "decision"),
+    [
+        (decide("delete", id="[2]"), ("DELETE", 2, "")),
+        ('{"operation": "UPDATE", "id": 3.0, "text": " say "hi" "}', ("UPDATE", 3, 'say "hi"')),
+        ('{"operation": "UPDATE", "id": 3, "text": "x", "y": 5, "so" it is"}', ("", -1, "")),
+        ('{"operation": "ADD"} No: {"operation": "NOOP"}', ("NOOP", -1, "")),
+        (decide("DELETE", id="9" * 5000), ("DELETE", -1, "")),
+        ('{"operation": "DELETE", "id": ' + "9" * 5000 + "}", ("DELETE", -1, "")),
+        (decide(["ADD"], id={}, text=[]), ("['ADD']", -1, "")),
+        ('{"operation": "UPDATE", "id": 3, "text": "cut', ("", -1, "")),
+    ],
+)
+def test_the_decision_of_a_reply(reply, decision):
+    assert mem0.read_decision(reply) == decision
 
 
 def test_of_a_long_list_that_was_cut_off_the_beginning_counts():

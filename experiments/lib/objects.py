@@ -27,14 +27,8 @@ from memalpha.model import ModelConfig, Params, init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.paths import user_path
-from memalpha.policy import (
-    EnvironmentSpec,
-    Policy,
-    PolicySpec,
-    PromptSettings,
-    RetrievalSettings,
-    load_policy,
-)
+from memalpha.policy import Policy, load_policy
+from memalpha.policy_spec import EnvironmentSpec, PolicySpec, PromptSettings, RetrievalSettings
 from memalpha.prompts import load_template, template_fragments
 from memalpha.sharding import (
     check_heads,

@@ -66,22 +66,35 @@ def draw_curves(workdir: Path, title: str) -> Path:
 def draw_lengths(workdir: Path, results: Sequence[Mapping]) -> Path:
     """length.png: r1 and time a chunk against the length of the stream (see experiments.length)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    sources = {source for result in results for source in result["rows"]} - {"mean"}
-    for source in sorted(sources):
-        some = [r["rows"][source] for r in results if source in r["rows"]]
-        tokens, r1 = [row["chunk_tokens"] for row in some], [row["r1"] for row in some]
-        left.plot(tokens, r1, "o-", label=source.removeprefix("synthetic_"))
-    left.set(title="r1 against length", ylim=(0, 1.05), xscale="log", xlabel="tokens of the stream")
+    plot_lengths(left, results)
+    left.set(title="r1 against length")
     tokens = [result["rows"]["mean"]["chunk_tokens"] for result in results]
     right.plot(tokens, [1e3 * result["seconds_a_chunk"] for result in results], "o-", color="gray")
     right.set(title="time", ylim=(0, None), xscale="log", ylabel="ms a chunk (all rows)")
     left.legend(frameon=False)
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
+    right.grid(alpha=0.3)
     path = workdir / "length.png"
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def plot_lengths(ax: plt.Axes, results: Sequence[Mapping]) -> None:
+    """r1 of each source against the tokens of its stream; the mean where all sources were read."""
+    sources = sorted({source for result in results for source in result["rows"]} - {"mean"})
+    for source in sources:
+        rows = [result["rows"][source] for result in results if source in result["rows"]]
+        tokens, r1 = [row["chunk_tokens"] for row in rows], [row["r1"] for row in rows]
+        ax.plot(tokens, r1, "o-", label=source.removeprefix("synthetic_"))
+    whole = [result["rows"]["mean"] for result in results if result["rows"].keys() >= {*sources}]
+    if len(sources) > 1:
+        tokens, r1 = [row["chunk_tokens"] for row in whole], [row["r1"] for row in whole]
+        ax.plot(tokens, r1, "o--", color="black", label="mean")
+    lengths = sorted({round(result["rows"]["mean"]["chunk_tokens"]) for result in results})
+    ax.set(ylim=(0, 1.05), xscale="log", xlabel="tokens of the stream")
+    ax.set_xticks(lengths, [f"{tokens:,}" for tokens in lengths])
+    ax.set_xticks([], minor=True)
+    ax.grid(alpha=0.3)
 
 
 def draw_sweep(folder: Path, results: Sequence[Mapping]) -> Path:

@@ -53,12 +53,13 @@ def run_scripts(
     temperature: float,
     seed: int,
 ) -> list[Recall]:
-    """Runs one script an instance, all in lockstep; a reply has at most `env.prompt.response_tokens`.
+    """Runs one script an instance, all in lockstep, with replies of at most
+    `env.prompt.response_tokens`.
 
     An instance whose model fails to answer ends there, with the model's own words in `failure`.
 
     Raises:
-        PromptTooLong: `env.prompt.prompt_tokens` leaves no room for the text; a setting, not a failure.
+        PromptTooLong: `env.prompt.prompt_tokens` leaves no room for the text: a wrong setting.
         ValueError: the model gives another number of generations than there are chats.
     """
     scripts = [script(validate(instance)) for instance in instances]
@@ -264,7 +265,7 @@ def check_room(env: Environment, empty: Chat, held: int) -> None:
 def no_room(env: Environment, room: int) -> PromptTooLong:
     """The error for prompts that have no room to speak of for text: a setting, not a failure."""
     return PromptTooLong(
-        f"a prompt of {env.prompt.prompt_tokens} tokens leaves {max(room, 0)} for the text, beside the"
-        f" instructions and the memory; it takes {MIN_PIECE}: raise the prompt budget or make"
+        f"a prompt of {env.prompt.prompt_tokens} tokens leaves {max(room, 0)} for the text, beside"
+        f" the instructions and the memory; it takes {MIN_PIECE}: raise the prompt budget or make"
         " the memory smaller"
     )

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from memalpha.data import (
     SOURCES,
@@ -42,8 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status. What is wrong with the data goes to stderr."""
     args = _parser().parse_args(arguments)
     try:
-        for name, value in vars(args).items():
-            setattr(args, name, user_path(value) if isinstance(value, Path) else value)
         status = args.run(args) or 0
         sys.stdout.flush()
         return status
@@ -62,6 +61,37 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True)
+    _add_build(commands)
+    add = commands.add_parser("inspect", help="print statistics and an instance")
+    add.set_defaults(run=_inspect)
+    add.add_argument("folder", type=user_path)
+    add.add_argument("--instance", type=int, default=0)
+    add.add_argument("--letters", type=int, default=600, help="of each text shown")
+
+    add = commands.add_parser("stratify", help="draw the training subset of table 7")
+    add.set_defaults(run=_stratify)
+    add.add_argument("--built", type=user_path, required=True)
+    add.add_argument("--out", type=user_path, required=True)
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--subset", default="", help="source=count,... instead of table 7")
+    add.add_argument("--overwrite", action="store_true")
+    _tokenizer_flag(add)
+
+    add = commands.add_parser("leakage", help="questions and paragraphs in both of two sets")
+    add.set_defaults(run=_leakage)
+    add.add_argument("training", type=user_path)
+    add.add_argument("evaluated", type=user_path)
+
+    add = commands.add_parser("download", help="fetch published files")
+    add.set_defaults(run=_download)
+    add.add_argument("--source", default="all")
+    add.add_argument(
+        "--out", type=user_path, required=True, help="the data folder: --raw_dir of build"
+    )
+    return parser
+
+
+def _add_build(commands: Any) -> None:
     add = commands.add_parser("build", help="from originals or a published parquet")
     add.set_defaults(run=_build)
     add.add_argument("--source", default="", help=f"comma-separated, or all: {', '.join(SOURCES)}")
@@ -93,34 +123,6 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--drop_unanswerable", action="store_true")
     add.add_argument("--overwrite", action="store_true")
     _tokenizer_flag(add)
-
-    add = commands.add_parser("inspect", help="print statistics and an instance")
-    add.set_defaults(run=_inspect)
-    add.add_argument("folder", type=user_path)
-    add.add_argument("--instance", type=int, default=0)
-    add.add_argument("--letters", type=int, default=600, help="of each text shown")
-
-    add = commands.add_parser("stratify", help="draw the training subset of table 7")
-    add.set_defaults(run=_stratify)
-    add.add_argument("--built", type=user_path, required=True)
-    add.add_argument("--out", type=user_path, required=True)
-    add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--subset", default="", help="source=count,... instead of table 7")
-    add.add_argument("--overwrite", action="store_true")
-    _tokenizer_flag(add)
-
-    add = commands.add_parser("leakage", help="questions and paragraphs in both of two sets")
-    add.set_defaults(run=_leakage)
-    add.add_argument("training", type=user_path)
-    add.add_argument("evaluated", type=user_path)
-
-    add = commands.add_parser("download", help="fetch published files")
-    add.set_defaults(run=_download)
-    add.add_argument("--source", default="all")
-    add.add_argument(
-        "--out", type=user_path, required=True, help="the data folder: --raw_dir of build"
-    )
-    return parser
 
 
 def _tokenizer_flag(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +205,7 @@ def _build_originals(args: argparse.Namespace, options: build.Options) -> int:
 
 def _print_losses(source: str, left_out: dict[str, int]) -> None:
     if left_out:
-        losses = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        losses = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left_out.items()))
         print(f"{source:<25}left out: {losses}")
 
 

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from memalpha.data.text import LFS_PREFIX, LOST_HALF, clean_surrogates, refuse_pointer
+from memalpha.data.surrogates import LOST_HALF, clean_surrogates
+from memalpha.data.text import LFS_PREFIX, refuse_pointer
 from memalpha.paths import user_path
 
 DOWNLOADS = "downloads.json"  # what `download` keeps beside the files that it fetched
@@ -107,7 +108,7 @@ _PAIR = 12  # bytes of an escaped surrogate pair
 
 
 class _Escapes:
-    """A file of JSON as ijson reads it, with `text.LOST_HALF` for half a surrogate pair.
+    """A file of JSON as ijson reads it, with `surrogates.LOST_HALF` for half a surrogate pair.
 
     ijson puts a question mark for the first half of a pair and stops at the second.
     """

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from memalpha.data.files import jsonl_records, write_text
-from memalpha.data.text import clean_surrogates
+from memalpha.data.surrogates import clean_surrogates
 from memalpha.paths import user_path
 
 Generate = Callable[[list[str]], list[str | None]]

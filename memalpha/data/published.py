@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from memalpha.data import cut, files, text
 from memalpha.data.instance import Instance, Question, validate
 from memalpha.data.names import LABELLED, family
+from memalpha.data.surrogates import clean_surrogates
 from memalpha.paths import user_path
 
 BATCH = 8  # rows read at once: an instance of the benchmark has up to 3 MB
@@ -66,12 +67,7 @@ def read(
     """
     path = user_path(path)
     digest = files.digest(path)
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        problem = str(error).splitlines()[0][:200]
-        raise ValueError(f"{path}: no readable parquet ({problem}); is it cut off?") from error
-    with file:
+    with _open(path) as file:
         layout = _layout(file.schema_arrow.names, path)
         make = _from_rows if layout == "memalpha" else partial(
             _from_context, chunk_tokens=chunk_tokens, count_tokens=count_tokens, names=names or {}
@@ -92,18 +88,22 @@ def read(
             if name in seen:
                 raise ValueError(f"{where}: instance_id {name!r} stands already at {seen[name]}")
             seen[name] = number
-            metadata |= {
-                "split": split,
-                "files": {path.name: digest},
-                "record": f"{path.name}:{number}",
-            }
-            metadata.setdefault(
-                "question_ids", [f"{path.name}:{number}:{i}" for i in range(len(questions))]
-            )
+            row = f"{path.name}:{number}"
+            ids = [f"{row}:{i}" for i in range(len(questions))]
+            origin = {"split": split, "files": {path.name: digest}, "record": row}
+            metadata = {"question_ids": ids} | metadata | origin
             try:
                 yield validate(Instance(source, name, chunks, questions, metadata))
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        problem = str(error).partition("\n")[0][:200]
+        raise ValueError(f"{path}: no readable parquet ({problem}); is it cut off?") from error
 
 
 def _check_labels(questions: tuple[Question, ...], where: str) -> None:
@@ -136,7 +136,7 @@ def _records(file: pq.ParquetFile, columns: list[str], path: Path) -> Iterator[t
                     raise ValueError(
                         f"{path}: record {number}: not UTF-8 ({error.reason})"
                     ) from error
-                yield number, text.clean_surrogates(record, f"{path}: record {number}: ")
+                yield number, clean_surrogates(record, f"{path}: record {number}: ")
                 number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: damaged after record {number - 1} ({error})") from error
@@ -153,7 +153,7 @@ def _decode(value: Any, kind: type, where: str) -> Any:
     """A list or object, or the JSON text of one."""
     if isinstance(value, str):
         try:
-            value = text.clean_surrogates(json.loads(value), where)
+            value = clean_surrogates(json.loads(value), where)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: no {kind.__name__} and no JSON of one ({error})") from error
     if not isinstance(value, kind):
@@ -196,7 +196,7 @@ def _add_details(
             return questions, {}  # a text of another kind; Mem-alpha's column is free
     if not isinstance(value, dict):
         return questions, {}
-    value = text.clean_surrogates(value, f"{where}: metadata")
+    value = clean_surrogates(value, f"{where}: metadata")
     details: dict[str, list[str]] = {}
     for name in _DETAILS:
         if not (items := value.get(name)):
@@ -280,15 +280,11 @@ def source_names(path: str | Path) -> list[str]:
     """The names of the sources in a parquet file, in the order of their first rows."""
     path = user_path(path)
     files.digest(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            layout = _layout(file.schema_arrow.names, path)
-            column = "data_source" if layout == "memalpha" else "metadata"
-            names = (
-                _source(record, layout, f"{path}: record {number}")
-                for number, record in _records(file, [column], path)
-            )
-            return list(dict.fromkeys(names))
-    except (pa.ArrowInvalid, OSError) as error:
-        problem = str(error).splitlines()[0][:200]
-        raise ValueError(f"{path}: no readable parquet ({problem}); is it cut off?") from error
+    with _open(path) as file:
+        layout = _layout(file.schema_arrow.names, path)
+        column = "data_source" if layout == "memalpha" else "metadata"
+        names = (
+            _source(record, layout, f"{path}: record {number}")
+            for number, record in _records(file, [column], path)
+        )
+        return list(dict.fromkeys(names))
