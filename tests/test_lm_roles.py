@@ -10,9 +10,10 @@ from chat_server import fails
 from memalpha import scoring
 from memalpha.agent import terminal as cli
 from memalpha.agent.memory_agent import MemoryAgent
+from memalpha.data import synthetic
 from memalpha.data.instance import Instance, Question
 from memalpha.judge import Verdict
-from memalpha.lm.interface import Generation
+from memalpha.lm.interface import Generation, check_seeds, own_seed
 from memalpha.lm.roles import (
     CRITERIA,
     lm_content_judge,
@@ -312,3 +313,34 @@ def test_the_command_line_with_a_model_on_a_server(chat_server, tmp_path, capsys
     chat_server.behave = lambda body, number: fails(401, "who are you?")
     with pytest.raises(SystemExit, match="who are you.*OPENAI_API_KEY"):
         cli.main(["observe", *writer, store, "Rex is a cat."])
+
+
+class Seeded(Scripted):
+    """Says its seed, so that equal samples are equal texts."""
+
+    def generate(self, prompts, max_new_tokens, temperature=0.0, seed=0, tools=None):
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+        return [Generation(insert(f"The seed is {number}.")) for number in seeds]
+
+
+def test_a_sample_of_a_prompted_writer_depends_on_episode_and_chunk_alone(micro):
+    """Also where rows are refilled: its seed was once that of the first turn's chunk."""
+    env = micro.env.replace(prompt_tokens=2000)
+    instances = [synthetic.generate("facts", "train", n, chunks=n) for n in (3, 1, 2, 1)]
+
+    def texts(rows, temperature):
+        writer = lm_writer(env, Seeded(None), temperature, seed=5)
+        episodes = run_episodes(env, instances, writer, rows=rows, ask=False)
+        return [[step.text for step in episode.steps] for episode in episodes]
+
+    together = texts(0, 0.7)
+    assert texts(2, 0.7) == texts(1, 0.7) == together
+    assert len({text for episode in together for text in episode}) == 7
+    assert len({text for episode in texts(2, 0.0) for text in episode}) == 1  # greedy: no seed
+
+
+def test_seeds_that_do_not_fit_the_chats_are_refused():
+    check_seeds(3, 2), check_seeds([3, 4], 2)
+    with pytest.raises(ValueError, match="2 chats but 3 seeds"):
+        check_seeds([1, 2, 3], 2)
+    assert own_seed(1, 2, 3) != own_seed(1, 3, 2) and 0 <= own_seed(0, 5) < 2**31

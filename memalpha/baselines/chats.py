@@ -5,6 +5,7 @@ and returns the final memory. `run_scripts` advances the scripts of all instance
 the model always gets one full batch.
 """
 
+import zlib
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from memalpha import prompts, scoring
 from memalpha.data.cut import pieces
 from memalpha.data.instance import Instance, validate
 from memalpha.episode import Environment, Recall, count_tokens, encode_text
-from memalpha.lm.interface import Chat, LanguageModel
+from memalpha.lm.interface import Chat, LanguageModel, own_seed
 from memalpha.memory import Entry, MemoryView
 from memalpha.paths import user_path
 from memalpha.prompts import BUILT_IN, PromptTooLong
@@ -56,27 +57,33 @@ def run_scripts(
     """Runs one script an instance, all in lockstep, with replies of at most
     `env.prompt.response_tokens`.
 
-    An instance whose model fails to answer ends there, with the model's own words in `failure`.
+    An instance whose model fails to answer ends there, with the model's own words in `failure`. At
+    a temperature above 0 a reply depends on its instance and turn, not on the other instances.
 
     Raises:
         PromptTooLong: `env.prompt.prompt_tokens` leaves no room for the text: a wrong setting.
         ValueError: the model gives another number of generations than there are chats.
     """
     scripts = [script(validate(instance)) for instance in instances]
+    numbers = [zlib.crc32(f"{i.source}/{i.instance_id}".encode()) for i in instances]
     recalls = [Recall([], 0) for _ in instances]
-    said: dict[int, str | None] = dict.fromkeys(range(len(scripts)))  # None starts a script
-    while said:
+    replies: dict[int, str | None] = dict.fromkeys(range(len(scripts)))  # None starts a script
+    while replies:
         asked: dict[int, Chat] = {}
-        for i, text in said.items():
+        for i, text in replies.items():
             try:
                 asked[i] = scripts[i].send(text)
             except StopIteration as end:
                 recalls[i] = _finished(env, instances[i], recalls[i], end.value)
-        said = {}
+        replies = {}
         if not asked:
             break
+        own = [own_seed(seed, numbers[i], recalls[i].generations) for i in asked]
         answers = model.generate(
-            list(asked.values()), env.prompt.response_tokens, temperature, seed
+            list(asked.values()),
+            env.prompt.response_tokens,
+            temperature,
+            own if temperature else seed,
         )
         if len(answers) != len(asked):
             raise ValueError(f"{model.name}: {len(asked)} chats but {len(answers)} generations")
@@ -91,7 +98,7 @@ def run_scripts(
             if answer.error:
                 scripts[i].close()
             else:
-                said[i] = clean(answer.text)
+                replies[i] = clean(answer.text)
     return recalls
 
 

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 Chat = Sequence[Message]
+Seed = int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,14 @@ class LanguageModel(Protocol):
         prompts: Sequence[Chat],
         max_new_tokens: int,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         tools: Sequence[dict] | None = None,
     ) -> list[Generation]:
         """One generation per chat, in order; greedy at temperature 0. Does not raise for a chat
         without a reply (see `Generation.error`).
+
+        `seed`: one for all chats, whose samples then depend on their places too; or one a chat, on
+        which alone its sample depends, whatever its company.
 
         `tools`: schemas in the OpenAI format, for engines that have a channel of their own for tool
         calls. The chats describe the tools as well, so that an engine may ignore them.
@@ -90,7 +96,7 @@ class Counted:
         prompts: Sequence[Chat],
         max_new_tokens: int,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         tools: Sequence[dict] | None = None,
     ) -> list[Generation]:
         # `tools` is passed on only where it is given: engines of others may not take it.
@@ -99,3 +105,15 @@ class Counted:
         with self._lock:
             self.usage.add(generations)
         return generations
+
+
+def own_seed(seed: int, *numbers: int) -> int:
+    """A seed in [0, 2^31) for one chat, from the seed of a run and the numbers that belong to the
+    chat itself, such as episode and chunk; not its place among others."""
+    return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0] >> 1)
+
+
+def check_seeds(seed: Seed, chats: int) -> None:
+    """Raises ValueError where seeds are given a chat, and not one for each of them."""
+    if not isinstance(seed, int) and len(seed) != chats:
+        raise ValueError(f"generate: {chats} chats but {len(seed)} seeds; give one, or one a chat")

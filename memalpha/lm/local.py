@@ -20,7 +20,7 @@ from memalpha import sampler
 from memalpha.gguf import is_gguf
 from memalpha.gguf_tokenizer import stop_ids, turn_end
 from memalpha.hub import find_folder, read_config, read_fields
-from memalpha.lm.interface import Chat, Generation
+from memalpha.lm.interface import Chat, Generation, Seed, check_seeds
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import encode_messages
 from memalpha.sharding import check_heads, mesh_of, shardings, spec_of
@@ -121,15 +121,18 @@ class FlaxModel:
         prompts: Sequence[Chat],
         max_new_tokens: int,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         tools: Sequence[dict] | None = None,
     ) -> list[Generation]:
-        """See `lm.LanguageModel`. A sample depends only on the seed, the place of its chat in
-        `prompts`, and the text of the chat. A chat that does not fit the context is an error in its
-        generation. `tools` is not used: the chats describe the tools.
+        """See `lm.LanguageModel`. A sample depends on the text of its chat and on its own seed, or
+        where there is one seed for all, on that and on the place of the chat in `prompts`. A chat
+        that does not fit the context is an error in its generation. `tools` is not used: the chats
+        describe the tools.
         """
         if max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
+        check_seeds(seed, len(prompts))
+        root, numbers = (seed, range(len(prompts))) if isinstance(seed, int) else (0, seed)
         encoded = [self._encode(chat) for chat in prompts]
         room = self.context_tokens - max_new_tokens
         results = [
@@ -144,7 +147,13 @@ class FlaxModel:
             rows = self._rows(bucket + max_new_tokens, len(waiting))
             taken, waiting = waiting[:rows], waiting[rows:]
             samples = self._sample(
-                [encoded[i] for i in taken], taken, bucket, rows, max_new_tokens, temperature, seed
+                [encoded[i] for i in taken],
+                jax.random.key(root),
+                [int(numbers[i]) for i in taken],
+                bucket,
+                rows,
+                max_new_tokens,
+                temperature,
             )
             for row, i in enumerate(taken):
                 tokens = samples.tokens[row][samples.mask[row]].tolist()
@@ -172,11 +181,11 @@ class FlaxModel:
         return -(-rows // self._parts) * self._parts
 
     def _sample(
-        self, prompts, numbers, bucket, rows, max_new_tokens, temperature, seed
+        self, prompts, key, numbers, bucket, rows, max_new_tokens, temperature
     ) -> sampler.Samples:
         tokens, mask = sampler.pad_prompts(prompts, [bucket], rows)
         filler = [2**31 - 1 - i for i in range(rows - len(prompts))]
-        keys = sampler.row_keys(jax.random.key(seed), [*numbers, *filler])
+        keys = sampler.row_keys(key, [*numbers, *filler])
         limits = np.where(np.arange(rows) < len(prompts), max_new_tokens, 0)
         stops = jnp.asarray(self.stop_ids, jnp.int32)
         return jax.device_get(

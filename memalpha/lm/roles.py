@@ -18,7 +18,7 @@ from absl import logging
 from memalpha import scoring
 from memalpha.episode import Environment, Response, Turn, Writer
 from memalpha.judge import ContentJudge, Verdict, to_judge
-from memalpha.lm.interface import Chat, LanguageModel
+from memalpha.lm.interface import Chat, LanguageModel, own_seed
 from memalpha.memory import MEMORY_NAMES
 from memalpha.prompts import (
     BUILT_IN,
@@ -209,7 +209,8 @@ def lm_writer(
 
     def write(turns: Sequence[Turn]) -> list[Response]:
         chats = [chat(turn) for turn in turns]
-        own = seed + turns[0].chunk if turns else seed
+        # A sample depends on its episode and chunk alone, not on which others run beside it.
+        own = [own_seed(seed, turn.episode, turn.chunk) for turn in turns] if temperature else seed
         generations = engine.generate(
             chats, env.prompt.response_tokens, temperature, own, tools=tools
         )

@@ -26,7 +26,7 @@ from absl import logging
 
 from memalpha.lm.cache import DiskCache
 from memalpha.lm.completion import EXCERPT, error_message, read_completion, retry_after
-from memalpha.lm.interface import Chat, Generation
+from memalpha.lm.interface import Chat, Generation, Seed, check_seeds
 from memalpha.tokenizer import merge_system
 
 LONGEST_WAIT = 60.0  # seconds between two attempts
@@ -103,24 +103,28 @@ class ServerModel:
         prompts: Sequence[Chat],
         max_new_tokens: int,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: Seed = 0,
         tools: Sequence[dict] | None = None,
     ) -> list[Generation]:
         """See `lm.LanguageModel`. Equal chats are asked once at temperature 0; at others each has
-        a seed of its own.
+        a seed of its own, also of one seed for all.
 
         Raises ServerRefusedError where the server refuses the key or does not have the model.
         """
         if max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
+        check_seeds(seed, len(prompts))
         bodies, seen = [], Counter()
-        for chat in prompts:
+        for number, chat in enumerate(prompts):
             body = {"model": self.model, "messages": list(chat), "max_tokens": max_new_tokens}
             body |= {"temperature": temperature, "tools": list(tools or ()) or None}
             if temperature > 0:
-                chat_key = _digest(body)
-                body["seed"] = _own_seed(seed, seen[chat_key])
-                seen[chat_key] += 1
+                if isinstance(seed, int):
+                    chat_key = _digest(body)
+                    body["seed"] = _own_seed(seed, seen[chat_key])
+                    seen[chat_key] += 1
+                else:
+                    body["seed"] = int(seed[number])
             bodies.append({k: v for k, v in (body | self.extra).items() if v is not None})
         keys = [_digest(body) for body in bodies]
         different = dict(zip(keys, bodies, strict=True))
