@@ -122,9 +122,8 @@ class ModelConfig:
     window_rope_theta: float | None = None
 
     def __post_init__(self):
-        best = best_attention(self.dtype, self.head_dim)
         if self.attention == "auto":
-            object.__setattr__(self, "attention", best)
+            object.__setattr__(self, "attention", best_attention(self.dtype, self.head_dim))
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"ModelConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads "
@@ -142,7 +141,8 @@ class ModelConfig:
                 f"ModelConfig: window {self.window}, but window_layers {self.window_layers}; give a"
                 " window of at least 1 token"
             )
-        if self.attention == "cudnn" and best != "cudnn":
+        usable = self.attention != "cudnn" or best_attention(self.dtype, self.head_dim) == "cudnn"
+        if not usable:
             raise ValueError(
                 f"ModelConfig: attention 'cudnn' needs an NVIDIA GPU of Ampere or later, dtype"
                 f" bfloat16, and heads of a multiple of 8, to 128 (256 from Hopper on); here is"

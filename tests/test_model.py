@@ -391,3 +391,17 @@ def test_config_errors_name_the_field(change, word):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="one shape"):
         run(strong_params(CONFIG), np.ones((2, 3), int), np.ones((2, 4), bool))
+
+
+@pytest.mark.parametrize(
+    "capability, head_dim, best",
+    [("9.0", 256, "cudnn"), ("8.0", 256, "blocks"), ("8.0", 128, "cudnn"), ("9.0", 12, "blocks")],
+)
+def test_flash_attention_takes_heads_of_its_kernels_alone(monkeypatch, capability, head_dim, best):
+    device = SimpleNamespace(platform="gpu", device_kind="NVIDIA X", compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    wide = dict(head_dim=head_dim, dtype="bfloat16")
+    assert dataclasses.replace(CONFIG, attention="auto", **wide).attention == best
+    if best != "cudnn":
+        with pytest.raises(ValueError, match=f"head_dim {head_dim}: use 'auto'"):
+            dataclasses.replace(CONFIG, attention="cudnn", **wide)
