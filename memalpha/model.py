@@ -124,6 +124,8 @@ class ModelConfig:
     def __post_init__(self):
         if self.rope_scaling is not None:  # from JSON it is a plain tuple
             object.__setattr__(self, "rope_scaling", RopeScaling(*self.rope_scaling))
+        # The device is asked only where it matters: asking starts the backend, and a config can be
+        # built before several processes or virtual devices are set up.
         if self.attention == "auto":
             object.__setattr__(self, "attention", best_attention(self.dtype, self.head_dim))
         if self.num_heads % self.num_kv_heads:
@@ -143,8 +145,7 @@ class ModelConfig:
                 f"ModelConfig: window {self.window}, but window_layers {self.window_layers}; give a"
                 " window of at least 1 token"
             )
-        usable = self.attention != "cudnn" or best_attention(self.dtype, self.head_dim) == "cudnn"
-        if not usable:
+        if self.attention == "cudnn" and best_attention(self.dtype, self.head_dim) != "cudnn":
             raise ValueError(
                 f"ModelConfig: attention 'cudnn' needs an NVIDIA GPU of Ampere or later, dtype"
                 f" bfloat16, and heads of a multiple of 8, to 128 (256 from Hopper on); here is"

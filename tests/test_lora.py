@@ -23,7 +23,7 @@ from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, Transformer, init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
-from memalpha.policy import load_run
+from memalpha.policy import load_policy
 from memalpha.weights import export, load_params
 
 MODEL = ModelConfig(
@@ -212,7 +212,7 @@ def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), trained, base)
     assert moved["layers_0"]["mlp"]["up_proj"]["kernel"] and not moved["embed"]["embedding"]
     write_json(tmp_path / "config.json", json.loads(config.to_json()))
-    jax.tree.map(np.testing.assert_array_equal, load_run(tmp_path).params, trained)
+    jax.tree.map(np.testing.assert_array_equal, load_policy(tmp_path).params, trained)
     out = export(trained, model, tmp_path / "out", tokenizer)
     loaded = load_params(out, read_config(out, param_dtype="bfloat16"))
     jax.tree.map(np.testing.assert_array_equal, loaded, trained)
