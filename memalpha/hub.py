@@ -24,7 +24,8 @@ from transformers import (
 
 from memalpha import gguf
 from memalpha.gguf_file import read_header
-from memalpha.model import ModelConfig, RopeScaling
+from memalpha.model import ModelConfig
+from memalpha.model_config import RopeScaling
 from memalpha.models import find_file
 
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a hub repository

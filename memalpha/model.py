@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,154 +23,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from memalpha.attention import KV, cached_attention, causal_attention, rope_tables, rotate
+from memalpha.model_config import ACTIVATIONS, Kind, ModelConfig
 from memalpha.sharding import CACHE, LOOKUP, ROWS, constrain
 
 Array = jax.Array
 Params = Mapping[str, Any]
-KV = tuple[Array, Array]
 
-ATTENTIONS = ("blocks", "xla", "cudnn")  # and "auto": see `best_attention`
-REMATS = ("none", "full", "dots")
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
 LORA = ("lora_a", "lora_b")
-MASKED = -1e30  # finite, so that a row with no valid key averages instead of giving NaN
-MIN_BLOCK = 64  # query positions; smaller causal blocks cost more in launches than they save
-MAX_BLOCKS = 8  # causal query blocks are unrolled: bounds the size of the program
-
-
-class RopeScaling(NamedTuple):
-    """Slower rotation for a longer context, by wavelength ("llama3"; see `_frequencies`).
-
-    original: positions that the model was first trained for.
-    """
-
-    factor: float
-    low: float
-    high: float
-    original: int
-
-
-class Rope(NamedTuple):
-    """A rotary embedding: base and scaling of its frequencies."""
-
-    theta: float
-    scaling: RopeScaling | None = None
-
-
-class Kind(NamedTuple):
-    """In what layers differ. rope None: no rotary embedding; window 0: all tokens are seen."""
-
-    rope: Rope | None
-    window: int
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape and arithmetic of a model. Hashable: a static argument of every jitted function.
-
-    dtype: activations and matrix products; norms, softmax and logits are float32 at any setting.
-    remat: what the backward pass computes again: "none", "full" (all of a layer) or "dots"
-      (all but matrix products with no batch axis).
-    scan_layers: in training, all layers but the last as one loop: it compiles in the time of a
-      layer, and needs room for a copy of their weights and of its gradient.
-    attention: "blocks" (einsum over causal query blocks), or an implementation of
-      `jax.nn.dot_product_attention`: "xla", "cudnn" (flash, bfloat16 on NVIDIA GPUs). "auto"
-      becomes the best there is here.
-    family, max_positions: what files say of the model (`hub`); no arithmetic depends on them.
-    qk_norm: RMSNorm on the heads of queries and keys. qkv_bias: on their projections, and values'.
-    post_norms: RMSNorm on the output of attention and MLP too. norm_plus_one: norms multiply by
-      1 + scale. scale_embedding: by the root of the width. activation: of `ACTIVATIONS`.
-    query_pre_attn_scalar: scores are divided by its root; None: head_dim.
-    rope_scaling: of all layers but those with a base of their own.
-    no_rope_layers: numbers of the layers without rotary embedding.
-    window_layers: numbers of the layers in which a query sees `window` tokens, itself among them;
-      their rotary base is `window_rope_theta`, None: rope_theta.
-
-    Raises ValueError, which names the field and what to choose.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_size: int
-    rope_theta: float = 1e6
-    rms_eps: float = 1e-6
-    tie_embeddings: bool = True
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    value_head: bool = False
-    remat: str = "none"
-    scan_layers: bool = False
-    attention: str = "blocks"
-    family: str = "qwen3"
-    max_positions: int = 40_960
-    qk_norm: bool = True
-    qkv_bias: bool = False
-    post_norms: bool = False
-    norm_plus_one: bool = False
-    scale_embedding: bool = False
-    activation: str = "silu"
-    query_pre_attn_scalar: int | None = None
-    rope_scaling: RopeScaling | None = None
-    no_rope_layers: tuple[int, ...] = ()
-    window: int = 0
-    window_layers: tuple[int, ...] = ()
-    window_rope_theta: float | None = None
-
-    def __post_init__(self):
-        if self.rope_scaling is not None:  # from JSON it is a plain tuple
-            object.__setattr__(self, "rope_scaling", RopeScaling(*self.rope_scaling))
-        # The device is asked only where it matters: asking starts the backend, and a config can be
-        # built before several processes or virtual devices are set up.
-        if self.attention == "auto":
-            object.__setattr__(self, "attention", best_attention(self.dtype, self.head_dim))
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"ModelConfig: num_heads {self.num_heads} is not a multiple of num_kv_heads "
-                f"{self.num_kv_heads}; choose num_kv_heads that divides it"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"ModelConfig: head_dim {self.head_dim} is odd; RoPE needs it even")
-        choices = {"remat": REMATS, "attention": ATTENTIONS, "activation": tuple(ACTIVATIONS)}
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                given = getattr(self, field)
-                raise ValueError(f"ModelConfig: {field} {given!r}; use one of {allowed}")
-        if self.window_layers and self.window < 1:
-            raise ValueError(
-                f"ModelConfig: window {self.window}, but window_layers {self.window_layers}; give a"
-                " window of at least 1 token"
-            )
-        if self.attention == "cudnn" and best_attention(self.dtype, self.head_dim) != "cudnn":
-            raise ValueError(
-                f"ModelConfig: attention 'cudnn' needs an NVIDIA GPU of Ampere or later, dtype"
-                f" bfloat16, and heads of a multiple of 8, to 128 (256 from Hopper on); here is"
-                f" {jax.devices()[0].device_kind}, dtype {self.dtype} and head_dim {self.head_dim}:"
-                " use 'auto' or 'blocks'"
-            )
-
-    def kind(self, layer: int) -> Kind:
-        """In what the layer of this number may differ from others."""
-        windowed = layer in self.window_layers
-        rope = Rope(self.rope_theta, self.rope_scaling)
-        if windowed and self.window_rope_theta is not None:
-            rope = Rope(self.window_rope_theta)
-        return Kind(None if layer in self.no_rope_layers else rope, self.window if windowed else 0)
-
-
-def best_attention(dtype: str, head_dim: int = 64) -> str:
-    """Flash attention ("cudnn") where it runs: NVIDIA GPUs of compute capability 8 or more, with
-    floats of 16 bits and heads that its kernels take. Elsewhere "blocks"."""
-    device = jax.devices()[0]
-    nvidia = device.platform == "gpu" and device.device_kind.startswith("NVIDIA")
-    if not nvidia or dtype not in ("bfloat16", "float16") or head_dim % 8:
-        return "blocks"
-    capability = float(device.compute_capability)
-    widest = 256 if capability >= 9 else 128 if capability >= 8 else 0
-    return "cudnn" if head_dim <= widest else "blocks"
 
 
 @struct.dataclass
@@ -200,112 +59,6 @@ def grow(cache: Cache, slots: int) -> Cache:
         v=tuple(jnp.pad(v, (none, none, more, none)) for v in cache.v),
         valid=jnp.pad(cache.valid, (none, more)),
     )
-
-
-def rope_tables(positions: Array, head_dim: int, rope: Rope) -> tuple[Array, Array]:
-    """Cosine and sine of the rotary angles, [B, S, 1, h/2] float32 each, from positions [B, S]."""
-    frequency = _frequencies(head_dim, rope)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def _frequencies(head_dim: int, rope: Rope) -> Array:
-    """[h/2] float32. Scaled, waves that turn fewer than `low` times in the original context are
-    `factor` times slower, those that turn more than `high` times stay, and between the two the
-    frequencies are mixed in proportion (Llama 3 report, arXiv:2407.21783, and its released code).
-    """
-    half = head_dim // 2
-    frequency = rope.theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if rope.scaling is None:
-        return frequency
-    factor, low, high, original = rope.scaling
-    turns = original * frequency / (2 * math.pi)
-    unscaled = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return frequency * (unscaled + (1 - unscaled) / factor)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary embedding of x [B, S, heads, h]; the two halves of a head form the pairs, as in the
-    hub's files of all families."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def causal_attention(
-    q: Array, k: Array, v: Array, valid: Array, config: ModelConfig, window: int = 0
-) -> Array:
-    """Attention within one block of tokens: every query sees the valid keys up to its own slot, of
-    them the last `window` (0: all).
-
-    q [B,H,T,h] of the last T tokens, k [B,K,h,S], v [B,K,S,h], valid [B,S] -> [B,H,T,h]. Query
-    block i is multiplied only with the keys before its end, which saves nearly half of the square.
-    """
-    t, s = q.shape[2], v.shape[2]
-    if config.attention != "blocks":
-        # No mask but the causal one, with or without a window, which flash kernels need not read:
-        # `Transformer` has moved padding to the end. They align a shorter query with the first
-        # key, and take an even number of tokens: hence the zeros.
-        q, k, v = q.swapaxes(1, 2), k.transpose(0, 3, 1, 2), v.swapaxes(1, 2)
-        q = jnp.pad(q, ((0, 0), (s - t, 0), (0, 0), (0, 0)))
-        q, k, v = (jnp.pad(x, ((0, 0), (0, s % 2), (0, 0), (0, 0))) for x in (q, k, v))
-        out = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            scale=config.query_pre_attn_scalar and config.query_pre_attn_scalar**-0.5,
-            is_causal=True,
-            local_window_size=(window - 1, 0) if window else None,
-            implementation=config.attention,
-        )
-        return out[:, s - t : s].swapaxes(1, 2)
-    block = MIN_BLOCK * math.ceil(t / (MIN_BLOCK * MAX_BLOCKS))
-    out = []
-    for start in range(0, t, block):
-        end = min(start + block, t)
-        keys = s - t + end
-        causal = jnp.arange(keys) <= jnp.arange(s - t + start, keys)[:, None]
-        mask = valid[:, None, None, None, :keys] & causal
-        if window:
-            mask = mask & _within(valid[:, :keys], keys - (end - start), end - start, window)
-        out.append(_attend(q[:, :, start:end], k[..., :keys], v[:, :, :keys], mask, config))
-    return jnp.concatenate(out, axis=2)
-
-
-def cached_attention(
-    q: Array, k: Array, v: Array, valid: Array, index: Array, config: ModelConfig, window: int = 0
-) -> Array:
-    """Attention of new tokens over a cache: q [B,H,S,h] at slots index + [0..S) -> [B,H,S,h]; each
-    sees the last `window` tokens (0: all)."""
-    mask = valid[:, None, None, None, :]
-    s = q.shape[2]
-    if s > 1:  # a single new token sits in the last written slot: nothing lies after it
-        mask = mask & (jnp.arange(v.shape[2]) <= index + jnp.arange(s)[:, None])
-    if window:
-        mask = mask & _within(valid, index, s, window)
-    return _attend(q, k, v, mask, config)
-
-
-def _within(valid: Array, start: int | Array, count: int, window: int) -> Array:
-    """Whether keys lie in the window of the queries at slots start + [0..count): valid [B,N] ->
-    [B,1,1,count,N] bool. Counted in tokens, not in slots: padding may stand between."""
-    number = jnp.cumsum(valid, axis=1)
-    queries = lax.dynamic_slice_in_dim(number, start, count, axis=1)
-    return (queries[:, :, None] - number[:, None, :] < window)[:, None, None]
-
-
-def _attend(q: Array, k: Array, v: Array, mask: Array, config: ModelConfig) -> Array:
-    """q [B,H,S,h], k [B,K,h,N], v [B,K,N,h], mask broadcastable to [B,K,G,S,N] -> [B,H,S,h]."""
-    b, heads, s, h = q.shape
-    q = (q * (config.query_pre_attn_scalar or h) ** -0.5).reshape(b, k.shape[1], -1, s, h)
-    scores = jnp.einsum("bkgsh,bkhn->bkgsn", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, scores, MASKED)
-    weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-    out = jnp.einsum(
-        "bkgsn,bknh->bkgsh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
-    # Divided after the product: a pass over [S, h] in place of one over [S, N].
-    out = out / jnp.sum(weights, axis=-1, keepdims=True)
-    return out.astype(v.dtype).reshape(b, heads, s, h)
 
 
 class RMSNorm(nn.Module):

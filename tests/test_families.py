@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from memalpha import learner, lora, plan, sampler, sharding
 from memalpha.hub import FAMILIES, parse_config, read_config
-from memalpha.model import RopeScaling, Transformer, grow, init_params, logits
+from memalpha.model import Transformer, grow, init_params, logits
+from memalpha.model_config import RopeScaling
 from memalpha.weights import SINGLE, export, load_params
 
 FIXTURES = Path(__file__).parent / "fixtures"

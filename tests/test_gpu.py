@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from memalpha import sampler
-from memalpha.model import ModelConfig, Transformer, best_attention, init_params
+from memalpha.model import ModelConfig, Transformer, init_params
+from memalpha.model_config import best_attention
 
 pytestmark = pytest.mark.skipif(
     best_attention("bfloat16") != "cudnn", reason="no NVIDIA GPU with flash attention"
