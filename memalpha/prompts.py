@@ -134,10 +134,10 @@ def read_form(path: Path, needed: Collection[str], allowed: Collection[str] = ()
     if not form.is_valid():
         raise ValueError(f"template file {path} has a stray $: write $$ for a dollar sign")
     needed, allowed = set(needed), set(allowed)
-    found = set(form.get_identifiers())
-    if missing := needed - found:
+    present = set(form.get_identifiers())
+    if missing := needed - present:
         raise ValueError(f"template file {path} lacks ${', $'.join(sorted(missing))}: place it")
-    if unknown := found - needed - allowed:
+    if unknown := present - needed - allowed:
         raise ValueError(
             f"template file {path} has the unknown placeholders {sorted(unknown)}: "
             f"it may use {sorted(needed | allowed)}"

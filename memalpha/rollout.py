@@ -140,8 +140,8 @@ def _reseat(
     running = int((seats >= 0).sum())
     size = row_bucket(running, rows)
     if 0 < running and size < len(seats):
-        kept = np.argsort(seats < 0, kind="stable")[:size]
-        state, seats = memory.take(state, kept), seats[kept]
+        order = np.argsort(seats < 0, kind="stable")[:size]
+        state, seats = memory.take(state, order), seats[order]
     return state, seats
 
 
@@ -169,17 +169,17 @@ def memorise(
         # Rows without an episode (or a silent one) do nothing.
         of_row: list[list[tools.Call]] = [[] for _ in range(state.core.shape[0])]
         chunks = np.zeros(len(of_row), np.int32)
-        for turn, made in zip(turns, calls, strict=True):
-            of_row[turn.row], chunks[turn.row] = made, turn.chunk
+        for turn, its_calls in zip(turns, calls, strict=True):
+            of_row[turn.row], chunks[turn.row] = its_calls, turn.chunk
     with clock("apply"):
         state, outcomes = apply_calls(env, state, of_row, chunks)
     with clock("judge"):
-        every = [call for made in calls for call in made]
+        every = [call for its_calls in calls for call in its_calls]
         verdicts = env.reading.content_judge(every)
         if len(verdicts) != len(every):
             raise ValueError(f"judge: {len(every)} calls but {len(verdicts)} verdicts")
         ordered = iter(verdicts)
-        judged = [[next(ordered) for _ in made] for made in calls]
+        judged = [[next(ordered) for _ in its_calls] for its_calls in calls]
     with clock("parse"):
         steps = [
             _step(turn, *parts, outcomes[turn.row])

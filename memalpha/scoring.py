@@ -155,7 +155,7 @@ def score(
 def scores(
     claims: Sequence[Claim],
     judge: Judge | None = None,
-    said: dict[int, str] | None = None,
+    replies: dict[int, str] | None = None,
     first_box: bool = False,
 ) -> list[float]:
     r"""Score of every claim, in [0, 1]. Of a prediction only the text after the last `</think>`
@@ -165,7 +165,7 @@ def scores(
         judge: for the LongMemEval sources only, asked once for all their claims; NaN where it
             failed or said neither yes nor no. Its exceptions are not caught. A prediction of which
             nothing is left is wrong without asking.
-        said: gets the judge's replies, by the number of the claim.
+        replies: a dict that is filled with the judge's replies, by the index of the claim.
         first_box: of several `\boxed{}` answers the first counts, as in Mem-alpha's released code.
             By default the last: a reply that corrects itself is paid for its correction.
 
@@ -192,13 +192,13 @@ def scores(
         elif reply:
             asked[i] = replace(claim, prediction=reply)
     if asked:
-        replies = judge(list(asked.values()))
-        if len(replies) != len(asked):
-            raise ValueError(f"judge: {len(asked)} claims but {len(replies)} replies")
-        for i, reply in zip(asked, replies, strict=True):
+        given = judge(list(asked.values()))
+        if len(given) != len(asked):
+            raise ValueError(f"judge: {len(asked)} claims but {len(given)} replies")
+        for i, reply in zip(asked, given, strict=True):
             results[i] = float("nan") if reply is None else verdict(reply)
-            if said is not None and reply is not None:
-                said[i] = reply
+            if replies is not None and reply is not None:
+                replies[i] = reply
     return results
 
 

@@ -110,10 +110,12 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     some tokenizers hold as special tokens."""
     left_out = _special_ids_but_marks(tokenizer)
     if left_out is None:
-        kept, skip = list(ids), True
+        visible_ids, skip = list(ids), True
     else:
-        kept, skip = [token for token in map(int, ids) if token not in left_out], False
-    return tokenizer.decode(kept, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        visible_ids, skip = [token for token in map(int, ids) if token not in left_out], False
+    return tokenizer.decode(
+        visible_ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+    )
 
 
 @lru_cache(maxsize=8)

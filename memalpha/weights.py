@@ -131,28 +131,28 @@ def _open(folder: Path, opened: ExitStack) -> dict[str, Tensor]:
     return tensors
 
 
-def _check(source: str | Path, found: Mapping[str, Tensor], shapes, config: ModelConfig) -> None:
+def _check(source: str | Path, tensors: Mapping[str, Tensor], shapes, config: ModelConfig) -> None:
     expected = {
         hub_name(path, config): list(shape.shape[::-1] if _is_transposed(path) else shape.shape)
         for path, shape in shapes.items()
         if path[0] != "value_head"
     }
-    missing = expected.keys() - found.keys()
+    missing = expected.keys() - tensors.keys()
     # Old files of Llama hold the frequencies too, which follow from config.json.
-    extra = {n for n in found if n not in expected and not n.endswith("rotary_emb.inv_freq")}
+    extra = {n for n in tensors if n not in expected and not n.endswith("rotary_emb.inv_freq")}
     if config.tie_embeddings and "lm_head.weight" in extra and not missing:
         # Some tied models are stored with the embedding twice.
         extra -= {"lm_head.weight"}
-        if not _equal(found["lm_head.weight"], found["model.embed_tokens.weight"]):
+        if not _equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
             raise ValueError(
                 f"{source}: lm_head.weight differs from the embedding, but config.json says"
                 " tie_word_embeddings; set that to false to use both"
             )
     wrong = [
-        f"{name} {found[name].get_shape()} {found[name].get_dtype()}, expected {shape}"
+        f"{name} {tensors[name].get_shape()} {tensors[name].get_dtype()}, expected {shape}"
         for name, shape in expected.items()
-        if name in found
-        and (found[name].get_shape() != shape or found[name].get_dtype() not in FLOATS)
+        if name in tensors
+        and (tensors[name].get_shape() != shape or tensors[name].get_dtype() not in FLOATS)
     ]
     if missing or extra or wrong:
         raise ValueError(

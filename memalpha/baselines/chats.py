@@ -173,14 +173,14 @@ def load_task(instance: Instance, folder: str | Path) -> str:
     return load_form(f"task_{scoring.category(instance.source)}", (), (), folder)
 
 
-def fill(form: str, **values: object) -> str:
+def fill_form(form: str, **values: object) -> str:
     """The form with its placeholders filled in, once: data is never read as a form."""
     return Template(form).substitute(values)
 
 
 def user(form: str, **values: object) -> list[dict[str, str]]:
     """A chat of one message: the form with its placeholders filled in."""
-    return [{"role": "user", "content": fill(form, **values)}]
+    return [{"role": "user", "content": fill_form(form, **values)}]
 
 
 def promised(env: Environment, tokens: int) -> int:
@@ -208,14 +208,14 @@ def chat_tokens(env: Environment, chat: Chat) -> int:
 def cut(env: Environment, text: str, budget: int, end: bool = False) -> str:
     """The beginning (or the `end`) of a text that has at most `budget` tokens in a prompt."""
     ids = encode_text(env, text)
-    kept = min(budget, len(ids))
+    length = min(budget, len(ids))
     # Encoded anew, or escaped, a part can have more tokens than it had inside of the whole.
-    while kept > 0:
-        part = text if kept == len(ids) else _part(env, ids[-kept:] if end else ids[:kept])
+    while length > 0:
+        part = text if length == len(ids) else _part(env, ids[-length:] if end else ids[:length])
         over = max(count_tokens(env, part), count_tokens(env, safe(env, part))) - budget
         if over <= 0:
             return part
-        kept -= over
+        length -= over
     return ""
 
 
@@ -254,17 +254,17 @@ def fitting(
     env: Environment, items: Sequence[Item], render: Callable[[Sequence[Item]], Chat]
 ) -> Sequence[Item]:
     """As many of the first items as fit the prompt that `render` makes of them."""
-    for shown in range(len(items), -1, -1):
-        room = env.prompt.prompt_tokens - chat_tokens(env, render(items[:shown]))
+    for count in range(len(items), -1, -1):
+        room = env.prompt.prompt_tokens - chat_tokens(env, render(items[:count]))
         if room >= 0:
-            return items[:shown]
+            return items[:count]
     raise no_room(env, room)
 
 
-def check_room(env: Environment, empty: Chat, held: int) -> None:
+def check_room(env: Environment, empty: Chat, memory_tokens: int) -> None:
     """Raises PromptTooLong where a chat has no room for text beside `held` tokens of memory, so
     that a window too small is found before the memory has grown."""
-    room = env.prompt.prompt_tokens - chat_tokens(env, empty) - held
+    room = env.prompt.prompt_tokens - chat_tokens(env, empty) - memory_tokens
     if room < MIN_PIECE:
         raise no_room(env, room)
 

@@ -22,13 +22,13 @@ def recall(
 
 
 def _recall(env: Environment, instance: Instance, budget: int) -> Recall:
-    kept, used = len(instance.chunks), 0
-    while kept and (used := used + count_tokens(env, instance.chunks[kept - 1])) <= budget:
-        kept -= 1
-    text = "\n".join(instance.chunks[kept:])
-    while kept < len(instance.chunks) and count_tokens(env, text) > budget:  # the line breaks
-        kept += 1
-        text = "\n".join(instance.chunks[kept:])
+    first, used = len(instance.chunks), 0
+    while first and (used := used + count_tokens(env, instance.chunks[first - 1])) <= budget:
+        first -= 1
+    text = "\n".join(instance.chunks[first:])
+    while first < len(instance.chunks) and count_tokens(env, text) > budget:  # the line breaks
+        first += 1
+        text = "\n".join(instance.chunks[first:])
     text = text or cut(env, instance.chunks[-1], budget, end=True)
     evidence = Evidence(core=text, tokens=count_tokens(env, text))
     requests = [

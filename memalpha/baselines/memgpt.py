@@ -24,7 +24,7 @@ from memalpha.baselines.chats import (
     Written,
     chat_tokens,
     cut,
-    fill,
+    fill_form,
     fitting,
     listed,
     load_form,
@@ -168,8 +168,8 @@ class _Main:
 
     def in_sight(self) -> str:
         """What the reader sees of the main context: all but the calls."""
-        shown = [message.text for message in self.queue if not message.is_call]
-        return "\n\n".join(text for text in (self.working, self.summary, *shown) if text)
+        messages = [message.text for message in self.queue if not message.is_call]
+        return "\n\n".join(text for text in (self.working, self.summary, *messages) if text)
 
     # ------------------------------------------------------------------------------- the window
 
@@ -209,7 +209,7 @@ class _Main:
         env = self.env
         schemas = "\n".join(json.dumps(schema) for schema in function_schemas())
         example = tools.format_call("archive_insert", {"content": "..."}, env.prompt.dialect)
-        system = fill(self.forms["system"], task=self.task, tools=schemas, example=example)
+        system = fill_form(self.forms["system"], task=self.task, tools=schemas, example=example)
         chat = user(
             self.forms["main"],
             working=safe(env, self.working),
@@ -246,13 +246,13 @@ class _Main:
             name, arguments = str(clean(raw.name)), _known(raw.arguments)
             result = self._failure(name, arguments, raw.error)
             failed = bool(result)
-            made = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
-            made = self._short(made, self.room // 4)
-            left = self.room // 2 - self._size(made)
+            heading = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
+            heading = self._short(heading, self.room // 4)
+            left = self.room // 2 - self._size(heading)
             result = f"failed: {result}" if failed else self._run(name, arguments, chunk, left)
             self.rejected += failed
             again |= failed or name in SEARCHES or arguments.get("heartbeat") is True
-            text = self._short(f"{made}\n{result}", self.room // 2)
+            text = self._short(f"{heading}\n{result}", self.room // 2)
             self.receive(text, chunk, is_call=True)
         return again
 
@@ -305,8 +305,8 @@ class _Main:
         )
         ids = index.search([arguments["query"]], last)[0][0, first:].tolist()
         each = max(1, limit // (self.page + 1) - 8)  # tokens, without the number in front
-        found = [f"[{stored[i].id}] {cut(self.env, stored[i].text, each)}" for i in ids if i >= 0]
-        return "\n".join([f"{len(stored)} stored, page {number}:", *found])
+        results = [f"[{stored[i].id}] {cut(self.env, stored[i].text, each)}" for i in ids if i >= 0]
+        return "\n".join([f"{len(stored)} stored, page {number}:", *results])
 
     def _short(self, text: str, limit: int) -> str:
         """The beginning of a text that has at most `limit` tokens as a message."""

@@ -30,14 +30,14 @@ def recall(
 
 
 def _recall(env: Environment, instance: Instance, budget: int, piece: int) -> Recall:
-    held = [part for chunk in instance.chunks for part in _pieces(env, chunk, piece)]
-    index = make_index(held, env.reading.retriever, env.reading.dimensions)
+    parts = [part for chunk in instance.chunks for part in _pieces(env, chunk, piece)]
+    index = make_index(parts, env.reading.retriever, env.reading.dimensions)
     questions = [question.question for question in instance.questions]
     # A piece has a token or more, so that no more than `budget` of them can be shown.
-    found, _ = index.search(questions, min(len(held), budget))
+    ranking, _ = index.search(questions, min(len(parts), budget))
     requests = []
-    for question, ids in zip(instance.questions, found.tolist(), strict=True):
-        evidence = _evidence(env, [held[i] for i in ids if i >= 0], budget)
+    for question, ids in zip(instance.questions, ranking.tolist(), strict=True):
+        evidence = _evidence(env, [parts[i] for i in ids if i >= 0], budget)
         requests.append(Request(question.question, instance.source, evidence, question.asked_at))
     return Recall(requests, sum(count_tokens(env, chunk) for chunk in instance.chunks))
 
@@ -51,11 +51,11 @@ def _pieces(env: Environment, chunk: str, limit: int) -> list[str]:
 
 
 def _evidence(env: Environment, ranked: Sequence[str], budget: int) -> Evidence:
-    shown, left = [], budget
+    parts, left = [], budget
     for part in ranked:
         if left < 1 or not (part := cut(env, part, left)):
             break
-        shown.append(part)
+        parts.append(part)
         left -= count_tokens(env, part + "\n")
-    text = cut(env, "\n".join(shown), budget)
+    text = cut(env, "\n".join(parts), budget)
     return Evidence(core=text, tokens=count_tokens(env, text))

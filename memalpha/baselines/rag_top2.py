@@ -18,9 +18,9 @@ def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:
 
 def _recall(env: Environment, instance: Instance) -> Recall:
     questions = [question.question for question in instance.questions]
-    found, _ = BM25Index(instance.chunks).search(questions, CHUNKS)
+    ranking, _ = BM25Index(instance.chunks).search(questions, CHUNKS)
     requests = []
-    for question, ids in zip(instance.questions, found, strict=True):
+    for question, ids in zip(instance.questions, ranking, strict=True):
         text = "\n".join(instance.chunks[i] for i in ids if i >= 0)
         evidence = Evidence(core=text, tokens=count_tokens(env, text))
         requests.append(Request(question.question, instance.source, evidence, question.asked_at))

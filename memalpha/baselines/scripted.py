@@ -51,8 +51,8 @@ def perfect(
     }
     for note in _notes(instance, chunk):
         if flat or note["memory"] == "core":
-            kept = core.replace(note["replaces"], "") if note["replaces"] else core
-            core = " ".join((kept + " " + note["content"]).split())
+            remaining = core.replace(note["replaces"], "") if note["replaces"] else core
+            core = " ".join((remaining + " " + note["content"]).split())
         elif note["replaces"] in in_sight:
             memory, entry_id = in_sight[note["replaces"]]
             calls.append(_update(memory, note["content"], entry_id))
@@ -87,8 +87,8 @@ def poor_response(
         if flat or memory == "core":
             core = " ".join((core + " " + note["content"]).split())
         elif note["replaces"] in in_sight:
-            found, entry_id = in_sight[note["replaces"]]
-            calls.append(_update(found, note["content"], entry_id))
+            stored_in, entry_id = in_sight[note["replaces"]]
+            calls.append(_update(stored_in, note["content"], entry_id))
         else:
             calls.append(_insert(memory, note["content"]))
     if not flat and rng.random() < flaws.keep_filler:

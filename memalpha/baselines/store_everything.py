@@ -19,7 +19,7 @@ def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:
 
 
 def _recall(env: Environment, instance: Instance) -> Recall:
-    held = sum(count_tokens(env, chunk) for chunk in instance.chunks)
+    memory_tokens = sum(count_tokens(env, chunk) for chunk in instance.chunks)
     summary = scoring.category(instance.source) == "summary"
     entries = tuple(
         Entry(n, line, chunk)
@@ -28,8 +28,8 @@ def _recall(env: Environment, instance: Instance) -> Recall:
         )
     )
     core = "\n".join(instance.chunks) if summary else ""
-    view = MemoryView(core, entries, (), len(entries), 0, held)
-    return Recall(find_evidence(env, instance, view), held)
+    view = MemoryView(core, entries, (), len(entries), 0, memory_tokens)
+    return Recall(find_evidence(env, instance, view), memory_tokens)
 
 
 def units(chunk: str) -> list[str]:

@@ -109,11 +109,11 @@ def lm_score_judge(
 
     def decide(claims: Sequence[Claim]) -> list[str | None]:
         chats = [render_verdict(claim) for claim in claims]
-        said = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
-        for reply in said:
+        replies = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
+        for reply in replies:
             if reply is not None and math.isnan(scoring.verdict(reply)):
                 on_failure(f"the judge said neither yes nor no: {reply[:SHOWN]!r}")
-        return said
+        return replies
 
     decide.name = _name(engine, max_new_tokens, temperature)
     return decide
@@ -152,18 +152,18 @@ def lm_content_judge(
     template = load_template("full") if template is None else template
 
     def decide(calls: Sequence[Call]) -> list[Verdict]:
-        found = [to_judge(call) for call in calls]
-        asked = [i for i, item in enumerate(found) if isinstance(item, tuple)]
+        verdicts = [to_judge(call) for call in calls]
+        asked = [i for i, item in enumerate(verdicts) if isinstance(item, tuple)]
         chats = [
-            render_judge(template, MEMORY_NAMES[found[i][0]], found[i][1], CHAT_MARKS)
+            render_judge(template, MEMORY_NAMES[verdicts[i][0]], verdicts[i][1], CHAT_MARKS)
             for i in asked
         ]
-        said = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
-        for i, reply in zip(asked, said, strict=True):
-            found[i] = read_verdict(reply)
-            if found[i].failed and reply is not None:
+        replies = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
+        for i, reply in zip(asked, replies, strict=True):
+            verdicts[i] = read_verdict(reply)
+            if verdicts[i].failed and reply is not None:
                 on_failure(f"the judge gave no verdict: {reply[:SHOWN]!r}")
-        return found
+        return verdicts
 
     decide.name = _name(engine, max_new_tokens, temperature, template.name)
     return decide
@@ -260,9 +260,9 @@ def _say(
     """What the model says, thinking removed; None where it failed."""
     if not chats:
         return []
-    said: list[str | None] = []
+    replies: list[str | None] = []
     for generation in engine.generate(chats, max_new_tokens, temperature, seed):
         if generation.error:
             on_failure(f"{who} {engine.name}: {generation.error}")
-        said.append(None if generation.error else visible(generation.text))
-    return said
+        replies.append(None if generation.error else visible(generation.text))
+    return replies
