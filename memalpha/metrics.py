@@ -102,7 +102,7 @@ def _share(parts: Sequence[str], prediction: str) -> float:
 
 
 def label_match(prediction: str, answers: Sequence[str]) -> float:
-    r"""1 if the content of `\boxed{}`, or the whole reply without one, is the number of a gold label.
+    r"""1 if the content of `\boxed{}`, or of a reply without a box, is the number of a gold label.
 
     The number may be in quotes and follow `Label:` or `Answer:`. Any other word gives 0: a reply
     that names several numbers has not decided.
@@ -118,8 +118,8 @@ def _number(text: str) -> str | None:
 
 
 def boxed_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the boxed answer, or the whole reply without a box, equals a gold answer; case, quotes and
-    spaces are ignored."""
+    """1 if the boxed answer, or the whole reply without a box, equals a gold answer, apart from
+    case, quotes and spaces."""
     choice = _final_answer(prediction)
     return float(choice != "" and choice in map(_final_answer, answers))
 
@@ -180,9 +180,9 @@ RECOMMENDED = 5  # only the first items of a list count
 def recall_at_5(prediction: str, answers: Sequence[str]) -> float:
     """MemoryAgentBench, recommendation: share of the gold titles among the first five listed.
 
-    The items are the lines, or the parts between commas of a single line. Number, bullet, quotes and
-    the year in brackets are removed, and titles are compared after `normalize`. The benchmark itself
-    maps each item to the nearest of its entities by edit distance; here titles have to match.
+    The items are the lines, or the parts between commas of a single line. Number, bullet, quotes
+    and the year in brackets are removed, and titles are compared after `normalize`. The benchmark
+    itself maps each item to the nearest of its entities by edit distance; here titles must match.
     """
     lines = [line for line in prediction.splitlines() if line.strip()]
     items = _BETWEEN_TITLES.split(fold(lines[0])) if len(lines) == 1 else lines

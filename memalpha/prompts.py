@@ -56,9 +56,9 @@ _PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # file -> (required, op
 class Template:
     """The texts of one template folder, one field per file; `name` is "full", "compact" or a path.
 
-    `memorise` and the reader texts place `$core`, `$semantic` and `$episodic`. In `memorise` each of
-    these is the file of that name, which wraps a `block` with the content; in a reader text it is
-    the block alone. The placeholder of a disabled memory becomes empty, and a line with nothing
+    `memorise` and the reader texts place `$core`, `$semantic` and `$episodic`. In `memorise` each
+    of these is the file of that name, which wraps a `block` with the content; in a reader text it
+    is the block alone. The placeholder of a disabled memory becomes empty, and a line with nothing
     else on it is removed.
     """
 
@@ -294,9 +294,9 @@ def fit_messages(
 ) -> tuple[list[dict[str, str]], list[int]]:
     """The messages of a memorising step and their token ids, at most `spec.prompt_tokens` of them.
 
-    `spec.recent` entries of each list are shown. While the prompt is too long, that number is halved
-    (…, 1, 0); then the core is truncated to half its length again and again, with `CUT_MARK` at its
-    end. So a memory that the policy has let grow too large cannot stop its training.
+    `spec.recent` entries of each list are shown. While the prompt is too long, that number is
+    halved (…, 1, 0); then the core is truncated to half its length repeatedly, with `CUT_MARK` at
+    its end. So a memory that the policy has let grow too large cannot stop its training.
 
     Args:
         special: further strings to escape in data.

@@ -52,8 +52,8 @@ _NO = re.compile(r"\bno\b", re.IGNORECASE)
 
 
 def verdict(text: str) -> float:
-    """LongMemEval: 1 for "yes" without "no" as whole words, else 0; NaN with neither word, because a
-    judge that does not decide has failed."""
+    """LongMemEval: 1 for "yes" without "no" as whole words, else 0; NaN with neither word,
+    because a judge that does not decide has failed."""
     text = visible(text)
     yes, no = bool(_YES.search(text)), bool(_NO.search(text))
     return float(yes and not no) if yes or no else float("nan")

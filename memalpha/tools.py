@@ -144,9 +144,9 @@ def calls_to_ops(
     """Operation arrays [R, max_ops] of one step (tokens [R, max_ops, width]), as numpy int32.
 
     The shape is always the same, because each new shape would be compiled. Calls of a row past
-    `max_ops` are left out; the caller counts them as failed. `length` is the number of tokens of the
-    whole content, `tokens` holds the first `width` of them. An unknown memory type gives target -1,
-    an id that is not a number gives id -1, and padding has kind NONE.
+    `max_ops` are left out; the caller counts them as failed. `length` is the number of tokens of
+    the whole content, `tokens` holds the first `width` of them. An unknown memory type gives target
+    -1, an id that is not a number gives id -1, and padding has kind NONE.
     """
     shape = (len(calls_per_row), max_ops)
     kind, length = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
