@@ -77,7 +77,7 @@ ARCHITECTURES = {
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether a path is taken for a GGUF file: it ends in .gguf, or it is a file and not a folder."""
+    """Whether a path is taken for a GGUF file: it ends in .gguf, or it is a file and no folder."""
     path = Path(path).expanduser()
     return path.suffix.lower() == ".gguf" and not path.is_dir() or path.is_file()
 
@@ -180,7 +180,7 @@ def _decimal(value: float) -> float:
 
 
 def _rope_scaling(header: Header, head_dim: int) -> dict[str, Any] | None:
-    """`rope_scaling` of config.json. Llama 3 files store a tensor of divisors of the frequencies."""
+    """`rope_scaling` of config.json; for Llama 3 from a tensor of divisors of the frequencies."""
     stored = header.tensors.get(_ROPE_FACTORS)
     if stored is None:
         kind = _get(header, "rope.scaling.type", "none")

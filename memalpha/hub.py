@@ -244,7 +244,7 @@ def _layer_types(config: PreTrainedConfig) -> list[str]:
 
 
 def _rope(config: PreTrainedConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Rotary parameters of all layers, and separate ones for layers with a window; None: the same."""
+    """Rotary parameters of the layers, and those of layers with a window; None: the same."""
     rope = config.rope_parameters
     if "full_attention" in rope:
         return rope["full_attention"], rope.get("sliding_attention")

@@ -96,7 +96,7 @@ def hub_name(path: Keys, config: ModelConfig) -> str:
 
 
 def _is_transposed(path: Keys) -> bool:
-    """Linear layers are [out, in] in the files and [in, out] here; embeddings are not transposed."""
+    """Linear layers are [out, in] in the files and [in, out] here; embeddings are the same."""
     return path[-1] == "kernel"
 
 
@@ -194,7 +194,7 @@ def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
 def _put(
     source: Tensor, transposed: bool, shape: jax.ShapeDtypeStruct, place: Sharding
 ) -> jax.Array:
-    """The sharded array of a tensor; each device's slice is read, cast and transposed separately."""
+    """The sharded array of a tensor; the slice of each device is read and converted separately."""
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         piece = source[index[::-1] if transposed else index].astype(shape.dtype)

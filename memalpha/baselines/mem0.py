@@ -1,9 +1,9 @@
-"""Mem0 (arXiv:2504.19413): facts are extracted from each chunk; for each of them the model sees the
-most similar stored facts and adds it, updates or deletes one of them, or does nothing.
+"""Mem0 (arXiv:2504.19413): the model extracts facts from each chunk; for each fact it sees the most
+similar stored facts and adds the new one, updates or deletes a stored one, or does nothing.
 
-Extraction sees, as in the paper, a summary of the stream and the end of the chunk before. The
-summary serves extraction alone; the memory is the list of facts. Similar facts are found by the
-environment's retriever, where the paper has text embeddings.
+As in the paper, the extraction prompt has a summary of the stream and the end of the previous
+chunk. The summary is used for extraction only; the memory is the list of facts. Similar facts are
+retrieved by the environment's retriever; the paper uses text embeddings.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ from memalpha.tools import id_number
 
 SIMILAR = 10  # stored facts that a new one is compared with (the paper)
 SUMMARY = 256  # tokens
-RECENT = 256  # tokens of the chunk before; the paper shows ten messages
+RECENT = 256  # tokens of the previous chunk; the paper shows ten messages
 
 
 @dataclass
@@ -52,7 +52,7 @@ class _Store:
     def carry_out(
         self, env: Environment, reply: str, fact: str, candidates: Sequence[Entry], chunk: int
     ) -> bool:
-        """Does what was decided about a fact; False, and nothing done, where it makes no sense."""
+        """Applies the decision about a fact; an invalid decision is a no-op and gives False."""
         operation, number, text = read_decision(reply)
         known = number in {entry.id for entry in candidates}
         if operation == "ADD":
@@ -80,10 +80,10 @@ def recall(
     seed: int = 0,
     folder: str | Path = FORMS,
 ) -> list[Recall]:
-    """One request a question, with the facts found for it; the core is empty.
+    """One request per question, with the facts retrieved for it; the core is empty.
 
-    `summary_tokens` 0 takes the summary, and its call a chunk, away. Replies without usable JSON,
-    facts that are no texts and ids that were not shown change nothing and count as rejected.
+    With `summary_tokens` 0 there is no summary and no call for it. Replies without usable JSON,
+    facts that are not strings, and ids that were not shown are no-ops and count as rejected.
     """
     least = {"similar": 1, "summary_tokens": 0, "recent_tokens": 0}
     given = {"similar": similar, "summary_tokens": summary_tokens, "recent_tokens": recent_tokens}
@@ -114,7 +114,7 @@ class _Stream:
     task: str
     summary_tokens: int
     summary: str = ""
-    recent: str = ""  # the end of the chunk before
+    recent: str = ""  # the end of the previous chunk
 
     def ask_facts(self, part: str) -> Chat:
         """The chat that asks for the facts in a piece of a chunk."""
@@ -170,8 +170,7 @@ def nearest(env: Environment, facts: Sequence[Entry], fact: str, k: int) -> list
 
 
 def read_decision(reply: str) -> tuple[str, int, str]:
-    """Operation, id and new text of the last decision in a reply; "", -1 and "" where there is
-    none."""
+    """Operation, id and new text of the last decision in a reply; "", -1 and "" without one."""
     decisions = find_with(visible(reply), "operation", ("id", "text"))
     decision = decisions[-1] if decisions else {}
     operation, text = str(decision.get("operation", "")).strip().upper(), decision.get("text")
@@ -180,10 +179,10 @@ def read_decision(reply: str) -> tuple[str, int, str]:
 
 
 def read_facts(text: str) -> tuple[list[str], int]:
-    """The facts of a reply, and how much of it could not be used.
+    """The facts of a reply, and the number of parts that could not be used.
 
-    The last list counts: a model may quote the form before it answers. Of one that is broken or cut
-    off, the facts that stand there whole are used.
+    The last list counts, because a model may quote the form before it answers. From a list that is
+    broken or cut off, the complete facts are used.
     """
     body = visible(text)
     lists = [value["facts"] for value in find_with(body, "facts", ())]

@@ -1,4 +1,4 @@
-"""RAG-Top2: BM25 over the raw chunks with the question, the best two go to the reader
+"""RAG-Top2: BM25 with the question over the raw chunks; the reader gets the best two
 (Mem-alpha, section 4.1)."""
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ CHUNKS = 2
 
 
 def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:
-    """One request a question; all chunks are held in memory."""
+    """One request per question; the memory is all chunks."""
     return [_recall(env, instance) for instance in instances]
 
 
