@@ -29,8 +29,8 @@ SYSTEMS = {name: SIMPLE_MEMORIES[name] for name in ("no memory", "store everythi
 def sample(folder: Path, instances: int, questions: int) -> list[Instance]:
     """The first instances of a build with the first of their questions."""
     built = built_sets.Built(folder)
-    some = [built[index] for index in range(min(instances, len(built)))]
-    return [replace(instance, questions=instance.questions[:questions]) for instance in some]
+    selected = [built[index] for index in range(min(instances, len(built)))]
+    return [replace(instance, questions=instance.questions[:questions]) for instance in selected]
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     folders = sorted(path.parent for path in args.out.glob("*/*/manifest.json"))
     samples = {folder: sample(folder, args.instances, args.questions) for folder in folders}
-    texts = [chunk for some in samples.values() for i in some for chunk in i.chunks]
+    texts = [chunk for selected in samples.values() for i in selected for chunk in i.chunks]
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else train_tokenizer(texts, 8192)
     env = Environment(
         PromptSpec(tokenizer, load_template("full")),
@@ -50,13 +50,16 @@ def main() -> None:
     )
     print(f"| source | split | instances | questions | {' | '.join(SYSTEMS)} | tokens held |")
     print("|" + "---|" * (len(SYSTEMS) + 5))
-    for folder, some in samples.items():
-        episodes = {name: run_baseline(env, some, recall) for name, recall in SYSTEMS.items()}
-        scores = [f"{np.mean([e.r1 for e in found]):.3f}" for found in episodes.values()]
-        held = np.mean([episode.memory_tokens for episode in episodes["RAG-Top2"]])
-        asked = sum(len(instance.questions) for instance in some)
-        cells = [folder.parent.name, folder.name, str(len(some)), str(asked), *scores]
-        print(f"| {' | '.join(cells)} | {held:,.0f} |", flush=True)
+    for folder, selected in samples.items():
+        episodes = {name: run_baseline(env, selected, recall) for name, recall in SYSTEMS.items()}
+        scores = [
+            f"{np.mean([e.r1 for e in system_episodes]):.3f}"
+            for system_episodes in episodes.values()
+        ]
+        memory_tokens = np.mean([episode.memory_tokens for episode in episodes["RAG-Top2"]])
+        asked = sum(len(instance.questions) for instance in selected)
+        cells = [folder.parent.name, folder.name, str(len(selected)), str(asked), *scores]
+        print(f"| {' | '.join(cells)} | {memory_tokens:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ def structure(env: Environment, chunk: str, entry: str, lines: bool) -> list[str
         tokens = tokenizer.encode(tag, add_special_tokens=False)
         special |= set(tokens) if len(tokens) == 1 else set()
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    found = _MARKS.findall(text) + (_ENTRY.findall(text) if lines else [])
-    return found + [str(i) for i in ids if i in special]
+    marks = _MARKS.findall(text) + (_ENTRY.findall(text) if lines else [])
+    return marks + [str(i) for i in ids if i in special]
 
 
 def broken(env: Environment, text: str, place: str) -> bool:

@@ -85,9 +85,9 @@ def operate(settings: dict, rounds) -> None:
             if failed:
                 raise ValueError(f"{failed} operations failed")
             if settings["view"]:
-                shown = jax.device_get(memory.newest(state, RECENT))
+                newest = jax.device_get(memory.newest(state, RECENT))
                 for row in range(rows):
-                    memory.view(shown, row, str, last=RECENT)
+                    memory.view(newest, row, str, last=RECENT)
 
 
 def contenders(view: bool) -> list[Contender]:

@@ -83,8 +83,8 @@ def compare(ways: dict[str, Callable[[], list]], rounds: int, computed: dict[str
     for name in ways:
         ratios = [a / b for a, b in zip(seconds[name], last, strict=True)]
         three = min(ratios), statistics.median(ratios), max(ratios)
-        shown = ", ".join(f"{ratio:.2f}" for ratio in three)
-        print(f"| {name} | {rows[name]} | {statistics.median(seconds[name]):.2f} | {shown} |")
+        ratio_texts = ", ".join(f"{ratio:.2f}" for ratio in three)
+        print(f"| {name} | {rows[name]} | {statistics.median(seconds[name]):.2f} | {ratio_texts} |")
 
 
 def tokens_of(episodes) -> list:

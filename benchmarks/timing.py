@@ -293,7 +293,7 @@ def write(
         "allocator": shared["GLIBC_TUNABLES"],
         "versions": {package: installed(package) for package in sorted(packages)},
         "settings": dict(settings),
-        "results": {part: [vars(timing) for timing in some] for part, some in parts.items()},
+        "results": {part: [vars(timing) for timing in timings] for part, timings in parts.items()},
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{path}")

@@ -45,9 +45,9 @@ def main() -> None:
     given = settings(args.quick)
     parts, seen = {}, []
     for part in [args.part] if args.part else ["step", "iteration"]:
-        some = contenders(part, Shape(**given))
-        parts[part] = run(args, some, given)
-        seen += some
+        functions = contenders(part, Shape(**given))
+        parts[part] = run(args, functions, given)
+        seen += functions
         print(
             f"\nGRPO {part}, min / median / max of the rounds\n\n{table(parts[part])}\n", flush=True
         )

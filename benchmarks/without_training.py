@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.lib.instances import build_every
-from experiments.lib.measure import evaluate, evaluate_baseline
+from experiments.lib.measure import table_of_baseline, table_of_writer
 from experiments.lib.objects import build_environment, build_tokenizer
 from experiments.lib.writers import perfect_writer, poor_writer
 from experiments.main_job import SIMPLE_MEMORIES
@@ -55,11 +55,11 @@ def main(argv: list[str]) -> None:
     env = build_environment(config, build_tokenizer(config, workdir))
     sources = list(config.data.sources)
     instances = build_every(config, "validation", INSTANCES.value)
-    results = {"every note": evaluate(env, instances, perfect_writer(env))[0]}
+    results = {"every note": table_of_writer(env, instances, perfect_writer(env))[0]}
     rng = np.random.default_rng(config.seed)
-    results["poor writer"], poor = evaluate(env, instances, poor_writer(config, env, rng))
+    results["poor writer"], poor = table_of_writer(env, instances, poor_writer(config, env, rng))
     for name, recall in SIMPLE_MEMORIES.items():
-        results[name] = evaluate_baseline(env, instances, recall)
+        results[name] = table_of_baseline(env, instances, recall)
     print_scores(results, sources)
     print_sizes(poor, sources, (config.prompt.tokens, config.prompt.response_tokens))
 

@@ -53,11 +53,11 @@ def matrix(rows: Mapping[Hashable, Sequence[Row]]) -> dict[str, Any]:
     rows: name -> instance rows. A difference is a mean over the instances that both have judged,
     with an interval of its own: the same instances, so what they share cancels out.
     """
-    sources = list(dict.fromkeys(row["source"] for some in rows.values() for row in some))
+    sources = list(dict.fromkeys(row["source"] for its_rows in rows.values() for row in its_rows))
     first = next(iter(rows))
-    r1 = {name: _by_source(some, "r1", sources) for name, some in rows.items()}
+    r1 = {name: _by_source(its_rows, "r1", sources) for name, its_rows in rows.items()}
     result: dict[str, Any] = {"sources": sources, "runs": {}}
-    for name, some in rows.items():
+    for name, its_rows in rows.items():
         cells = {s: _estimate([list(r1[name][s].values())]) for s in sources}
         gains = [
             [value - r1[first][s][i] for i, value in r1[name][s].items() if i in r1[first][s]]
@@ -68,27 +68,27 @@ def matrix(rows: Mapping[Hashable, Sequence[Row]]) -> dict[str, Any]:
             "difference": None if name == first else _estimate(gains),
         }
         for tokens in ("memory_tokens", "reader_tokens"):
-            held = _by_source(some, tokens, sources).values()
-            means = [np.mean([*of.values()]) for of in held if of]
+            sizes = _by_source(its_rows, tokens, sources).values()
+            means = [np.mean([*of.values()]) for of in sizes if of]
             result["runs"][name][tokens] = float(np.mean(means))
     return result
 
 
 def _by_source(rows: Sequence[Row], name: str, sources: Sequence[str]) -> dict[str, dict]:
     """{source: {instance: value}} of what was judged."""
-    found: dict[str, dict[str, float]] = {source: {} for source in sources}
+    values: dict[str, dict[str, float]] = {source: {} for source in sources}
     for row in rows:
         if row[name] is not None:
-            found[row["source"]][row["instance"]] = row[name]
-    return found
+            values[row["source"]][row["instance"]] = row[name]
+    return values
 
 
 def _estimate(columns: Sequence[Sequence[float]]) -> list[float | None] | None:
     """[mean, low, high]; None where a column has no judged instance."""
     if not all(columns):
         return None
-    made = estimate(columns)
-    return [made.mean, made.low, made.high]
+    result = estimate(columns)
+    return [result.mean, result.low, result.high]
 
 
 def compare_table(title: str, result: Mapping[str, Any], trained_on: Mapping[str, str]) -> Table:
@@ -143,7 +143,7 @@ def main(argv: list[str]) -> None:
 
 def wanted_rows(folder: Path, system: str, sources: Mapping[str, Sequence[Instance]]) -> list[Row]:
     """Of the system and instances asked for: an earlier command may have measured more."""
-    wanted = {(system, s, i.instance_id) for s, some in sources.items() for i in some}
+    wanted = {(system, s, i.instance_id) for s, instances in sources.items() for i in instances}
     rows = read_results(folder)[1]
     return [r for r in rows if (r["system"], r["source"], r["instance"]) in wanted]
 

@@ -68,11 +68,11 @@ def evaluate(
         if applies(name, source)
         for start in range(0, len(instances), batch)
     ]
-    sizes = [sum(len(instance.chunks) for instance in some) for *_, some in work]
-    missing = [[results.missing(name, instance) for instance in some] for name, _, _, some in work]
+    sizes = [sum(len(instance.chunks) for instance in part) for *_, part in work]
+    missing = [[results.missing(name, instance) for instance in part] for name, _, _, part in work]
     done = sum(size for size, wanted in zip(sizes, missing, strict=True) if not any(wanted))
     with progress("chunks", sum(sizes), done) as report:
-        for (name, system, source, some), size, wanted in zip(work, sizes, missing, strict=True):
+        for (name, system, source, part), size, wanted in zip(work, sizes, missing, strict=True):
             if not any(wanted):
                 continue
             where, clock, began = f"{name} on {source}", Clock(), time.perf_counter()
@@ -80,14 +80,14 @@ def evaluate(
             def on_chunk(chunks: int, _: int, where=where, before=done) -> None:
                 report(before + chunks, where)
 
-            episodes = system.run(some, clock, on_chunk)
+            episodes = system.run(part, clock, on_chunk)
             seconds = time.perf_counter() - began
             check_answers(config, episodes, where)
-            questions = sum(len(instance.questions) for instance in some)
+            questions = sum(len(instance.questions) for instance in part)
             # A baseline has no steps, and no clock inside: all of its time.
             reading = clock["retrieve"] + clock["read"] if episodes[0].steps else seconds
             new = [episode for episode, ask in zip(episodes, wanted, strict=True) if ask]
-            results.add(name, new, (seconds / len(some), reading / questions))
+            results.add(name, new, (seconds / len(part), reading / questions))
             done += size
             report(done, where)
 

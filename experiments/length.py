@@ -33,8 +33,8 @@ from memalpha.rollout import run_episodes
 
 def length_table(results: Sequence[Mapping]) -> Table:
     """A row a length: r1 of each source and their mean, the memory, and the time of writing."""
-    found = dict.fromkeys(source for result in results for source in result["rows"])
-    sources = [source for source in found if source != "mean"]
+    names = dict.fromkeys(source for result in results for source in result["rows"])
+    sources = [source for source in names if source != "mean"]
     rows = []
     for result in results:
         of_source, mean = result["rows"], result["rows"]["mean"]

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from experiments.lib.checks import check
 from experiments.lib.failures import check_answers
 from experiments.lib.instances import build_every, is_synthetic
-from experiments.lib.measure import evaluate, table_rows
+from experiments.lib.measure import table_of_writer, table_rows
 from experiments.lib.needs import check_memory
 from experiments.lib.objects import (
     build_environment,
@@ -72,14 +72,14 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
     )
     untrained = warm_start(config, folder, env, model, params, events)
     trained = train(config, folder, env, model, untrained, events)
-    results, shown = final_table(config, env, model, untrained, trained)
+    results, examples = final_table(config, env, model, untrained, trained)
     if jax.process_index():
         return {"results": results}  # the first process writes it up
     console.print(results_table(f"test instances, {config.title}", results))
     console.print(f"{LEGEND}.", markup=False)
-    write_timeline(folder / "timeline.html", config.title, dict.fromkeys(shown, env), shown)
-    told = [describe_episode(name, some[0]) for name, some in shown.items()]
-    (folder / "memory.txt").write_text("\n".join([f"{which_example(shown)}.", *told]))
+    write_timeline(folder / "timeline.html", config.title, dict.fromkeys(examples, env), examples)
+    told = [describe_episode(name, its_episodes[0]) for name, its_episodes in examples.items()]
+    (folder / "memory.txt").write_text("\n".join([f"{which_example(examples)}.", *told]))
     picture = draw_curves(folder, config.title)
     summary = {
         "title": config.title,
@@ -93,7 +93,7 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
         "jax": jax.__version__,
     }
     write_json(folder / "summary.json", summary)
-    console.print(_memories(shown), markup=False)
+    console.print(_memories(examples), markup=False)
     console.print(f"curves {picture}\nmemory before and after {folder / 'memory.txt'}")
     console.print(f"memory step by step {folder / 'timeline.html'}\nreport {write_report(folder)}")
     console.print(f"summary {folder / 'summary.json'}, {summary['seconds']:.0f} s")
@@ -115,7 +115,7 @@ def final_table(
     results = {}
     with progress("test", len(writers) + len(SIMPLE_MEMORIES)) as report:
         for name, writer in writers.items():
-            results[name], episodes = evaluate(env, instances, writer, rows)
+            results[name], episodes = table_of_writer(env, instances, writer, rows)
             check_answers(config, episodes, f"test, {name}")
             report(len(results), name)
         for name, recall in SIMPLE_MEMORIES.items():
@@ -125,25 +125,25 @@ def final_table(
             report(len(results), name)
     of_source = {instance.source: instance for instance in reversed(instances)}
     first = [of_source[source] for source in config.data.sources]
-    shown = {
+    examples = {
         "before training": run_episodes(env, first, writers["untrained (warm start)"], 0, True),
         "after training": run_episodes(env, first, writers["after RL"], 0, True),
     }
-    return results, widest_first(shown)
+    return results, widest_first(examples)
 
 
-def widest_first(shown: dict[str, list[Episode]]) -> dict[str, list[Episode]]:
+def widest_first(examples: dict[str, list[Episode]]) -> dict[str, list[Episode]]:
     """The same episodes, those whose r1 gained most from the first writer to the last in front; a
     tie stays as it was, and an episode that was not judged comes last."""
-    before, after = list(shown.values())[0], list(shown.values())[-1]
+    before, after = list(examples.values())[0], list(examples.values())[-1]
     gains = np.nan_to_num([b.r1 - a.r1 for a, b in zip(before, after, strict=True)], nan=-np.inf)
     order = np.argsort(-gains, kind="stable")
-    return {name: [some[i] for i in order] for name, some in shown.items()}
+    return {name: [its_episodes[i] for i in order] for name, its_episodes in examples.items()}
 
 
-def which_example(shown: dict[str, list[Episode]]) -> str:
+def which_example(examples: dict[str, list[Episode]]) -> str:
     """How the episode shown first was chosen: it is no average."""
-    first, *_ = shown.values()
+    first, *_ = examples.values()
     return (
         f"Of {len(first)} test instances, the first of each source, this is the one whose r1 gained"
         f" most ({first[0].instance.source}); the table has the means"
@@ -167,9 +167,9 @@ def host_share(folder: Path) -> float:
     return float(np.median(shares)) if shares else float("nan")
 
 
-def _memories(shown: dict[str, list[Episode]]) -> str:
-    parts = [f"{which_example(shown)}, timeline.html all of them."]
-    for name, (episode, *_) in shown.items():
+def _memories(examples: dict[str, list[Episode]]) -> str:
+    parts = [f"{which_example(examples)}, timeline.html all of them."]
+    for name, (episode, *_) in examples.items():
         view = episode.view
         entries = [f"    [{e.id}] {e.text}" for e in (*view.semantic, *view.episodic)]
         core = [f"    core: {view.core}"] if view.core else []

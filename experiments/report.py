@@ -64,8 +64,8 @@ def write_report(folder: Path) -> Path:
         _folded("Config", json.dumps(config, indent=1, sort_keys=True)),
         _raw(folder),
     ]
-    made = page.page(title, "\n".join(filter(None, parts)), page.read("report.css"))
-    return write_text(folder / "report.html", made)
+    text = page.page(title, "\n".join(filter(None, parts)), page.read("report.css"))
+    return write_text(folder / "report.html", text)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -87,11 +87,11 @@ def _state(config: Mapping, metrics: Sequence[Mapping], summary: Mapping | None)
 def _warnings(metrics: Sequence[Mapping]) -> str:
     """What a reader of the curves should know first; nothing where all is well."""
     counts = {text: sum(bool(line.get(n)) for line in metrics) for n, text in WORRIES.items()}
-    found = [f"{count} steps with {text}" for text, count in counts.items() if count]
+    warnings = [f"{count} steps with {text}" for text, count in counts.items() if count]
     if metrics and CUT in worries(metrics[-1]):
-        found.append(f"last step: {CUT}")
-    items = "".join(f"<li>{escape(text)}</li>" for text in found)
-    return f'<div class="warn"><b>Look at</b><ul>{items}</ul></div>' if found else ""
+        warnings.append(f"last step: {CUT}")
+    items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+    return f'<div class="warn"><b>Look at</b><ul>{items}</ul></div>' if warnings else ""
 
 
 def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -152,11 +152,11 @@ def _curves(folder: Path, metrics: Sequence[Mapping]) -> str:
     pictures.append(chart_svg(pace, timing))
     warm = read_metrics(folder / "warm_start.jsonl")
     pictures.append(chart_svg(Chart("warm start", {"loss": "loss"}), warm))
-    shown = "".join(f"<figure>{picture}</figure>" for picture in pictures if picture)
+    figures = "".join(f"<figure>{picture}</figure>" for picture in pictures if picture)
     note = "Bold: running mean of ten steps; faint: each step."
     return (
-        f'<h2>Curves</h2><p class="soft">{note}</p><div class="charts">{shown}</div>'
-        if shown
+        f'<h2>Curves</h2><p class="soft">{note}</p><div class="charts">{figures}</div>'
+        if figures
         else ""
     )
 

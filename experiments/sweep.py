@@ -67,27 +67,27 @@ def sweep(
         for source, instances in sources.items()
         for start in range(0, len(instances), batch)
     ]
-    done, total = 0, sum(len(i.chunks) for _, some in work for i in some)
+    done, total = 0, sum(len(i.chunks) for _, part in work for i in part)
     with progress("chunks", total) as report:
-        for source, some in work:
-            lacks = {r: [held.missing(name, i) for i in some] for r, held in readings.items()}
+        for source, part in work:
+            lacks = {r: [results.missing(name, i) for i in part] for r, results in readings.items()}
             lacks = {reading: missing for reading, missing in lacks.items() if any(missing)}
             if lacks:
                 began = time.perf_counter()
                 episodes = system.run(
-                    some, Clock(), lambda n, _, s=source, d=done: report(d + n, f"writing {s}")
+                    part, Clock(), lambda n, _, s=source, d=done: report(d + n, f"writing {s}")
                 )
-                writing = (time.perf_counter() - began) / len(some)
-            done += sum(len(instance.chunks) for instance in some)
+                writing = (time.perf_counter() - began) / len(part)
+            done += sum(len(instance.chunks) for instance in part)
             for (retriever, k), missing in lacks.items():
                 what, began = f"{retriever}, top {k}", time.perf_counter()
                 again = read_again(run.env.replace(retriever=retriever, top_k=k), episodes)
                 check_answers(run.config, again, f"{what} on {source}")
                 seconds = time.perf_counter() - began
-                asked = sum(len(instance.questions) for instance in some)
+                asked = sum(len(instance.questions) for instance in part)
                 new = [e for e, ask in zip(again, missing, strict=True) if ask]
-                held = readings[retriever, k]
-                held.add(name, new, (writing + seconds / len(some), seconds / asked))
+                results = readings[retriever, k]
+                results.add(name, new, (writing + seconds / len(part), seconds / asked))
                 report(done, f"{source}: {what}")
 
 
@@ -123,8 +123,10 @@ def main(argv: list[str]) -> None:
     try:
         run = open_workdir(args.workdir, measured.changes())
         sources, about = measured.from_flags(run.config)
-        some = {name: held for name, held in sources.items() if applies(args.system, name)}
-        if not some:
+        applicable = {
+            name: instances for name, instances in sources.items() if applies(args.system, name)
+        }
+        if not applicable:
             raise ValueError(f"system {args.system!r} writes on none of {', '.join(sources)}")
         batch = run.config.rl.instances * run.config.rl.rollouts
         systems = open_systems([args.system], run, None, batch)
@@ -134,13 +136,16 @@ def main(argv: list[str]) -> None:
             asked = dict.fromkeys(itertools.product(args.retrievers, map(int, args.top_k)))
             for retriever, k in asked:
                 reads = replace(run, env=run.env.replace(retriever=retriever, top_k=k))
-                of = describe(reads, args.split, systems, {name: about[name] for name in some})
-                held = stack.enter_context(Results(folder / f"{retriever}-{k}", of))
-                readings[retriever, k] = held
-            sweep(run, args.system, systems[args.system], some, readings, batch)
+                of = describe(
+                    reads, args.split, systems, {name: about[name] for name in applicable}
+                )
+                readings[retriever, k] = stack.enter_context(
+                    Results(folder / f"{retriever}-{k}", of)
+                )
+            sweep(run, args.system, systems[args.system], applicable, readings, batch)
         rows = {
-            reading: wanted_rows(held.folder, args.system, some)
-            for reading, held in readings.items()
+            reading: wanted_rows(results.folder, args.system, applicable)
+            for reading, results in readings.items()
         }
         results = summarise(rows)
         write_json(folder / "sweep.json", {"system": args.system} | {"results": results})

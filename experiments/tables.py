@@ -104,8 +104,8 @@ def _in_order(systems: Sequence[str]) -> list[str]:
     return [*known, *(name for name in systems if name not in LABELS)]
 
 
-def _by_weights(found: Sequence[Weights]) -> dict[str, tuple[str, Weights]]:
-    return {f"beta{w.beta}_gamma{w.gamma}": ("trained", w) for w in dict.fromkeys(found)}
+def _by_weights(weights: Sequence[Weights]) -> dict[str, tuple[str, Weights]]:
+    return {f"beta{w.beta}_gamma{w.gamma}": ("trained", w) for w in dict.fromkeys(weights)}
 
 
 def _weights(name: str) -> Weights:
@@ -131,8 +131,8 @@ def system_table(
         name: [pool.cell(Key(split, weights, system, column), small) for column in columns]
         for name, (system, weights) in rows.items()
     }
-    some = [cells for cells in ours.values() if any(cells)]
-    shared = [i for i in range(len(columns)) if some and all(cells[i] for cells in some)]
+    measured = [cells for cells in ours.values() if any(cells)]
+    shared = [i for i in range(len(columns)) if measured and all(cells[i] for cells in measured)]
     shared = shared if 0 < len(shared) < len(columns) else []
     extra = [f"Avg. of {len(shared)}"] if shared else []
     heads = ("system", "", *map(_short, columns), "Avg.", *extra, "reader tokens")
@@ -142,7 +142,7 @@ def system_table(
         if name in published:
             lines += _published_lines(f"{label} (paper)", published[name], shared)
         lines += _our_lines(f"{label} (ours)" if not small else label, cells, shared)
-    notes = [*_sizes(columns, split, some, not small), *_failures(columns, ours)]
+    notes = [*_sizes(columns, split, measured, not small), *_failures(columns, ours)]
     notes += [_shared_note(columns, shared)] if shared else []
     notes += _odd_averages({name: published[name] for name in ours if name in published})
     notes.append(f"Reader: {pool.reading['reader']}; judge: {pool.reading['judge']}.")
@@ -168,11 +168,11 @@ def _our_lines(label: str, cells: Sequence[Cell | None], shared: Sequence[int]):
     groups = [[cell] if cell else [] for cell in cells] + [whole] + ([part] if shared else [])
     perf = [_interval(performance(group)) if group else "" for group in groups]
     sizes = [mean_over_columns(group, "memory_tokens") if group else None for group in groups]
-    held = ["" if size is None else thousands(size) for size in sizes]
+    size_texts = ["" if size is None else thousands(size) for size in sizes]
     measured = [cell for cell in cells if cell and len(cell.reader_tokens)]
     read = f"{mean_over_columns(measured, 'reader_tokens'):.0f}" if measured else ""
     yield label, "Perf.", *perf, read
-    yield "", "Mem.", *held, ""
+    yield "", "Mem.", *size_texts, ""
 
 
 def _interval(value: Estimate | None) -> str:
@@ -202,30 +202,32 @@ def _short(column: str) -> str:
     return column.removeprefix("synthetic_")
 
 
-def _sizes(columns: Sequence[str], split: str, some: Sequence[Sequence[Cell | None]], paper: bool):
+def _sizes(
+    columns: Sequence[str], split: str, measured: Sequence[Sequence[Cell | None]], paper: bool
+):
     """How many instances stand behind the columns, and how long they are."""
-    said = []
+    texts = []
     for index, column in enumerate(columns):
-        held = [cells[index] for cells in some if cells[index]]
-        if not held:
+        column_cells = [cells[index] for cells in measured if cells[index]]
+        if not column_cells:
             continue
-        counts = sorted({len(cell.chunk_tokens) for cell in held})
+        counts = sorted({len(cell.chunk_tokens) for cell in column_cells})
         count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        text = f"{_short(column)} {count} of {_long(held[0].chunk_tokens.mean())} tokens"
+        text = f"{_short(column)} {count} of {_long(column_cells[0].chunk_tokens.mean())} tokens"
         if paper and (row := SIZES[split].get(column)):
             text += f" (paper: {row[0]} of {_long(row[1] * row[2])})"
-        said.append(text)
-    return [f"Instances: {'; '.join(said)}."] if said else []
+        texts.append(text)
+    return [f"Instances: {'; '.join(texts)}."] if texts else []
 
 
 def _failures(columns: Sequence[str], ours: Mapping[str, Sequence[Cell | None]]) -> list[str]:
-    found = [
+    texts = [
         f"{_label(name)} on {_short(column)} {cell.failed} of {cell.questions}"
         for name, cells in ours.items()
         for column, cell in zip(columns, cells, strict=True)
         if cell and cell.failed
     ]
-    return [f"Questions without an answer, left out: {'; '.join(found)}."] if found else []
+    return [f"Questions without an answer, left out: {'; '.join(texts)}."] if texts else []
 
 
 def _shared_note(columns: Sequence[str], shared: Sequence[int]) -> str:
@@ -238,13 +240,13 @@ def _shared_note(columns: Sequence[str], shared: Sequence[int]) -> str:
 
 def _odd_averages(published: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Where the average that the paper gives is not the mean of its figures."""
-    found = [
+    texts = [
         f"{_label(name)}: {rows['perf'][-1]:.3f} (mean {np.mean(rows['perf'][:-1]):.3f})"
         for name, rows in published.items()
         if abs(rows["perf"][-1] - np.mean(rows["perf"][:-1])) > 0.002
     ]
     note = "The paper's Avg. is shown as it gives it; it is not the mean of its row for "
-    return [f"{note}{'; '.join(found)}."] if found else []
+    return [f"{note}{'; '.join(texts)}."] if texts else []
 
 
 def main(argv: list[str]) -> None:

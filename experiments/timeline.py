@@ -46,7 +46,7 @@ def write_timeline(
     Raises ValueError where runs are of other instances or have no views.
     """
     episodes = [_shared(envs, dict(zip(runs, each, strict=True))) for each in _aligned(runs)]
-    body = page.fill("timeline.html", title=title)
+    body = page.fill_template("timeline.html", title=title)
     style, script = page.read("timeline.css"), page.read("timeline.js")
     data = {"episodes": episodes}
     return write_text(path, page.page(title, body, style, script, data))
@@ -130,12 +130,12 @@ def _answers(episode: Episode) -> list[dict]:
     }
     answers = []
     for answer, score in zip(episode.answers, episode.scores, strict=True):
-        found = [
+        retrieved = [
             [i, _finite(s), of_id[i][0], of_id[i][1].text, of_id[i][1].written_at]
             for i, s in zip(answer.ids, answer.scores, strict=True)
         ]
-        kept = {"text": answer.text, "score": _finite(score), "tokens": answer.tokens}
-        answers.append(kept | {"found": found})
+        fields = {"text": answer.text, "score": _finite(score), "tokens": answer.tokens}
+        answers.append(fields | {"found": retrieved})
     return answers
 
 

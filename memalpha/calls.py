@@ -1,8 +1,8 @@
-"""Calls as they stand in a response, in two dialects and without one.
+"""Tool calls in the text of a response: two dialects, and bare JSON.
 
-Text to names and arguments of any JSON type, for tools of any name: `tools` checks them for its own
-and baselines for theirs. What cannot be read whole becomes a call with an error, never a part of
-what was meant.
+Returns names and arguments of any JSON type, for tools of any name: `tools` and the baselines check
+them against the tools that they have. A call that cannot be read completely becomes a call with an
+error; a part of its arguments is never used.
 """
 
 import re
@@ -27,7 +27,7 @@ _SPACE_CLOSE = re.compile(rf"\s*{CALL_CLOSE}")
 _FLOWER = re.compile("|".join((FUNCTION, *RESULTS)))
 _COLON = re.compile(r"[ \t]*:?")
 _NEXT_OBJECT = re.compile(r"[\s,]*(?=\{)")
-# Where a content ends that went on behind what was read: before a bracket, or another key.
+# The end of a string that went on past the JSON read so far: before a bracket or another key.
 _STRING_ENDS = re.compile(r"[\"']\s*(?:,?\s*[}\]]|,\s*[\"']\w+[\"']\s*:)")
 _BEGIN = re.compile(rf"{FUNCTION}:?\s*[\w.-]+\s*{ARGS}|{'|'.join(RESULTS)}")
 _BARE_CALL = re.compile(r"\{\s*[\"']?name[\"']?\s*:")
@@ -37,8 +37,11 @@ _NESTED = "another call stands inside the broken JSON of this one: neither is ru
 
 
 class RawCall(NamedTuple):
-    """A call as it stands in a response: name and arguments can be of any JSON type. `error` says
-    why it cannot be read, `end` is as in `Call`; `repaired`: its JSON was broken."""
+    """A call before its tool is checked: name and arguments can be of any JSON type.
+
+    error: why the call cannot be read; empty: it can. end: as in `tools.Call`. repaired: its JSON
+    was broken.
+    """
 
     name: object
     arguments: object
@@ -53,12 +56,12 @@ def scan_calls(
     known: Mapping[str, Collection[str]],
     bare: bool = False,
 ) -> list[RawCall]:
-    """The calls of a response as they stand there, for tools of any name, in order.
+    """The calls of a response in order, before their tools are checked.
 
     Args:
-        known: the arguments of each tool. A repaired call with others is an error.
-        bare: what is no call of this dialect is searched for calls of the other one, and then for
-            JSON objects with a name and arguments.
+        known: the arguments of each tool. A repaired call with any others is an error.
+        bare: text without calls of this dialect is searched for calls of the other one, and then
+            for JSON objects with a name and arguments.
     """
     check_dialect(dialect)
     start = thinking_length(text)
@@ -76,7 +79,7 @@ def check_dialect(dialect: str) -> None:
         raise ValueError(f"dialect {dialect!r} is unknown: choose one of {', '.join(DIALECTS)}")
 
 
-Parsed = Iterator[tuple[RawCall, int]]  # with where the call begins
+Parsed = Iterator[tuple[RawCall, int]]  # (call, where it begins)
 
 
 def _parsers(dialect: str, bare: bool) -> list[Callable[[str], Parsed]]:
@@ -86,8 +89,8 @@ def _parsers(dialect: str, bare: bool) -> list[Callable[[str], Parsed]]:
 
 
 def _spans(parsed: list[tuple[RawCall, int]], length: int) -> list[tuple[int, int]]:
-    """Begin and end of every call; what follows a broken one, up to the next, may be a part of its
-    content, and belongs to it."""
+    """Start and end of every call. The text between a broken call and the next one may be part of
+    its content, so it is counted as part of the broken call."""
     spans, following = [], length
     for raw, begin in reversed(parsed):
         spans.append((begin, following if raw.error else raw.end))
@@ -96,7 +99,7 @@ def _spans(parsed: list[tuple[RawCall, int]], length: int) -> list[tuple[int, in
 
 
 def _blank(text: str, spans: list[tuple[int, int]]) -> str:
-    """The text with spaces in place of these spans, which are in order."""
+    """The text with the spans, which are in order, replaced by spaces."""
     parts, at = [], 0
     for begin, end in spans:
         parts += [text[at:begin], " " * (end - begin)]
@@ -136,11 +139,11 @@ def _parse_qwen3(text: str) -> Parsed:
 
 
 def _objects_in_marks(text: str, start: int, after: int) -> tuple[list | None, int]:
-    """The objects between an opening mark that ends at `start` and its closing mark, and the end of
-    that; (None, `after`) if they cannot be read.
+    """The objects between an opening mark that ends at `start` and its closing mark, and where the
+    closing mark ends; (None, `after`) if they cannot be read.
 
-    The closing mark is the last one before the next opening mark, since others may be a part of a
-    content. It is one itself where a string ends behind it.
+    The closing mark is the last one before the next opening mark, because earlier ones may be part
+    of a content. If a JSON string ends after that mark, it is part of a content too.
     """
     following = text.find(CALL_OPEN, after)
     limit = following if following >= 0 else len(text)
@@ -152,7 +155,7 @@ def _objects_in_marks(text: str, start: int, after: int) -> tuple[list | None, i
 
 
 def _matching_marks(text: str) -> dict[int, int]:
-    """Where the closing mark of an opening one ends, if they are counted like brackets."""
+    """Opening mark -> end of its closing mark, where marks nest like brackets."""
     waiting, matching = [], {}
     for mark in re.finditer(f"{CALL_OPEN}|{CALL_CLOSE}", text):
         if mark.group() == CALL_OPEN:
@@ -194,8 +197,9 @@ def _parse_qwen_agent(text: str) -> Parsed:
 
 
 def _further_arguments(text: str, name: str, value: dict, places: tuple[int, int, int]) -> Parsed:
-    """Arguments that were read, and all objects that follow them before the next mark: each is a
-    call of its own. `places`: where the call begins, the arguments end, the next mark stands."""
+    """The call with arguments `value`, and a further call for each object before the next mark.
+
+    `places`: where the call begins, where its arguments end, and where the next mark is."""
     begin, end, stop = places
     calls = [(value, end, False)]
     if further := _NEXT_OBJECT.match(text, end, stop):
@@ -211,14 +215,14 @@ def _further_arguments(text: str, name: str, value: dict, places: tuple[int, int
 
 
 def _next_begin(text: str, at: int) -> int:
-    """Where the next call or result begins that is more than a mark in a text."""
+    """Where the next whole call header or result begins; a lone mark in a text is skipped."""
     following = _BEGIN.search(text, at)
     return following.start() if following else len(text)
 
 
 def _quoted_end(text: str, mark: re.Match | None) -> int:
-    """Where a string ends in which calls are quoted, the first of them at `mark`; 0 if nothing
-    after these calls ends one."""
+    """The end of a string that quotes calls, the first of them at `mark`; 0 if no string ends after
+    these calls."""
     while mark and mark.group() == FUNCTION:
         args = text.find(ARGS, mark.end())
         start = _COLON.match(text, args + len(ARGS)).end() if args >= 0 else len(text)
@@ -233,8 +237,8 @@ def _quoted_end(text: str, mark: re.Match | None) -> int:
 
 
 def _parse_bare(text: str) -> Parsed:
-    """JSON objects that are calls, also inside of others; text after a broken one is not read:
-    it may be a part of its content."""
+    """JSON objects that are calls, nested ones too. Text after a broken object is not read, because
+    it may be part of its content."""
     for value, begin, end, repaired in find_objects(text):
         if value is None and _BARE_CALL.match(text, begin):
             error = _CUT_OFF if breaks_off(text[begin:]) else _NO_JSON
@@ -257,7 +261,7 @@ def _calls_in(value: object) -> list[dict]:
 
 
 def _raw(value: dict, end: int, repaired: bool = False) -> RawCall:
-    """The call that an object with name and arguments is."""
+    """The call of a JSON object with the keys name and arguments."""
     error = ""
     if repaired and (others := value.keys() - {"name", "arguments"}):
         error = f"broken JSON with a key that no call has: {sorted(others)[0][:40]!r}"
@@ -265,8 +269,8 @@ def _raw(value: dict, end: int, repaired: bool = False) -> RawCall:
 
 
 def _understood(raw: RawCall, known: Mapping[str, Collection[str]], start: int) -> RawCall:
-    """The call with its end counted from the start of the response, arguments that are a JSON
-    string read, and an error if they are no object or a repair split a content up."""
+    """The call with `end` counted from the start of the response and with arguments decoded if they
+    are a JSON string; an error if they are no object, or if a repair split a content."""
     name, arguments, error, end, repaired = raw
     if isinstance(arguments, str) and (objects := read_objects(arguments, needs_end=True)):
         arguments, _, broken = objects[0] if len(objects) == 1 else (arguments, 0, False)

@@ -1,19 +1,19 @@
-"""Credit for single calls: every call is paid for its own content, not for that of its neighbours.
+"""Credit per call: the reward of a call depends on its own content and not on its neighbours'.
 
-r4 is the share of fit calls of a response. With one advantage for all of its tokens (the paper) a
-note in the right memory is punished for the one beside it in the wrong memory, and a further call
-is a risk without a gain. Here token t of row r, which belongs to call j = call[r, t], gets
+r4 is the share of the calls of a response that the judge approved. With one advantage for all of
+its tokens (the paper), a note in the right memory is penalised for its neighbour in the wrong one,
+and a further call can only lose. Here token t of row r, which belongs to call j = call[r, t], gets
 
     A_r + gamma (fit[r, j] - mean_j),   A_r the advantage of r1 + r2 + beta r3 of the response
     mean_j = mean of fit[s, j] over the rows s of the group of r whose j-th call was executed
 
-A call that failed has nothing to be judged and gets A_r alone, as the tokens after the last call
-do: whether to call, and how often, is left to the other rewards.
+A failed call has no content to judge and gets A_r, as do the tokens after the last call: whether
+to make a call, and how many, is decided by the other rewards.
 
-The mean is over calls in the same place, the j-th of a response, because later calls go to the
+The mean is over calls at the same position, the j-th of a response, because later calls go to the
 wrong memory more often: a mean over all positions would penalise later calls for being late.
 
-Axes: R rows, T completion tokens, K calls a response can have, the last for what follows them.
+Axes: R rows, T completion tokens, K calls of a response plus one for the tokens after the last.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> B
     """The batch that `to_batch` made of these episodes, with `rows.call` and `rows.fit` (numpy).
 
     Args:
-        batch: completion [R, T], valid [R]; the first rows are the steps in order, then filler.
-        episodes: as they were given to `to_batch`.
+        batch: completion [R, T], valid [R]; the first rows are the steps in order, then padding.
+        episodes: the ones that were given to `to_batch`.
 
     Returns: the batch with `call` [R, T] int32, the call of each token, and `fit` [R, K] float32,
         `call_fit` of each call; NaN where there is none, and in rows that are not valid.
 
     Raises:
-        ValueError: a call does not say where in its response it ends.
+        ValueError: a call has no `end`, its position in the response.
     """
     completion, valid = batch.tokens.completion, batch.rows.valid
     chex.assert_rank([completion, valid], [2, 1])
@@ -47,7 +47,9 @@ def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> B
     steps = [step for episode in episodes for step in episode.steps]
     most = max(len(step.calls) for step in steps)
     call = np.zeros(completion.shape, np.int32)
-    fit = np.full((len(call), most + 1), np.nan, np.float32)  # the last: what follows the calls
+    fit = np.full(
+        (len(call), most + 1), np.nan, np.float32
+    )  # the last column: tokens after the calls
     for row, step in enumerate(steps):
         if valid[row]:
             call[row, : len(step.response.tokens)] = token_calls(env, step)
@@ -56,8 +58,8 @@ def add_credit(batch: Batch, episodes: Sequence[Episode], env: Environment) -> B
 
 
 def call_fit(step: Step) -> list[float]:
-    """For each call 1 if what it wrote was fit, or its delete found its target, 0 if not, and NaN
-    if it was not executed."""
+    """For each call: 1 if its content was judged fit or it deleted an entry, 0 if its content was
+    not fit, NaN if the call was not executed."""
     return [
         float(fit or call.name == DELETE) if outcome == Outcome.OK else float("nan")
         for call, outcome, fit in zip(step.calls, step.outcomes, step.fit, strict=True)
@@ -65,11 +67,11 @@ def call_fit(step: Step) -> list[float]:
 
 
 def token_calls(env: Environment, step: Step) -> np.ndarray:
-    """The call that each token of a response belongs to; after the last one, their number:
-    [tokens] int32.
+    """[tokens] int32, the index of the call that each token of a response belongs to; tokens after
+    the last call get the number of calls.
 
-    A token on a border belongs to the earlier call, white space between calls to the later one. A
-    call that is cut off has all that follows: ending there is what was wrong with it.
+    A token that spans the border of two calls belongs to the earlier one, white space between calls
+    to the later one. A call that is cut off gets all the tokens that follow, the end included.
     """
     tokens, text = step.response.tokens, response_text(env, step.response)
     parts = np.full(len(tokens), len(step.calls), np.int32)
@@ -88,7 +90,7 @@ def token_calls(env: Environment, step: Step) -> np.ndarray:
 
 
 def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
-    """The fewest tokens whose text has so many characters (by bisection)."""
+    """The smallest number of tokens whose text has at least `characters` characters."""
     low, high = 0, len(tokens)
     while low < high:
         middle = (low + high) // 2
@@ -100,7 +102,7 @@ def _tokens_of(env: Environment, tokens: Sequence[int], characters: int) -> int:
 
 
 def call_advantages(batch: Batch, gamma: float, groups: np.ndarray) -> np.ndarray:
-    """What r4 adds to the advantage of every token, see the equation above.
+    """The part of every token's advantage that comes from r4; see the equation above.
 
     Args:
         batch: `call` [R, T] int, `fit` [R, K] float and `completion_mask` [R, T] bool, numpy.

@@ -1,7 +1,7 @@
-"""What an episode is made of: the environment, a turn, a response, a step, and the whole.
+"""The types of an episode: environment, turn, response, step, and the episode itself.
 
-An episode is one reading of an instance by one writer, a step a chunk. These are the types; the
-loop over chunks is `rollout`, questions and scores are `reading`.
+An episode is one pass of a writer over an instance, with one step per chunk. The loop over chunks
+is in `rollout`, questions and scores are in `reading`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from memalpha.reader_rules import extractive_answers
 from memalpha.tokenizer import cached_encoder, decode
 from memalpha.tools import Call
 
-MESSAGES = 8  # error messages that an environment remembers
+MESSAGES = 8  # an environment keeps this many of the last error messages
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class MemorySpec:
 class ReadingSpec:
     """How a memory is read and judged.
 
-    retriever: "bm25" or "scann"; dimensions: of ScaNN's vectors; top_k: entries of each list that
-    the reader gets. content_judge: the verdicts of r4. answer_judge: for sources whose metric asks
-    a judge. failures: the last error messages of reader, judges and writer.
+    retriever: "bm25" or "scann". dimensions: length of ScaNN's vectors. top_k: how many entries of
+    each list the reader gets for a question. content_judge: decides r4. answer_judge: scores the
+    sources whose metric is a judge. failures: the last error messages of reader, judges and writer.
     """
 
     retriever: str = "bm25"
@@ -62,15 +62,17 @@ class ReadingSpec:
 
 @dataclass(frozen=True)
 class Environment:
-    """Everything around the writer: what it is shown, what its memory holds, how that is read."""
+    """What the writer is shown, what its memory can hold, and how the memory is read and judged."""
 
     prompt: PromptSpec
     memory: MemorySpec = MemorySpec()
     reading: ReadingSpec = field(default_factory=ReadingSpec)
 
     def replace(self, **changes: Any) -> "Environment":
-        """The environment with other values of some fields of its parts; no two parts have a field
-        of the same name. Raises TypeError for a name that is no field of any part."""
+        """A copy with other values for fields of its parts; field names are unique across parts.
+
+        Raises TypeError for a name that no part has.
+        """
         parts = {}
         for part in dataclasses.fields(self):
             before = getattr(self, part.name)
@@ -83,11 +85,11 @@ class Environment:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one episode shows its writer at one chunk.
+    """What the writer of one episode sees at one chunk.
 
-    `text` is the chunk, `view` the part of the memory that a prompt may show, `row` the row of its
-    memory in the batch. A writer that reads token ids makes its prompt from these
-    (`prompts.fit_prompt`).
+    `text` is the chunk, `view` the part of the memory that a prompt may show, `row` the row of the
+    memory in the batch. A writer that reads token ids renders its prompt from these with
+    `prompts.fit_prompt`.
     """
 
     episode: int
@@ -100,11 +102,12 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class Response:
-    """What a writer emits for one turn.
+    """What a writer generates for one turn.
 
-    tokens: [n] int32, the end of sequence included. logps: [n] float32 of the sampler. prompt:
-    [p] int32, the ids that it read; empty for a writer that is shown no ids. finished: False where
-    the token limit cut it. error: why the writer failed; its episode is then not scored.
+    tokens: [n] int32, the end-of-sequence token included. logps: [n] float32, the sampler's
+    log-probs. prompt: [p] int32, the ids that the writer read; empty for a writer that reads text.
+    finished: False where the token limit cut the response off. error: error message of a writer
+    that failed; its episode is not scored.
     """
 
     tokens: np.ndarray
@@ -119,10 +122,10 @@ Writer = Callable[[Sequence[Turn]], list[Response]]
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A chunk of an episode, with what came of its calls: one row of training.
+    """One chunk of an episode and the outcomes of its calls: one row of a training batch.
 
     fit: the content judge's verdict on each call. r4 is NaN where the judge failed. view: the whole
-    memory after the step, where it was asked for.
+    memory after the step; None unless the rollout was run with `keep_views`.
     """
 
     chunk: int
@@ -138,34 +141,34 @@ class Step:
 
 @dataclass(frozen=True)
 class Recall:
-    """What a system holds after the last chunk of an instance, and what it took to get there.
+    """The final memory of a system on one instance as requests to the reader, and its cost.
 
-    Sizes are in tokens: of the memory by the environment's tokenizer, of prompts and completions by
-    that of the model that wrote. `failure` (empty: none) is the error message of a model that
-    failed; then there is no memory, and nothing is scored.
+    Sizes are in tokens: the memory is counted by the environment's tokenizer, prompts and
+    completions by that of the language model that wrote. `failure` is the error message of a model
+    that failed; then there is no memory and nothing is scored. Empty: no failure.
     """
 
-    requests: list[Request]  # one a question
+    requests: list[Request]  # one per question
     memory_tokens: int
-    view: MemoryView | None = None  # of a system that writes
+    view: MemoryView | None = None  # None for a system without a written memory
     failure: str = ""
-    rejected: int = 0  # parts of replies that could not be used, and changed nothing
+    rejected: int = 0  # parts of replies that could not be used: no-ops
     generations: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-Recaller = Callable[[Environment, Sequence[Instance]], list[Recall]]  # one an instance
+Recaller = Callable[[Environment, Sequence[Instance]], list[Recall]]  # one per instance
 
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One reading of an instance, complete.
+    """One complete pass over an instance, scored.
 
-    A writer leaves steps, a baseline none. `scores` are NaN where reader, answer judge or writer
-    failed; `verdicts` are the words of the answer judge, "" where it was not asked. r1 is NaN where
-    no question could be judged, and r1 and r3 where the questions were skipped. `failure` is the
-    error message behind a missing score or verdict.
+    Baselines have no steps. `scores` are NaN where reader, answer judge or writer failed;
+    `verdicts` are the replies of the answer judge, "" where it was not asked. r1 is NaN where no
+    question could be judged; r1 and r3 are NaN where the questions were skipped. `failure` is the
+    error message that explains a missing score or verdict.
     """
 
     instance: Instance
@@ -181,7 +184,7 @@ class Episode:
 
     @property
     def view(self) -> MemoryView | None:
-        """The final memory, of a system that writes."""
+        """The final memory; None for a system without a written memory."""
         return self.recall.view
 
     @property
@@ -190,7 +193,7 @@ class Episode:
 
     @property
     def has_memory(self) -> bool:
-        """False where the model of a baseline failed before its end."""
+        """False where the model of a baseline failed, so that there is no final memory."""
         return not self.recall.failure
 
     @property
@@ -200,7 +203,7 @@ class Episode:
 
 
 class Clock(defaultdict):
-    """Seconds spent in each stage; a stage inside another one counts for itself alone."""
+    """Seconds spent in each stage; the time of a nested stage is not counted in the outer one."""
 
     def __init__(self):
         super().__init__(float)
@@ -217,15 +220,15 @@ class Clock(defaultdict):
 
 
 def response_text(env: Environment, response: Response) -> str:
-    """The text of a response: special tokens of the chat are not part of it."""
+    """The text of a response, without the special tokens of the chat."""
     return decode(env.prompt.tokenizer, response.tokens)
 
 
 def encode_text(env: Environment, text: str) -> list[int]:
-    """Token ids of a text; cached."""
+    """Token ids of a text by the environment's tokenizer; cached."""
     return cached_encoder(env.prompt.tokenizer)(text)
 
 
 def count_tokens(env: Environment, text: str) -> int:
-    """Tokens of a text, as r3 and the tables count them."""
+    """The number of tokens of a text, as r3 and the tables count them."""
     return len(encode_text(env, text))

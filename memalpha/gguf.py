@@ -1,8 +1,8 @@
 """Models in GGUF files, in the hub's terms: the fields of config.json, and tensors by name.
 
-Tensors are dequantised one by one, and of each only the rows that are asked for, through the `gguf`
-package. What llama.cpp's conversion does to them (github.com/ggml-org/llama.cpp, conversion/) is
-undone: the order of the rows of q and k, and the one that is added to Gemma's norms.
+Tensors are dequantised one at a time by the `gguf` package, and only the rows that are requested.
+Two changes of llama.cpp's conversion (github.com/ggml-org/llama.cpp, conversion/) are reverted: the
+order of the rows of q and k, and the 1 that is added to the scales of Gemma's norms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gguf import quants
 
 from memalpha.gguf_file import Header, Stored, read_header
 
-# Names within a layer: of the file, of the hub.
+# Module names within a layer: in GGUF -> in the hub.
 _ATTENTION = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -36,7 +36,8 @@ _FOUR_NORMS = {
 }
 _QKV = ("attn_q", "attn_k", "attn_v")
 _ROPE_FACTORS = "rope_freqs.weight"
-# Llama 3: turns within the original context below and above which waves are scaled and are not.
+# Llama 3: a frequency with fewer turns than low_freq_factor within the original context is scaled,
+# one with more than high_freq_factor is not, and those between are interpolated.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -46,11 +47,11 @@ _LLAMA3 = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """How files of one architecture differ from what the hub has under `model_type`.
+    """How GGUF files of one architecture differ from the hub's files of `model_type`.
 
-    layer: names within a layer. interleaved: the rows of q and k alternate between the two halves
-    of a head, as the rotary embedding of llama.cpp pairs them. norm_shift: what the file adds to
-    the scales of norms.
+    layer: module names within a layer. biases: modules with a bias. interleaved: the rows of q and
+    k alternate between the two halves of a head, as the rotary embedding of llama.cpp pairs them.
+    norm_shift: the constant that the file adds to the scales of norms.
     """
 
     model_type: str
@@ -76,17 +77,17 @@ ARCHITECTURES = {
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether a path names a GGUF file: by its ending, or because it is a file and no folder."""
+    """Whether a path is taken for a GGUF file: it ends in .gguf, or it is a file and no folder."""
     path = Path(path).expanduser()
     return path.suffix.lower() == ".gguf" and not path.is_dir() or path.is_file()
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The fields that config.json of this model has in the hub.
+    """The fields that the config.json of this model has in the hub.
 
     Raises:
-        ValueError: see `gguf_file.read_header`; another architecture, or metadata that are missing
-            or say what no such model has.
+        ValueError: see `gguf_file.read_header`; an unknown architecture, or metadata that are
+            missing or impossible for it.
     """
     header = read_header(path)
     kind = _architecture(header)
@@ -99,7 +100,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
                 " models cannot be loaded"
             )
     layers = _number(header, "block_count")
-    if layers > len(header.tensors):  # before anything is listed layer by layer
+    if layers > len(header.tensors):  # checked before anything is built per layer
         raise ValueError(
             f"{header.path}: block_count is {layers}, but there are {len(header.tensors)} tensors"
         )
@@ -132,7 +133,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def _gemma_fields(header: Header, config: dict[str, Any]) -> dict[str, Any]:
-    # Of the published models the largest alone, of 62 layers, does not scale by the head.
+    # Only the largest published model, with 62 layers, does not scale queries by head_dim.
     largest = config["num_hidden_layers"] == 62
     scalar = config["hidden_size"] // config["num_attention_heads"]
     return {
@@ -159,7 +160,7 @@ def _architecture(header: Header) -> Architecture:
 
 
 def _get(header: Header, key: str, default: Any = None) -> Any:
-    """A field of the architecture: "block_count" is llama.block_count."""
+    """A metadata field without its prefix: "block_count" reads llama.block_count."""
     return header.metadata.get(f"{header.metadata['general.architecture']}.{key}", default)
 
 
@@ -174,12 +175,12 @@ def _number(header: Header, key: str, default: int | None = None) -> int:
 
 
 def _decimal(value: float) -> float:
-    """The short decimal that was stored as a float32: 1e-05 for 9.99999974e-06."""
+    """The shortest decimal with the same float32 value: 1e-05 for 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
 def _rope_scaling(header: Header, head_dim: int) -> dict[str, Any] | None:
-    """In the spelling of config.json. Llama 3 keeps it as a tensor: what divides each frequency."""
+    """`rope_scaling` of config.json; for Llama 3 from a tensor of divisors of the frequencies."""
     stored = header.tensors.get(_ROPE_FACTORS)
     if stored is None:
         kind = _get(header, "rope.scaling.type", "none")
@@ -202,11 +203,11 @@ def _rope_scaling(header: Header, head_dim: int) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read and dequantised, as float32, where it is indexed; with the methods of a
-    slice of `safetensors`.
+    """A tensor that is read and dequantised to float32 when it is indexed; it has the methods of a
+    `safetensors` slice.
 
-    heads: 0, or the number of heads whose interleaved rows are put in order. shift: what the file
-    adds to the values.
+    heads: the number of heads whose interleaved rows are reordered; 0: none. shift: the constant
+    that the file adds to the values.
     """
 
     path: Path
@@ -221,7 +222,7 @@ class Tensor:
         return "F32"
 
     def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
-        """The first slice takes rows: the others are not even read."""
+        """Only the rows that the first slice selects are read from the file."""
         first, *rest = index if isinstance(index, tuple) else (index,)
         stored = self.stored
         lines = np.memmap(self.path, np.uint8, "r", stored.offset, stored.end - stored.offset)
@@ -233,25 +234,25 @@ class Tensor:
 
 
 def _dequantize(lines: np.ndarray, stored: Stored) -> np.ndarray:
-    """Rows of bytes to [rows, ...] float32. The package takes 16 rows at a time, which for rows as
-    short as those of a small model is slow: several are given to it as one."""
+    """Rows of bytes to [rows, ...] float32. The package works on 16 rows at a time, which is slow
+    for short rows, so several rows are passed to it as one."""
     together = math.gcd(len(lines), 16)
     values = quants.dequantize(lines.reshape(len(lines) // together, -1), stored.kind)
     return values.reshape(len(lines), *stored.shape[1:]).astype(np.float32, copy=False)
 
 
 def _interleaved_rows(count: int, heads: int) -> np.ndarray:
-    """[count] where in the file the rows of q or k are: there pair i of a head is rows 2i, 2i + 1,
-    in the hub rows i and i + half."""
+    """[count] the positions in the file of the rows of q or k: pair i of a head is in rows 2i and
+    2i + 1 there, and in rows i and i + half in the hub."""
     rows = np.arange(count).reshape(heads, -1, 2)
     return rows.swapaxes(1, 2).reshape(count)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor of the model under its name in the hub; nothing is read but the header.
+    """All tensors of the model by their hub names; only the header is read.
 
     Raises:
-        ValueError: see `read_config`; a tensor too many or missing, listed by the file's names.
+        ValueError: see `read_config`; missing or unexpected tensors, listed by their GGUF names.
     """
     header, config = read_header(path), read_config(path)
     kind, names = _architecture(header), _names(header)
@@ -276,7 +277,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _names(header: Header) -> dict[str, str]:
-    """Of all tensors: name in the file -> name in the hub."""
+    """Name in the file -> name in the hub, for all tensors."""
     kind = _architecture(header)
     names = {
         "token_embd.weight": "model.embed_tokens.weight",

@@ -1,8 +1,8 @@
-"""The header of a GGUF file: its metadata, and where its tensors lie.
+"""The header of a GGUF file: its metadata, and type, shape and offset of its tensors.
 
-Read here and not by `gguf.GGUFReader`, which builds several arrays for each token of a vocabulary
-(seconds for 150,000, against a tenth of one) and does not say where a file ends too early. Types
-and block sizes come from the `gguf` package.
+`gguf.GGUFReader` is not used, because it builds several arrays for each token of a vocabulary
+(seconds for 150,000 tokens; this module takes a tenth of one) and does not detect truncated files.
+Types and block sizes come from the `gguf` package.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -23,7 +23,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 SUPPORTED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 KINDS = {kind.value: kind for kind in GGMLQuantizationType}
-CODES = {  # of `struct`
+CODES = {  # format characters of `struct`
     GGUFValueType.UINT8: "B",
     GGUFValueType.INT8: "b",
     GGUFValueType.UINT16: "H",
@@ -40,7 +40,7 @@ CODES = {  # of `struct`
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies in a file; shape as in the hub: the innermost axis last."""
+    """A tensor in a file; the shape is in the order of the hub: the innermost axis last."""
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Stored:
 
     @property
     def row_bytes(self) -> int:
-        """Of one row along the innermost axis."""
+        """Bytes of one row along the innermost axis."""
         block, size = GGML_QUANT_SIZES[self.kind]
         return self.shape[-1] // block * size
 
@@ -59,7 +59,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Header:
-    """`tensors` by the names that the file uses."""
+    """Metadata and tensors by the names that the file uses."""
 
     path: Path
     metadata: Mapping[str, Any]
@@ -67,11 +67,11 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a GGUF file, checked; no tensor is read.
+    """Reads and checks the header of a GGUF file; no tensor is read.
 
     Raises:
-        ValueError: no such file, not GGUF, cut off or damaged, one part of several, not a model, or
-            a tensor of a type that is not supported.
+        ValueError: no such file; not GGUF; truncated or damaged; one part of a split model; not a
+            model; or a tensor of an unsupported type.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -80,7 +80,7 @@ def read_header(path: str | Path) -> Header:
     return _read(path, stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=4)  # config, weights and tokenizer of one model are asked for one by one
+@lru_cache(maxsize=4)  # config, weights and tokenizer of a model each read the header
 def _read(path: Path, size: int, changed: int) -> Header:
     with path.open("rb") as opened:
         if opened.read(len(MAGIC)) != MAGIC:
@@ -95,7 +95,7 @@ def _read(path: Path, size: int, changed: int) -> Header:
 
 
 class _Cursor:
-    """Reads values one after the other; an end of the file in between is an error."""
+    """Reads consecutive values; raises ValueError where the file ends in the middle of one."""
 
     def __init__(self, path: Path, data: mmap.mmap, at: int):
         self.path, self.data, self.at = path, data, at

@@ -1,7 +1,7 @@
-"""The tokenizer that a GGUF file holds, as one of `transformers` that gives the ids of the hub's.
+"""The tokenizer of a GGUF file as a `transformers` tokenizer with the same ids as the hub's.
 
-Everything comes from the metadata: the vocabulary, the merges, the rule that splits a text into
-words, the special tokens, the chat template, and where a reply ends.
+Everything is read from the metadata: the vocabulary, the merges, the rule that splits a text into
+words, the special tokens, the chat template, and the tokens that end a reply.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from memalpha.gguf_file import Header, read_header
 
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
-# Words of Llama 3 and Qwen, which differ in how many digits stand together.
+# Words of Llama 3 and Qwen; %s is the pattern of digits, which differs between them.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,7 +33,7 @@ def _words(digits: str) -> split.PreTokenizer:
     return _byte_level(split.Split(Regex(_WORDS % digits), behavior="isolated"))
 
 
-# tokenizer.ggml.pre -> what the hub's tokenizers of these models do before merging.
+# tokenizer.ggml.pre -> the pre-tokenizer of the hub's tokenizers of these models.
 SPLITS = {
     "llama-bpe": _words(r"\p{N}{1,3}"),
     "qwen2": _words(r"\p{N}"),
@@ -48,8 +48,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a file.
 
     Raises:
-        ValueError: see `gguf_file.read_header`; no vocabulary, a kind or a splitting rule that is
-            not supported, parts that do not fit one another or the model.
+        ValueError: see `gguf_file.read_header`; no vocabulary, an unsupported kind or splitting
+            rule, or parts that are inconsistent with each other or with the model.
     """
     header = read_header(path)
     tokens = _tokens(header)
@@ -59,7 +59,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             f"{header.path}: {len(tokens)} tokens, but {len(types)} types of tokens: convert the"
             " model anew"
         )
-    while types and types[-1] == UNUSED:  # padding of the embedding; the hub's tokenizers have none
+    while types and types[-1] == UNUSED:  # padding of the embedding, not in the hub's tokenizers
         tokens, types = tokens[:-1], types[:-1]
     kind = header.metadata["tokenizer.ggml.model"]
     build = {"gpt2": _byte_pairs, "llama": _sentence_pieces}.get(kind)
@@ -70,7 +70,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         )
     inner = build(header, {token: i for i, token in enumerate(tokens)})
     for special, wanted in ((True, (CONTROL, UNKNOWN)), (False, (USER_DEFINED,))):
-        # User-defined pieces of SentencePiece are matched where spaces are written its way.
+        # SentencePiece matches user-defined pieces after it has replaced spaces by "▁".
         normalized = not special and kind == "llama"
         chosen = [t for t, of in zip(tokens, types, strict=True) if of in wanted]
         add = inner.add_special_tokens if special else inner.add_tokens
@@ -79,7 +79,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def stop_ids(path: str | Path) -> list[int]:
-    """Tokens that end a reply as the metadata name them: end of sequence, of turn, of message."""
+    """Tokens that end a reply according to the metadata: end of sequence, turn or message."""
     header = read_header(path)
     count = len(_tokens(header))
     ids = {_token_id(header, name, count) for name in ("eos", "eot", "eom")}
@@ -87,11 +87,11 @@ def stop_ids(path: str | Path) -> list[int]:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special token that the chat template puts after a reply, if it does: it ends the replies
-    of a chat model, whose end of sequence may be another (Gemma).
+    """The special token that the chat template puts after a reply, if any, as a list. It ends the
+    replies of a chat model and may differ from the end-of-sequence token (Gemma).
 
     Raises:
-        ValueError: the template fails on a question and a reply.
+        ValueError: the template fails on a chat of a question and a reply.
     """
     if not tokenizer.chat_template:
         return []
@@ -128,7 +128,7 @@ def _tokens(header: Header) -> list[str]:
 
 
 def _byte_pairs(header: Header, vocab: Mapping[str, int]) -> Tokenizer:
-    """Byte-level BPE, as of GPT-2, Llama 3 and Qwen."""
+    """Byte-level BPE, used by GPT-2, Llama 3 and Qwen."""
     rule = header.metadata.get("tokenizer.ggml.pre")
     if rule not in SPLITS:
         raise ValueError(
@@ -138,7 +138,7 @@ def _byte_pairs(header: Header, vocab: Mapping[str, int]) -> Tokenizer:
     merges = _merges(header)
     if not merges:
         raise ValueError(f"{header.path} has no tokenizer.ggml.merges: convert the model anew")
-    # Llama 3 takes a word whole where it is a token, even if no merges lead there.
+    # Llama 3 uses a token for a whole word even if no sequence of merges produces it.
     whole = rule == "llama-bpe"
     tokenizer = _merge_model(header, vocab, merges, ignore_merges=whole)
     if rule == "qwen2":
@@ -148,7 +148,7 @@ def _byte_pairs(header: Header, vocab: Mapping[str, int]) -> Tokenizer:
 
 
 def _sentence_pieces(header: Header, vocab: Mapping[str, int]) -> Tokenizer:
-    """BPE of SentencePiece, as of Llama 2 and Gemma: bytes stand in for unknown characters."""
+    """BPE of SentencePiece, used by Llama 2 and Gemma: unknown characters become byte tokens."""
     scores = header.metadata.get("tokenizer.ggml.scores", [])
     if len(scores) < len(vocab):
         raise ValueError(f"{header.path}: {len(vocab)} tokens, but {len(scores)} scores of tokens")
@@ -187,8 +187,8 @@ def _merges(header: Header) -> list[tuple[str, str]]:
 
 
 def _merges_from_scores(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """SentencePiece joins the pair whose whole has the best score: the same as merges in the order
-    of the scores of what they give. Every way to cut a token is listed."""
+    """Merges equivalent to SentencePiece, which joins the pair whose result has the best score: all
+    ways to split each token in two, ordered by the score of the token."""
     pairs = []
     for token, i in vocab.items():
         for at in range(1, len(token)):

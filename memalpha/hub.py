@@ -1,7 +1,7 @@
 """Models in the hub's layout: where they are, and what their config.json says.
 
-A GGUF file stands for a folder everywhere: its metadata are read as the fields of config.json.
-`FAMILIES` is all that the code knows of one family and not of another.
+A GGUF file can be given wherever a folder can: its metadata are read as the fields of config.json.
+Everything that is specific to a model family is in the table `FAMILIES`.
 """
 
 import json
@@ -28,8 +28,8 @@ from memalpha.model import ModelConfig
 from memalpha.model_config import RopeScaling
 from memalpha.models import find_file
 
-NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a hub repository
-# Fields of config.json and of ModelConfig.
+NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # files to download from the hub
+# Field of config.json -> field of ModelConfig.
 SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -41,11 +41,18 @@ SIZES = {
     "rms_norm_eps": "rms_eps",
     "tie_word_embeddings": "tie_embeddings",
 }
-CHOICES = ("dtype", "param_dtype", "remat", "scan_layers", "attention", "value_head")  # ours
-ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # the hub's and ours
-# Of RopeScaling, in its order.
+CHOICES = (
+    "dtype",
+    "param_dtype",
+    "remat",
+    "scan_layers",
+    "attention",
+    "value_head",
+)  # not stated by the hub
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # the hub's name -> ours
+# Fields of config.json in the order of the fields of RopeScaling.
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-# Fields that ask for what the decoder lacks, unless they are false, null or zero.
+# Features that the decoder does not have; they must be false, null, zero or absent.
 LACKED = (
     "attention_bias",
     "mlp_bias",
@@ -56,7 +63,7 @@ LACKED = (
     "num_experts",
     "num_local_experts",
 )
-# Our name of a module where the hub has another.
+# Our name of a module -> the hub's, where they differ.
 NAMES = {
     "attention": "self_attn",
     "attention_norm": "input_layernorm",
@@ -67,11 +74,12 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Family:
-    """A model_type of the hub: what `transformers` calls it, and what it means for our decoder.
+    """A model_type of the hub: its classes in `transformers`, and the settings of our decoder.
 
-    optional: sizes that its config.json may leave out, since `hub` derives them. own: fields that
-    it has beside those of all families, and must state. activation: the name of that field. names:
-    of modules, ours to the hub's.
+    hub: its config class. switches: fields of ModelConfig. optional: sizes that its config.json may
+    leave out, because `hub` derives them. own: fields that only this family has and that must be
+    stated. activation: the name of the field with the activation. names: our module names -> the
+    hub's.
     """
 
     hub: type[PreTrainedConfig]
@@ -118,13 +126,13 @@ FAMILIES = {
 
 
 def find_folder(path_or_hub_id: str) -> Path:
-    """The folder of a model, or its GGUF file: the path itself, or what is downloaded once: a
+    """The local folder or GGUF file of a model: the path itself, or a download, which is cached: a
     snapshot of a hub repository, or a model of `models`, such as "smollm2".
 
-    A hub id may name a revision: "Qwen/Qwen3-4B@main".
+    A hub id may have a revision: "Qwen/Qwen3-4B@main".
 
     Raises:
-        ValueError: neither a folder nor a GGUF file, nor to be had from the hub or its cache.
+        ValueError: no such folder or GGUF file, and the hub and its cache do not have it either.
     """
     folder = Path(path_or_hub_id).expanduser()
     if folder.is_dir():
@@ -142,17 +150,17 @@ def find_folder(path_or_hub_id: str) -> Path:
 
 
 def read_config(folder: str | Path, **choices: Any) -> ModelConfig:
-    """The shape of a model from its config.json or GGUF file; `choices` are the fields that are
-    ours to choose: dtype, param_dtype, remat, scan_layers, attention, value_head.
+    """The configuration of a model from its config.json or GGUF file. `choices` are the fields that
+    the files do not determine: dtype, param_dtype, remat, scan_layers, attention, value_head.
 
     Raises:
-        ValueError: no config.json, another architecture, or a feature that the decoder lacks.
+        ValueError: no config.json, an unknown architecture, or an unsupported feature.
     """
     return parse_config(*read_fields(folder), **choices)
 
 
 def read_fields(folder: str | Path) -> tuple[dict[str, Any], Path]:
-    """The fields of config.json, and the file that they are from: it, or the GGUF file.
+    """The fields of config.json, and the file they were read from: config.json or the GGUF file.
 
     Raises:
         ValueError: no config.json, or a GGUF file that cannot be read.
@@ -170,7 +178,7 @@ def read_fields(folder: str | Path) -> tuple[dict[str, Any], Path]:
 
 
 def parse_config(given: Mapping[str, Any], path: str | Path, **choices: Any) -> ModelConfig:
-    """`read_config` of the fields themselves; `path`: where they are from, for messages."""
+    """`read_config` from the fields of config.json; `path`: their file, for error messages."""
     name = given.get("model_type")
     family = FAMILIES.get(name)
     if family is None:
@@ -222,7 +230,7 @@ def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
 
 
 def _missing(given: Mapping[str, Any], family: Family) -> set[str]:
-    """Fields that would be guessed, since config.json does not state them."""
+    """Required fields that config.json does not state and that would have to be guessed."""
     rope = given.get("rope_parameters")
     if isinstance(rope, dict) and "sliding_window" in family.own:
         rope = rope.get("full_attention")
@@ -237,7 +245,7 @@ def _layer_types(config: PreTrainedConfig) -> list[str]:
 
 
 def _rope(config: PreTrainedConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Rotary parameters of the layers, and of those with a window if they have their own."""
+    """Rotary parameters of the layers, and those of layers with a window; None: the same."""
     rope = config.rope_parameters
     if "full_attention" in rope:
         return rope["full_attention"], rope.get("sliding_attention")
@@ -245,7 +253,7 @@ def _rope(config: PreTrainedConfig) -> tuple[dict[str, Any], dict[str, Any] | No
 
 
 def _lacked(given: Mapping[str, Any], config: PreTrainedConfig, family: Family) -> list[str]:
-    """What a config asks for and the decoder lacks: fields with their values."""
+    """Features of a config that the decoder does not support, each with its value."""
     act, ropes = getattr(config, family.activation), [r for r in _rope(config) if r]
     types, layers = _layer_types(config), config.num_hidden_layers
     windowed = "sliding_attention" in types
@@ -279,11 +287,11 @@ def write_config(
     dtype: str,
     max_positions: int,
 ) -> None:
-    """Writes config.json, in the spelling of the published files of the family, which older readers
-    and newer ones know, and the tokenizer.
+    """Writes config.json and the tokenizer. Field names are those of the published files of the
+    family, which old and new versions of `transformers` read.
 
     Raises:
-        ValueError: the model has switches that its family does not know.
+        ValueError: the model has settings that its family cannot express.
     """
     stated = _fields(config) | {"max_position_embeddings": max_positions, "torch_dtype": dtype}
     ours = {name: getattr(config, name) for name in CHOICES}
@@ -293,7 +301,7 @@ def write_config(
         unlike = [n for n in names if getattr(config, n) != getattr(back, n)]
         values = ", ".join(f"{n} {getattr(config, n)!r}" for n in unlike if n != "max_positions")
         raise ValueError(f"{folder}: a model of family {config.family!r} cannot have {values}")
-    # Null without a tokenizer: readers would take the ids of the family's first model.
+    # Written as null without a tokenizer: `transformers` would otherwise assume default ids.
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
     stated |= {name: getattr(tokenizer, name, None) for name in special}
     if tokenizer is not None:
@@ -302,7 +310,7 @@ def write_config(
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:
-    """What config.json says of a model, but for its context and the dtype of its weights."""
+    """The fields of config.json, without the context length and the dtype of the weights."""
     family, layers, scaling = FAMILIES[config.family], range(config.num_layers), config.rope_scaling
     acts = {ours: hub for hub, ours in ACTIVATIONS.items()}
     stated = {hub: getattr(config, ours) for hub, ours in SIZES.items()} | {

@@ -1,9 +1,9 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685): a kernel W [in, out] becomes W + scale A B.
 
-A [in, rank] starts random and B [rank, out] at zero, so that training begins at the model itself;
-scale = alpha / rank. Adapters are a tree of their own, in float32, whose paths are those of the
-kernels they belong to. Only they are trained: the rest of the model is an argument without gradient
-and without optimiser state.
+A [in, rank] is initialised at random and B [rank, out] with zeros, so that training starts from the
+unchanged model; scale = alpha / rank. Adapters are a separate tree in float32 with the paths of
+their kernels. Only they are trained: the base model is an argument without gradients and without
+optimiser state.
 """
 
 import re
@@ -20,11 +20,10 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """rank 0: no adapters, all of the model is trained.
+    """rank 0: no adapters, the whole model is trained.
 
-    layers: a regular expression, searched for in the path of each kernel, such as
-      "layers_0/attention/q_proj"; those that match get an adapter. The embedding and the heads get
-      none.
+    layers: a regular expression that is searched for in the path of each kernel, such as
+      "layers_0/attention/q_proj"; kernels that match get an adapter. Embedding and heads never do.
     """
 
     rank: int = 0
@@ -45,11 +44,11 @@ class LoraConfig:
 
 
 def init(params: Params, config: LoraConfig, key: Array) -> Params:
-    """The part of a model to train, in new arrays: adapters that change nothing yet, and the value
-    head if there is one; with rank 0 all of the model.
+    """The parameters to train, as new arrays: adapters, which are no-ops at first, and the value
+    head if there is one; with rank 0 the whole model.
 
     Raises:
-        ValueError: no kernel is matched.
+        ValueError: no kernel matches `config.layers`.
     """
     if not config.rank:
         return jax.tree.map(jnp.copy, params)
@@ -71,9 +70,9 @@ def init(params: Params, config: LoraConfig, key: Array) -> Params:
 
 
 def attach(adapters: Params, params: Params, config: LoraConfig) -> Params:
-    """Parameters that `Transformer` applies with their adapters, unmerged. Copies nothing.
+    """Base parameters and adapters in one tree, which `Transformer` applies unmerged; no copies.
 
-    Differentiable in the adapters. With rank 0 they are the whole model and come back.
+    Differentiable in the adapters. With rank 0 `adapters` is the whole model and is returned.
     """
     if not config.rank:
         return adapters
@@ -85,8 +84,8 @@ def attach(adapters: Params, params: Params, config: LoraConfig) -> Params:
 
 
 def merge(adapters: Params, params: Params, config: LoraConfig) -> Params:
-    """A model without adapters that computes the same up to rounding: W + scale A B, added in
-    float32 and cast to the dtype of W. This is what is exported, or sampled from at full speed."""
+    """The equivalent model without adapters, up to rounding: W + scale A B, added in float32 and
+    cast to the dtype of W. Use it for export and for sampling at full speed."""
     flat = flatten_dict(attach(adapters, params, config))
     for path in [path[:-1] for path in flat if path[-1] == "lora_a"]:
         a, b = (flat.pop((*path, name)) for name in LORA)

@@ -1,7 +1,7 @@
 """The metrics of answers: pure functions of (prediction, gold answers) to [0, 1].
 
-`memalpha.scoring` says which source has which. Texts are compared as `fold` gives them, so that two
-spellings of the same characters are equal. docs/evaluation.md compares each metric with its
+`memalpha.scoring` assigns them to the sources. Texts are compared after `fold`, which makes
+different encodings of the same characters equal. docs/evaluation.md compares each metric with its
 published definition.
 """
 
@@ -22,29 +22,29 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ANSWER_LINE = re.compile(r"answer\s*[:：][ \t]*([^\n]*)", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{(.*)\}")
-_BETWEEN_KEYWORDS = re.compile(r",\s+|，\s*")  # no number is written with a full-width comma
+_BETWEEN_KEYWORDS = re.compile(r",\s+|，\s*")  # numbers never contain a full-width comma
 _AROUND = "\"'`*$ "  # quotes and marks of emphasis that a model puts around its answer
 _LABEL = re.compile(r"(?:(?:label|answer)s?[\"'`* ]*:[\"'`* ]*)?(\d+)")
 
 
 def fold(text: str) -> str:
-    """The text for a comparison: lower case, NFC, single spaces; full-width forms and typographic
-    quotes and dashes as their ASCII."""
+    """The text normalised for comparison: lower case, NFC, single spaces, and ASCII in place of
+    full-width forms and of typographic quotes and dashes."""
     return " ".join(unicodedata.normalize("NFC", text).translate(_ASCII).lower().split())
 
 
 def boxed(text: str) -> str | None:
     r"""Content of the last closed `\boxed{...}` (braces may nest), or None.
 
-    The last, because a solution that corrects itself ends with its final answer; one that is not
-    closed was cut off and does not count.
+    The last one counts, because a solution that corrects itself ends with its final answer. A box
+    that is not closed was cut off and does not count.
     """
     spans = _box_spans(text)
     return text[slice(*spans[-1])].strip() if spans else None
 
 
 def through_first_box(text: str) -> str:
-    r"""The text up to the end of its first closed `\boxed{...}`; all of it where there is none."""
+    r"""The text up to the end of its first closed `\boxed{...}`; the whole text without one."""
     spans = _box_spans(text)
     return text[: spans[0][1] + 1] if spans else text
 
@@ -68,7 +68,7 @@ def normalize(text: str) -> str:
 
 
 def occurs(gold: str, prediction: str) -> bool:
-    """Whether the gold text stands in the prediction, both as `fold` gives them."""
+    """Whether the gold text is a substring of the prediction, both after `fold`."""
     return fold(gold) in fold(prediction)
 
 
@@ -85,8 +85,8 @@ def share_of_answers(prediction: str, answers: Sequence[str]) -> float:
 def keyword_share(prediction: str, answers: Sequence[str]) -> float:
     """Share of the gold keywords that occur in the prediction.
 
-    Several gold answers are a list of keywords, each taken whole; a single one is a text that is
-    cut at a comma and a space, which no number such as 10,000 holds.
+    Several gold answers are a list of keywords. A single one is split at a comma followed by a
+    space, so that numbers such as 10,000 stay whole.
     """
     keywords = _BETWEEN_KEYWORDS.split(answers[0]) if len(answers) == 1 else answers
     return _share([word.strip(", ") for word in keywords if word.strip(", ")], prediction)
@@ -102,29 +102,30 @@ def _share(parts: Sequence[str], prediction: str) -> float:
 
 
 def label_match(prediction: str, answers: Sequence[str]) -> float:
-    r"""1 if the content of `\boxed{}` (else all of it) is a number and equals a gold label.
+    r"""1 if the content of `\boxed{}`, or of a reply without a box, is the number of a gold label.
 
-    The number may stand in quotes and after `Label:` or `Answer:`. Any other word makes it 0: a
-    reply that names several numbers has not decided.
+    The number may be in quotes and follow `Label:` or `Answer:`. Any other word gives 0: a reply
+    that names several numbers has not decided.
     """
     label = _number(prediction)
     return float(label is not None and label in map(_number, answers))
 
 
 def _number(text: str) -> str | None:
-    """The decimal digits, in ASCII, of a text that says one number and nothing else, or None."""
+    """The decimal digits, in ASCII, of a text that is one number and nothing else; else None."""
     match = _LABEL.fullmatch(_final_answer(text))
     return "".join(str(unicodedata.decimal(digit)) for digit in match[1]) if match else None
 
 
 def boxed_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the boxed answer (else all of it) equals a gold one; case, quotes, spaces aside."""
+    """1 if the boxed answer, or the whole reply without a box, equals a gold answer, apart from
+    case, quotes and spaces."""
     choice = _final_answer(prediction)
     return float(choice != "" and choice in map(_final_answer, answers))
 
 
 def _final_answer(text: str) -> str:
-    """The boxed content, else all of the text, without text commands and quotes around it."""
+    """The boxed content, or the whole text, without surrounding text commands and quotes."""
     content = boxed(text)
     answer = fold(text if content is None else content).strip(_AROUND)
     command = _TEXT_COMMAND.fullmatch(answer)
@@ -141,7 +142,7 @@ def ruler_match(prediction: str, answers: Sequence[str]) -> float:
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
     """ROUGE-L F1 of stemmed words (Lin, 2004; the `rouge-score` package, as in MemoryAgentBench).
 
-    The best over the gold answers, and over the whole prediction and its answer line.
+    The maximum over the gold answers, and over the whole prediction and its answer line.
     """
     texts = (fold(prediction), fold(answer_line(prediction)))
     golds = [fold(answer) for answer in answers]
@@ -155,31 +156,33 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 
 @lru_cache
 def _rouge_scorer(latin: bool):
-    """The package reads the letters a to z and digits alone: a gold answer that has none of them
-    is compared by its unstemmed words."""
-    from rouge_score import rouge_scorer  # takes a second to import, and one metric needs it
+    """The scorer for gold answers with or without Latin letters and digits: the package ignores all
+    other characters, so answers without any are compared by unstemmed words."""
+    from rouge_score import (
+        rouge_scorer,
+    )  # imported here: it takes a second, and only this metric needs it
 
     tokenizer = None if latin else SimpleNamespace(tokenize=_WORD.findall)
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=latin, tokenizer=tokenizer)
 
 
 def answer_line(prediction: str) -> str:
-    """What follows the last `Answer:` in its line; without one the first line of the text."""
+    """The rest of the line after the last `Answer:`; without one, the first line of the text."""
     lines = _ANSWER_LINE.findall(prediction) or prediction.strip().splitlines()[:1] or [""]
     return lines[-1]
 
 
 _LISTED = re.compile(r"(?:\(?\d{1,3}[.):]|[-*•])\s+")
 _BETWEEN_TITLES = re.compile(r"(?<!\d),|,(?!\d)")  # any comma but that of "10,000 BC"
-RECOMMENDED = 5  # items of a list that count
+RECOMMENDED = 5  # only the first items of a list count
 
 
 def recall_at_5(prediction: str, answers: Sequence[str]) -> float:
     """MemoryAgentBench, recommendation: share of the gold titles among the first five listed.
 
-    Items stand one a line, or between commas in a single line; number, bullet, quotes and the year
-    in brackets are taken off, and titles compared as `normalize` gives them. The benchmark itself
-    maps each item to the nearest of its entities by edit distance; here a title has to be right.
+    The items are the lines, or the parts between commas of a single line. Number, bullet, quotes
+    and the year in brackets are removed, and titles are compared after `normalize`. The benchmark
+    itself maps each item to the nearest of its entities by edit distance; here titles must match.
     """
     lines = [line for line in prediction.splitlines() if line.strip()]
     items = _BETWEEN_TITLES.split(fold(lines[0])) if len(lines) == 1 else lines

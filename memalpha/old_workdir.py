@@ -1,6 +1,6 @@
-"""Workdirs from before there was a `policy.json`: their config.json as a `PolicySpec`.
+"""Reads the config.json of workdirs without a `policy.json`, from older versions.
 
-The layout of those configs is fixed; what configs look like now is no concern of this module.
+The layout of those files is fixed, so this module does not follow changes of the configs.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,14 @@ from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig
 from memalpha.policy_spec import EnvironmentSpec, PolicySpec, PromptSettings, RetrievalSettings
 
+# Fields of `model` that config.json chose for a loaded model; the shape came from the model.
 CHOICES = ("dtype", "param_dtype", "remat", "scan_layers", "attention")
 
 
 def read_spec(settings: Mapping[str, Any], path: Path) -> PolicySpec | None:
-    """The spec of a run from its config.json at `path`, as a plain dict; None: of another program.
+    """The spec of a run from the contents of its config.json; None: not the config of a run.
 
-    Raises ValueError, which names the file, where a field is missing or wrong.
+    `path` is the file, for error messages. Raises ValueError where a field is missing or wrong.
     """
     if not {"prompt", "memory", "rl", "model"} <= settings.keys():
         return None

@@ -24,13 +24,13 @@ from memalpha.tools import parse_prompted_calls
 from memalpha.weights import load_params
 from memalpha.writer import policy_writer
 
-CONFIG = "config.json"  # of a run, beside POLICY
-CHECKPOINTS = "checkpoints"  # a folder a stage in it
+CONFIG = "config.json"  # in the workdir of a run, beside POLICY
+CHECKPOINTS = "checkpoints"  # in the workdir, with one folder per stage
 
 
 @dataclass(frozen=True)
 class Policy:
-    """All it takes to write as a model was trained to; `name` says whose writing it is."""
+    """A trained model with the environment it was trained in; `name` identifies it in results."""
 
     name: str
     model: ModelConfig
@@ -45,9 +45,11 @@ class Policy:
 
 
 def read_spec(workdir: str | Path) -> PolicySpec | None:
-    """The spec of a run, also of one from before there was a `policy.json`; None: no workdir.
+    """The spec of a run; None where the folder is not the workdir of a run.
 
-    Raises ValueError, which names file and field, for a file that is broken or of another form.
+    A workdir without `policy.json`, from an older version, is read from its config.json.
+
+    Raises ValueError, which names file and field, for a file that is damaged or has other fields.
     """
     folder = user_path(workdir)
     if (folder / POLICY).is_file():
@@ -56,7 +58,7 @@ def read_spec(workdir: str | Path) -> PolicySpec | None:
         return None
     settings = _read_json(folder / CONFIG)
     if not isinstance(settings, dict) or "model_type" in settings:
-        return None  # of a model in the hub's layout
+        return None  # the config.json of a model in the hub's layout
     return old_workdir.read_spec(settings, folder / CONFIG)
 
 
@@ -65,13 +67,13 @@ def load_policy(
 ) -> Policy:
     """The writer of a run of `run_experiment.py`, or a pretrained chat model.
 
-    A workdir gives the writer as of its last checkpoint, or of `stage` ("rl", or "warm_start": the
-    untrained one) and `step`. A folder, GGUF file or hub id ("name@revision") gives a pretrained
-    model with the instructions and sizes made for one.
+    A workdir gives the writer of its last checkpoint, or of `stage` ("rl", or "warm_start" for the
+    writer before reinforcement learning) and `step`. A folder, GGUF file or hub id
+    ("name@revision") gives a pretrained model with the default prompts and sizes for such models.
 
     Raises:
-        ValueError: there is neither, or no checkpoint yet; says what to do.
-        CheckpointError: a checkpoint that cannot be read, or a step that was not kept.
+        ValueError: no workdir or model there, or no checkpoint yet; says what to do.
+        CheckpointError: a checkpoint that cannot be read, or a step that is no longer stored.
     """
     folder = user_path(path_or_hub_id)
     spec = read_spec(folder)
@@ -92,7 +94,7 @@ def load_policy(
 def _load_run(folder: Path, spec: PolicySpec, stage: str, step: int | None) -> Policy:
     inside = folder / spec.tokenizer
     tokenizer = load_tokenizer(str(inside) if inside.is_dir() else spec.tokenizer)
-    if spec.lora.rank:  # adapters are stored without the model they belong to
+    if spec.lora.rank:  # checkpoints of adapters do not hold the base model
         base = load_params(find_folder(spec.base), spec.model)
     else:
         base = jax.eval_shape(lambda key: init_params(spec.model, key), jax.random.key(0))

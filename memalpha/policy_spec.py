@@ -1,4 +1,4 @@
-"""What a run says of its writer, in plain values: `policy.json`."""
+"""`policy.json`: everything needed to load the writer of a run, as plain values."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class PromptSettings:
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """The part of `ReadingSpec` that a run is trained with; readers and judges are given anew."""
+    """The part of `ReadingSpec` that is stored; reader and judges are chosen when loading."""
 
     retriever: str
     dimensions: int
@@ -53,11 +53,11 @@ class EnvironmentSpec:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """All that a trained writer is, but for its parameters; what `policy.json` holds.
+    """A trained writer without its parameters: the contents of `policy.json`.
 
-    tokenizer: folder, where a relative one is in the workdir, or hub id. base: folder or hub id of
-    the model that training began from and that adapters belong to; "" from scratch. stage: the
-    checkpoints that hold the trained writer.
+    tokenizer: a folder (a relative path is inside the workdir) or a hub id. base: folder or hub id
+    of the pretrained model that training started from and that adapters are added to; "": trained
+    from scratch. stage: the folder of checkpoints that holds the trained writer.
     """
 
     title: str
@@ -70,10 +70,10 @@ class PolicySpec:
 
 
 def write_spec(workdir: Path, spec: PolicySpec) -> None:
-    """Writes `policy.json`; whole or not at all.
+    """Writes `policy.json` atomically.
 
-    The attention of the model is written as "auto": which one is best is up to the machine that
-    loads it.
+    The attention of the model is written as "auto", because the best implementation depends on the
+    machine that loads the model.
     """
     path = workdir / POLICY
     aside = path.with_suffix(".tmp")
@@ -84,9 +84,9 @@ def write_spec(workdir: Path, spec: PolicySpec) -> None:
 
 
 def from_plain(cls: type, value: Any, where: Path | str) -> Any:
-    """A dataclass from the plain object that `asdict` made of it, dataclasses in it too.
+    """The inverse of `asdict`: a dataclass, nested ones included, from a plain object.
 
-    Raises ValueError, naming `where` and the field, where fields are missing, unknown or wrong.
+    Raises ValueError, which names `where` and the field, for missing, unknown or wrong fields.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: a JSON object is expected for {cls.__name__}")

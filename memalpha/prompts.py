@@ -1,9 +1,9 @@
 """Prompt texts and their rendering: memory and chunk to token ids (Mem-alpha, section 3.2).
 
-A template is a folder of text files, one a field of `Template`, with `$name` placeholders (`$$` for
-a dollar sign). Placeholders are filled in one pass and data is never read as a template. Memory,
-chunks and questions are data that nobody has checked: they go into the user turn, between tags,
-through `escape`, so that no data can open or close a tag, a chat turn or a tool call.
+A template is a folder of text files, one per field of `Template`, with `$name` placeholders (`$$`
+for a dollar sign). Placeholders are filled in one pass, so data is never read as a template.
+Memory, chunks and questions are untrusted data: they go into the user turn, between tags, through
+`escape`, so that no data can open or close a tag, a chat turn or a tool call.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ from memalpha.tools import CONTENT_KEY, Call, format_call, parse_calls, tool_sch
 
 ALL_ENABLED = (True, True, True)
 READER_KINDS = ("reader", "reader_classification", "reader_summary")
-CUT_MARK = " [cut]"  # at the end of a core that is not whole
-RESPONSE_SHARE = 0.8  # of the response tokens are promised to the model (Mem-alpha, section 3.2)
+CUT_MARK = " [cut]"  # ends a core that was truncated
+RESPONSE_SHARE = 0.8  # of the token limit is what the prompt states (Mem-alpha, section 3.2)
 BUILT_IN = Path(__file__).parent / "templates"
 
 _TAGS = "core_memory|semantic_memory|episodic_memory|new_chunk|question|memory_entry"
 _TAGS += "|tools?|tool_call|tool_response|think"
 _TAG = re.compile(rf"<(?=\s*+(?:/\s*+)?+(?:{_TAGS})\b)", re.IGNORECASE)
-_SPECIAL = re.compile(r"<(?=[|｜][^<>\n]{0,64}[|｜]>)")  # <|im_start|> and its like
+_SPECIAL = re.compile(r"<(?=[|｜][^<>\n]{0,64}[|｜]>)")  # such as <|im_start|>
 _FLOWER = re.compile(r"✿(?=\s*\w+\s*✿)")
 # Control characters, the two separators that count as line ends, and lone surrogates.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _MEMORY = {*MEMORY_NAMES}
-_PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # of each file: needed, allowed as well
+_PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # file -> (required, optional)
     "system": (set(), {"tools"}),
     "tools": (set(), {"schemas", "example"}),
     "memorise": (_MEMORY | {"chunk"}, {"budget"}),
@@ -54,11 +54,12 @@ _PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # of each file: needed,
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """The texts of one template folder, a field a file; `name` is "full", "compact" or the folder.
+    """The texts of one template folder, one field per file; `name` is "full", "compact" or a path.
 
-    `memorise` and the readers place `$core`, `$semantic` and `$episodic`; each of these comes from
-    the file of that name, around a `block` with the content; a reader gets bare blocks. A memory
-    that is switched off leaves nothing behind, nor does a line that held its placeholder alone.
+    `memorise` and the reader texts place `$core`, `$semantic` and `$episodic`. In `memorise` each
+    of these is the file of that name, which wraps a `block` with the content; in a reader text it
+    is the block alone. The placeholder of a disabled memory becomes empty, and a line with nothing
+    else on it is removed.
     """
 
     name: str
@@ -79,15 +80,15 @@ class Template:
 
 
 class PromptTooLong(ValueError):  # noqa: N818 (the name says it all)
-    """A prompt that passes its budget even with no entry shown."""
+    """A prompt that is over its token budget even without any content of the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptSpec:
     """What a writer is shown, and how its response is read. Sizes are in tokens.
 
-    enabled: whether there is a core, a semantic and an episodic memory. recent: entries of each
-    list that are shown. parse: (response text, dialect) -> calls.
+    enabled: whether there is a core, a semantic and an episodic memory. recent: how many of the
+    latest entries of each list are shown. parse: (response text, dialect) -> calls.
     """
 
     tokenizer: Any
@@ -120,7 +121,7 @@ def load_template(name_or_folder: str) -> Template:
 
 
 def read_form(path: Path, needed: Collection[str], allowed: Collection[str] = ()) -> str:
-    """The text of one file, with `$name` for each of `needed` and for some of `allowed`.
+    """The text of one file, which has `$name` for each of `needed` and may have those of `allowed`.
 
     Raises ValueError that names the file: missing, not UTF-8, or with wrong placeholders.
     """
@@ -134,10 +135,10 @@ def read_form(path: Path, needed: Collection[str], allowed: Collection[str] = ()
     if not form.is_valid():
         raise ValueError(f"template file {path} has a stray $: write $$ for a dollar sign")
     needed, allowed = set(needed), set(allowed)
-    found = set(form.get_identifiers())
-    if missing := needed - found:
+    present = set(form.get_identifiers())
+    if missing := needed - present:
         raise ValueError(f"template file {path} lacks ${', $'.join(sorted(missing))}: place it")
-    if unknown := found - needed - allowed:
+    if unknown := present - needed - allowed:
         raise ValueError(
             f"template file {path} has the unknown placeholders {sorted(unknown)}: "
             f"it may use {sorted(needed | allowed)}"
@@ -146,18 +147,18 @@ def read_form(path: Path, needed: Collection[str], allowed: Collection[str] = ()
 
 
 def template_fragments(template: Template) -> list[str]:
-    """The tags of a template in order of appearance, for a tokenizer to hold as single tokens."""
+    """The tags of a template in order of appearance, to be added to a tokenizer as tokens."""
     texts = [getattr(template, field) for field in _PLACEHOLDERS]
     texts += [_fill(template.block, name=f"{name}_memory", content="") for name in MEMORY_NAMES]
     return list(dict.fromkeys(re.findall(r"</?[A-Za-z_]\w*>", "\n".join(texts))))
 
 
 def escape(text: str, also: Sequence[str] = ()) -> str:
-    """Text in which nothing can pass for structure; what had to change stays visible.
+    """Escapes everything in a text that could be taken for structure; the text stays readable.
 
-    "<" becomes "‹" in our tags and in special tokens such as <|im_end|>, "✿" becomes "❀" in the
-    marks of Qwen-Agent, control characters other than line break and tab become \\x1b and the like.
-    `also`: further strings to break up, such as the special tokens of a tokenizer.
+    "<" becomes "‹" in our tags and in special tokens such as <|im_end|>; "✿" becomes "❀" in the
+    marks of Qwen-Agent; control characters other than line break and tab become escapes such as
+    \\x1b. `also`: further strings to break up, such as the special tokens of a tokenizer.
     """
     text = _CONTROL.sub(_visible, text.replace("\r\n", "\n"))
     text = _FLOWER.sub("❀", _SPECIAL.sub("‹", _TAG.sub("‹", text)))
@@ -178,9 +179,9 @@ def render_memorise(
 ) -> list[dict[str, str]]:
     """The messages (system, user) of one memorising step.
 
-    Shows the core whole and the `spec.recent` latest entries of each list, and promises 0.8 of
-    `spec.response_tokens` to the response. `special`: strings to escape in data. `list_tools` False
-    leaves `$tools` empty, for a chat template that lists the tools itself.
+    They show the whole core and the `spec.recent` latest entries of each list, and state 0.8 of
+    `spec.response_tokens` as the limit of the response. `special`: strings to escape in data.
+    `list_tools` False leaves `$tools` empty, for a chat template that lists the tools itself.
     """
     template = spec.template
     also = [*template_fragments(template), *special]
@@ -217,7 +218,7 @@ def render_reader(
     enabled: Sequence[bool] = ALL_ENABLED,
     special: Sequence[str] = (),
 ) -> list[dict[str, str]]:
-    """The messages that ask one question of a memory; `kind` is one of READER_KINDS."""
+    """The messages that ask a question about a memory; `kind` is one of READER_KINDS."""
     if kind not in READER_KINDS:
         raise ValueError(f"reader kind {kind!r} is unknown: choose one of {READER_KINDS}")
     also = [*template_fragments(template), *special]
@@ -251,11 +252,11 @@ def render_judge(
 def encode_messages(
     messages: list[dict[str, str]], tokenizer: Any, tools: list[dict] | None = None
 ) -> list[int]:
-    """Token ids of messages, ready for a response: through the chat template of the tokenizer
-    (thinking off) where it has one, else as plain text with a blank line between messages.
+    """Token ids of messages, up to where the response begins.
 
-    Where the template refuses or drops the system role, as Gemma's does, its text goes to the
-    beginning of the first user turn.
+    Uses the chat template of the tokenizer with thinking switched off; a tokenizer without one gets
+    plain text with a blank line between messages. Where the template rejects or drops the system
+    role, as Gemma's does, the system text is put at the start of the first user turn.
     """
     if tokenizer.chat_template:
         has_system = any(message["role"] == "system" for message in messages)
@@ -279,7 +280,7 @@ def fit_prompt(spec: PromptSpec, view: MemoryView, chunk: str) -> list[int]:
 
 
 def lists_tools(spec: PromptSpec) -> bool:
-    """Whether the chat template of the tokenizer lists the tools, so that the prompt need not."""
+    """Whether the chat template of the tokenizer lists the tools instead of our prompt."""
     placed = "tools" in string.Template(spec.template.system).get_identifiers()
     return placed and spec.dialect == "qwen3" and "tools" in str(spec.tokenizer.chat_template or "")
 
@@ -293,10 +294,13 @@ def fit_messages(
 ) -> tuple[list[dict[str, str]], list[int]]:
     """The messages of a memorising step and their token ids, at most `spec.prompt_tokens` of them.
 
-    `spec.recent` entries of each list are shown; while the prompt is too long that number is halved
-    (…, 1, 0), and then what is shown of the core, with a mark where it is cut: what a policy wrote
-    must not stop its training. special: further strings to escape in data. native_tools: the chat
-    template lists the tools.
+    `spec.recent` entries of each list are shown. While the prompt is too long, that number is
+    halved (…, 1, 0); then the core is truncated to half its length repeatedly, with `CUT_MARK` at
+    its end. So a memory that the policy has let grow too large cannot stop its training.
+
+    Args:
+        special: further strings to escape in data.
+        native_tools: the chat template lists the tools.
 
     Raises:
         PromptTooLong: template and chunk alone do not fit.
@@ -344,7 +348,7 @@ def _block(template: Template, name: str, content: str) -> str:
 
 
 def _entry(text: str, also: Sequence[str]) -> str:
-    """Further lines of an entry are indented, so that none of them passes for an entry."""
+    """An escaped entry; its later lines are indented, so that none looks like another entry."""
     return escape(text, also).replace("\n", "\n    ")
 
 

@@ -1,9 +1,9 @@
 """Questions to scores: evidence from a memory, the reader, the metric, r1 and r3.
 
-How a failure travels: where reader, judge or writer fails, the score is NaN (here). An episode
-whose scores are all NaN has r1 = NaN and is not `Episode.valid`; `rollout.to_batch` gives its rows
-`valid` = False, `batch.token_mask` then masks their tokens out of loss, counts and advantages, and
-`experiments.lib.failures` stops a run where too many questions failed.
+How a failure is handled: where reader, judge or writer fails, this module sets the score to NaN.
+An episode whose scores are all NaN has r1 = NaN and is not `Episode.valid`; `rollout.to_batch` sets
+`valid` = False in its rows; `batch.token_mask` then masks their tokens out of loss, counts and
+advantages. `experiments.lib.failures` stops a run in which too many questions failed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from memalpha.memory import Entry, MemoryView
 from memalpha.reader import Answer, Request, gather, read
 from memalpha.retrieval import make_index
 
-INDEXES = 256  # that are remembered while the memories of a batch are read
+INDEXES = 256  # the most indexes cached while the memories of one batch are read
 
 
 def read_out(
@@ -39,8 +39,10 @@ def read_out(
 def recall_all(
     env: Environment, instances: Sequence[Instance], views: Sequence[MemoryView]
 ) -> list[Recall]:
-    """The evidence for every question of every instance; equal lists of entries, as groups of
-    rollouts often have, are indexed once."""
+    """The evidence for every question of every instance.
+
+    Equal lists of entries, which rollouts of one instance often have, are indexed only once.
+    """
 
     @lru_cache(maxsize=INDEXES)
     def index(texts: tuple[str, ...]):
@@ -57,7 +59,7 @@ def find_evidence(
 ) -> list[Request]:
     """One request to the reader for each question of an instance.
 
-    `index`: texts (a tuple) -> what `retrieval.make_index` gives; None: made here.
+    `index`: a function from a tuple of texts to their index; None: `retrieval.make_index`.
     """
 
     def index_of(entries: Sequence[Entry]):
@@ -81,10 +83,10 @@ def find_evidence(
 def run_baseline(
     env: Environment, instances: Sequence[Instance], recall: Recaller
 ) -> list[Episode]:
-    """Episodes of a system of `memalpha.baselines`, read and scored as all others are.
+    """Episodes of a system of `memalpha.baselines`, read and scored like those of a writer.
 
-    They have no steps, so no r2 and r4. An instance whose `failure` is set is masked: its questions
-    have no answer and it has no score.
+    They have no steps, hence no r2 and r4. Where `Recall.failure` is set, the questions of the
+    instance have no answer and no score.
     """
     if not instances:
         raise ValueError("run_baseline: no instances; give at least one")
@@ -98,9 +100,9 @@ def finish(
     recalls: Sequence[Recall],
     steps: Sequence[list[Step]],
 ) -> list[Episode]:
-    """The episodes: reader and answer judge are asked once, for all of them.
+    """Answers and scores all questions; calls reader and answer judge once, with the whole batch.
 
-    What a writer failed on is missing and not forgotten: all scores of its episode are NaN.
+    Where the writer failed, all scores of the episode are NaN: they are missing, not zero.
     """
     requests = [request for recall in recalls if not recall.failure for request in recall.requests]
     replies = iter(read(requests, env.reading.answerer) if requests else [])

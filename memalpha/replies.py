@@ -1,16 +1,15 @@
-"""What a model says: thinking apart from speech, and JSON as language models write it.
+"""Replies of language models: separates thinking from the visible text, and reads their JSON.
 
-Every reader of replies (tool calls, verdicts, Mem0, MemGPT) goes through here. No function raises
-on any text, and each takes time linear in its length.
+All code that reads replies (tool calls, verdicts, Mem0, MemGPT) uses this module. No function
+raises on any text, and each takes time linear in its length.
 
-A strict decoder comes first. What it refuses is read by a lenient one, which loses nothing: every
-character of an object is either structure or part of a string. It forgives
+A strict decoder is tried first, then a lenient one. The lenient decoder drops nothing: it accounts
+for every character of an object, as structure or as part of a string. It accepts
 
 - line breaks and wrong escapes inside strings, single quotes, bare words as keys and values,
-- commas too many, and closing brackets at the end that are too many or missing,
-- quotes inside a string that are not escaped, where they cannot end it: in pairs, none of them
-  followed by one of `, : } ]`. Otherwise it is unknown where the string ends, and the object is
-  refused.
+- extra commas, and closing brackets at the end that are missing or too many,
+- unescaped quotes inside a string where they cannot end it: in pairs, none of them followed by one
+  of `, : } ]`. Otherwise the end of the string is ambiguous, and the object is rejected.
 """
 
 import json
@@ -22,11 +21,11 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, ARGS = "✿FUNCTION✿", "✿ARGS✿"
 RESULTS = ("✿RESULT✿", "✿RETURN✿")
-# A text that lacks one of these means something else: no decoder of tokens may drop them.
+# Marks that carry meaning: decoding tokens must not drop them, even where they are special tokens.
 MARKS = (THINK_OPEN, THINK_CLOSE, CALL_OPEN, CALL_CLOSE, FUNCTION, ARGS, *RESULTS)
-MAX_DEPTH = 32  # of objects and lists in each other; a call has two
-MAX_QUOTES = 100  # unescaped in one string: a bound for the time of texts that are all quotes
-MAX_TRIES = 256  # brackets of a text where an object is looked for: a bound of the same kind
+MAX_DEPTH = 32  # levels of nested objects and lists; a call has two
+MAX_QUOTES = 100  # unescaped quotes in one string; bounds the time for texts full of quotes
+MAX_TRIES = 256  # opening brackets tried per text; bounds the time for texts full of brackets
 
 _MARK = re.compile(rf"{THINK_OPEN}|{THINK_CLOSE}|{CALL_OPEN}|{ARGS}[ \t]*:?")
 _SPACE = re.compile(r"\s*")
@@ -42,19 +41,19 @@ _WORDS = {"true": True, "false": False, "null": None, "none": None, "nan": math.
 
 
 class _UnreadableError(ValueError):
-    """The lenient decoder cannot tell what was meant."""
+    """The lenient decoder cannot read the text without guessing."""
 
 
 def visible(text: str) -> str:
-    """What a model says aloud: the text after its thinking, without space around it."""
+    """The text of a reply after its thinking, stripped."""
     return text[thinking_length(text) :].strip()
 
 
 def thinking_length(text: str) -> int:
-    """Characters up to and with the last `</think>`; all of them if a `<think>` is not closed.
+    """Number of characters up to the end of the last `</think>`; all if a `<think>` is not closed.
 
-    A mark in the JSON of a call that can be read, or in a string of it that the end of the text
-    cuts off, is part of its content and does not end the thinking.
+    A mark inside the readable JSON of a call, or inside a string that is cut off by the end of the
+    text, is part of a content and does not end the thinking.
     """
     if "think>" not in text:
         return 0
@@ -73,7 +72,7 @@ def thinking_length(text: str) -> int:
 
 
 def clean(value: object) -> object:
-    """JSON without lone surrogates, which escapes can make and no tokenizer takes."""
+    """The JSON value with lone surrogates replaced: JSON escapes allow them, tokenizers do not."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
@@ -86,9 +85,8 @@ def clean(value: object) -> object:
 def read_strict(text: str, start: int) -> tuple[dict | None, int]:
     """The JSON object at `start` (after white space) and its end, or (None, start).
 
-    A key that stands there twice is an error: one of its values would be lost. A string that no
-    quote closes holds the rest of the text, with all in it that looks like a call: then the end is
-    that of the text.
+    A duplicate key is an error, because one of its values would be lost. A string that is never
+    closed contains the rest of the text, calls included; then the end of the text is returned.
     """
     brace = _SPACE.match(text, start).end()
     if not text.startswith("{", brace):
@@ -103,9 +101,10 @@ def read_strict(text: str, start: int) -> tuple[dict | None, int]:
 
 def read_object(text: str, start: int = 0) -> tuple[dict | None, int, bool]:
     """The object at `start` (after white space), its end, and whether it had to be repaired; (None,
-    start, False) if there is none that can be read whole.
+    start, False) if there is none that can be read completely.
 
-    Every closing bracket that is missing at the end of the text puts the end one further.
+    Each closing bracket that is missing at the end of the text adds one to the returned end, which
+    is then larger than the length of the text.
     """
     value, end = read_strict(text, start)
     if value is not None:
@@ -120,11 +119,11 @@ def read_object(text: str, start: int = 0) -> tuple[dict | None, int, bool]:
 
 
 def read_objects(text: str, needs_end: bool = False) -> list[tuple[dict, int, bool]] | None:
-    """All objects of a text that holds nothing else: one, several or a list of them, in a code
-    fence or not. Each with its end, and whether it had to be repaired.
+    """All objects of a text that consists of objects: one, several or a list, with or without a
+    code fence. Each comes with its end and whether it had to be repaired.
 
-    None if there is no object, or anything that belongs to none; `needs_end`: or if closing
-    brackets are missing.
+    None if there is no object or any other text; with `needs_end` also if closing brackets are
+    missing.
     """
     at, objects = _LEAD.match(text).end(), []
     while at < len(text):
@@ -137,22 +136,22 @@ def read_objects(text: str, needs_end: bool = False) -> list[tuple[dict, int, bo
 
 
 def find_objects(text: str) -> Iterator[tuple[dict | None, int, int, bool]]:
-    """Objects in a text, one after the other, with start, end and whether repaired; None and the
-    start for a bracket that begins none. At most MAX_TRIES brackets are tried."""
+    """Yields (object, start, end, repaired) for the objects in a text, in order; the object is None
+    for a bracket that does not begin one. At most MAX_TRIES brackets are tried."""
     at = text.find("{")
     for _ in range(MAX_TRIES):
         if at < 0:
             return
         value, end, repaired = read_object(text, at)
-        if value is None or end > len(text):  # cut off, as far as anyone can tell
+        if value is None or end > len(text):  # no object, or one that is cut off
             value, end, repaired = None, at + 1, False
         yield value, at, end, repaired
         at = text.find("{", end)
 
 
 def find_with(text: str, key: str, others: Collection[str] | None = None) -> list[dict]:
-    """The objects in a text that have this key, in order. One that had to be repaired may have no
-    keys but `others` beside it (None: any), as these can be parts of a string."""
+    """The objects in a text that have this key, in order. A repaired object with keys other than
+    `key` and `others` is left out, because they may be parts of a string; None: any keys."""
     return [
         value
         for value, _, _, repaired in find_objects(text)
@@ -163,8 +162,8 @@ def find_with(text: str, key: str, others: Collection[str] | None = None) -> lis
 
 
 def find_items(text: str, key: str) -> list | None:
-    """The items of the last list under this key, as far as they can be read; None without such a
-    list. For lists that are broken or cut off: an item that is not complete is left out."""
+    """The complete items of the last list under this key, for lists that are broken or cut off;
+    None if there is no such list."""
     heads = list(re.finditer(rf'["\']{re.escape(key)}["\']\s*:\s*\[', text))
     if not heads:
         return None
@@ -183,7 +182,7 @@ def find_items(text: str, key: str) -> list | None:
 
 
 def breaks_off(text: str) -> bool:
-    """Whether broken JSON does not end with its last bracket."""
+    """Whether broken JSON is cut off: it does not end with the bracket that closes it."""
     without_strings = _STRING.sub("", text)
     balanced = 0 < without_strings.count("{") <= without_strings.count("}")
     return not (balanced and without_strings.rstrip("` \r\n\t").endswith("}"))
@@ -200,7 +199,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_without_doubles)
 
 
 def _is_flat(text: str, value: object) -> bool:
-    """Whether a value, read from this text, is no deeper than MAX_DEPTH."""
+    """Whether a value read from this text is nested at most MAX_DEPTH levels deep."""
     if text.count("{") + text.count("[") <= MAX_DEPTH:
         return True
     level = [value]
@@ -211,7 +210,7 @@ def _is_flat(text: str, value: object) -> bool:
 
 
 def _read_value(text: str, at: int, depth: int) -> tuple[object, int]:
-    """The value at `at`, no white space before it, and its end."""
+    """The value that begins exactly at `at`, and its end."""
     first = text[at : at + 1]
     if first and first in "{[":
         if depth >= MAX_DEPTH:
@@ -232,7 +231,7 @@ def _read_members(text: str, at: int, depth: int) -> tuple[dict, int]:
         key, at = _read_key(text, at)
         if key in members:
             raise _UnreadableError("a key stands there twice")
-        colon = _SPACE.match(text, at).end()  # `_read_key` has seen it
+        colon = _SPACE.match(text, at).end()  # `_read_key` has checked that a colon follows
         start = _SPACE.match(text, colon + 1).end()
         members[key], at = _read_value(text, start, depth + 1)
         at = _skip_comma(text, at, "}")
@@ -263,8 +262,8 @@ def _read_list(text: str, at: int, depth: int) -> tuple[list, int]:
 
 
 def _skip_comma(text: str, at: int, closing: str) -> int:
-    """Where the next member begins, or the closing bracket stands; past the end of the text if the
-    bracket is missing there."""
+    """Where the next member or the closing bracket is; the end of the text or later if the bracket
+    is missing."""
     at = _SPACE.match(text, at).end() if at < len(text) else at
     following = text[at : at + 1]
     if following == ",":
@@ -277,8 +276,8 @@ def _skip_comma(text: str, at: int, closing: str) -> int:
 
 
 def _read_string(text: str, at: int, closers: str) -> tuple[str, int]:
-    """The string whose opening quote stands at `at`, and its end. What follows the closing quote is
-    one of `closers`, or for a value the end of the text."""
+    """The string whose opening quote is at `at`, and its end. The closing quote is followed by one
+    of `closers` or, for a value, by the end of the text."""
     quote, start, inner = text[at], at + 1, 0
     is_key, at = closers == ":", at + 1
     while True:
@@ -301,7 +300,7 @@ def _read_string(text: str, at: int, closers: str) -> tuple[str, int]:
 
 
 def _following(text: str, at: int) -> str:
-    """The next character that is no white space; empty at the end."""
+    """The next character that is not white space; empty at the end of the text."""
     at = _SPACE.match(text, at).end()
     return text[at : at + 1]
 
@@ -309,7 +308,7 @@ def _following(text: str, at: int) -> str:
 def _unescape(match: re.Match) -> str:
     try:
         return json.loads(f'"{match.group()}"')
-    except ValueError:  # no escape of JSON: a quote needs none there, else it was meant as it is
+    except ValueError:  # not a JSON escape: drop the backslash of a quote, else keep it
         return "'" if match.group() == "\\'" else match.group()
 
 

@@ -1,24 +1,24 @@
-"""The four rewards of an action, each kept apart, and their weighted sum.
+"""The four rewards of an action as separate functions, and their weighted sum.
 
 Mem-alpha, section 3.3:
 
     r_t = r1 + r2_t + beta r3 + gamma r4_t
 
 r1 and r3 belong to an episode and are shared by its steps; r2 and r4 belong to a step. All results
-are float32, also of integer or boolean input: a share of calls is a fraction.
+are float32, even for integer or boolean input, because shares are fractions.
 
 Axes: Q questions of an episode, O operations (calls) of a step; `...` any leading axes.
 
-A question that nobody answered is not a wrong answer, and this is how it is kept out of training.
-Where the engine of the reader fails, `reader.read` gives an answer without text; `rollout` then
-leaves the score of that question NaN, as it does where the judge gives no verdict or the writer
-failed. `correctness` takes the mean over the other questions, and is NaN where there are none:
-`Episode.valid` is False. `rollout.to_batch` writes that into `Batch.valid`, for every row of the
-episode, and puts 0 in the place of its rewards. `losses.group_advantages` leaves such rows out of
-mean and deviation and gives them 0, `credit.add_credit` gives their calls NaN, and
-`batch.token_mask` takes their tokens out of every loss and count. A step whose calls the judge of
-contents failed on (r4 is NaN) loses its row alone. Before any of that `check_answers` of
-`experiments` has stopped a run that lost more than `config.max_failed_share` of its questions.
+A question without an answer is not a wrong answer; it is masked out of training as follows. Where
+the engine of the reader fails, `reader.read` returns an answer without text, and `reading.finish`
+sets the score of that question to NaN, as it does where the judge or the writer failed.
+`correctness` is the mean over the other questions, and NaN where there are none; then
+`Episode.valid` is False. `rollout.to_batch` sets `valid` to False and the rewards to 0 in every row
+of such an episode. `losses.group_advantages` excludes these rows from mean and deviation and gives
+them advantage 0, `credit.add_credit` sets their calls to NaN, and `batch.token_mask` masks their
+tokens out of every loss and count. Where the content judge failed on the calls of one step (r4 is
+NaN), only the row of that step is masked. Before any of this, `check_answers` of `experiments`
+stops a run in which more than `config.max_failed_share` of the questions failed.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def correctness(scores: np.ndarray, answered: np.ndarray | None = None) -> np.nd
         r1 = sum_q answered_q score_q / sum_q answered_q
 
     Args:
-        scores: [..., Q] in [0, 1]; may be anything where the question is not answered.
+        scores: [..., Q] in [0, 1]; ignored where the question is not answered.
         answered: [..., Q] bool, False where reader or judge failed; None: all True.
 
     Returns: [...] float32; NaN where no question is answered, which makes `Episode.valid` False.
@@ -51,12 +51,12 @@ def correctness(scores: np.ndarray, answered: np.ndarray | None = None) -> np.nd
 
 
 def format_share(outcomes: np.ndarray) -> np.ndarray:
-    """r2: share of the calls that executed, 0 without a call.
+    """r2: the share of the calls that were executed; 0 without calls.
 
         r2 = #{o: outcome_o = OK} / #{o: outcome_o != NONE}
 
     Args:
-        outcomes: [..., O] Outcome; NONE is padding, and a skipped duplicate did not execute.
+        outcomes: [..., O] Outcome; NONE is padding; a skipped duplicate counts as not executed.
 
     Returns: [...] float32.
 
@@ -69,7 +69,7 @@ def format_share(outcomes: np.ndarray) -> np.ndarray:
 
 
 def compression(memory_tokens: np.ndarray, chunk_tokens: np.ndarray) -> np.ndarray:
-    """r3: what the memory is shorter by than the text it was made of, as a share of that text.
+    """r3: by how much the memory is shorter than the text it was written from, as a share.
 
         r3 = 1 - memory_tokens / chunk_tokens
 
@@ -96,15 +96,15 @@ def compression(memory_tokens: np.ndarray, chunk_tokens: np.ndarray) -> np.ndarr
 
 
 def content_share(kinds: np.ndarray, outcomes: np.ndarray, fit: np.ndarray) -> np.ndarray:
-    """r4: share of the calls that wrote something fit for its memory, 0 without a call.
+    """r4: the share of the calls whose content fits its memory; 0 without calls.
 
         r4 = #{o: outcome_o = OK and (kind_o = DELETE or fit_o)} / #{o: outcome_o != NONE}
 
     Args:
         kinds: [..., O] OpKind.
-        outcomes: [..., O] Outcome; only an executed call can count, NONE is padding.
-        fit: [..., O] bool, the judge's verdicts. Not looked at for a delete, which has no content:
-            it counts when its target was there.
+        outcomes: [..., O] Outcome; only executed calls can count; NONE is padding.
+        fit: [..., O] bool, the judge's verdicts. Ignored for a delete, which has no content and
+            counts if it was executed.
 
     Returns: [...] float32.
 
@@ -120,18 +120,18 @@ def content_share(kinds: np.ndarray, outcomes: np.ndarray, fit: np.ndarray) -> n
 def combine(
     rewards: Mapping[str, np.ndarray | jax.Array], weights: Mapping[str, float]
 ) -> np.ndarray | jax.Array:
-    """The weighted sum of rewards: the one that GRPO normalises and PPO spreads over tokens.
+    """The weighted sum of rewards, which GRPO normalises and PPO assigns to tokens.
 
-        r = sum_k w_k r_k,   in the order of the names, float32 throughout
+        r = sum_k w_k r_k,   added in alphabetical order of the names, in float32
 
     Args:
         rewards: name -> [R] (or any shapes that broadcast).
         weights: name -> weight, one for each reward.
 
-    Returns: [R] float32, numpy if all rewards are; NaN where a reward is NaN, whatever its weight.
+    Returns: [R] float32, numpy if all rewards are; NaN where a reward is NaN, even with weight 0.
 
     Raises:
-        ValueError: rewards and weights name different things.
+        ValueError: rewards and weights have different names.
     """
     check_weights(rewards, weights)
     terms = [np.float32(weights[name]) * _float32(rewards[name]) for name in sorted(rewards)]
@@ -139,7 +139,7 @@ def combine(
 
 
 def check_weights(rewards: Mapping[str, object], weights: Mapping[str, float]) -> None:
-    """Raises ValueError unless there is one weight for each reward, and at least one reward."""
+    """Raises ValueError unless rewards and weights have the same names, at least one."""
     if not rewards or set(rewards) != set(weights):
         raise ValueError(
             f"rewards {sorted(rewards)} and weights {sorted(weights)}: give one weight a reward"
@@ -147,7 +147,7 @@ def check_weights(rewards: Mapping[str, object], weights: Mapping[str, float]) -
 
 
 def _check_last_axis(reward: str, axis: str, **arrays: np.ndarray) -> None:
-    """Raises ValueError unless all arrays have one shape, with at least its last axis."""
+    """Raises ValueError unless all arrays have the same shape with at least one axis."""
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) > 1 or () in shapes:
         given = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())

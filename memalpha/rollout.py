@@ -2,8 +2,8 @@
 
 Episodes advance together, one chunk at a time, so that the device sees one full batch:
 render -> write -> parse -> apply, and after the last chunk retrieve -> read -> score -> reward.
-Between chunks those that are over leave, and those that wait take their rows.
-Training, evaluation and use share this code; they differ in the writer alone.
+Between two chunks, finished episodes leave the batch and waiting ones take over their rows.
+Training, evaluation and use run this same code; only the writer differs.
 """
 
 from collections import deque
@@ -49,11 +49,13 @@ def run_episodes(
     """Runs one episode for each instance (repeat an instance for several rollouts of it).
 
     Args:
-        seed: of the first ids of the entries; the writer has its own randomness.
-        keep_views: keep the whole memory after every step, to look at.
-        on_chunk: called with (chunks done, chunks in all), of all episodes, between chunks.
-        rows: episodes at once, best what the writer takes at once; 0: all. It changes no result:
-            a writer's sample depends on episode and chunk, not on its company.
+        seed: for drawing the id of each episode's first entry; the writer has its own randomness.
+        keep_views: store a view of the whole memory in every step, for display.
+        clock: receives the time spent in each stage.
+        on_chunk: called after each chunk with (chunks done, chunks in total) over all episodes.
+        rows: how many episodes run at the same time; best is the batch size of the writer; 0: all
+            of them. It does not change the results, because a sample depends on its episode and
+            chunk and not on the other rows of the batch.
         ask: False skips the questions; r1 and r3 stay NaN.
 
     Raises:
@@ -85,14 +87,14 @@ def _memorise_all(
     on_chunk: Callable[[int, int], None] | None,
     rows: int,
 ) -> tuple[list[list[Step]], list[MemoryView]]:
-    """The steps of every instance, and its final memory."""
+    """Runs the chunks of all instances; returns the steps and the final memory of each."""
     steps: list[list[Step]] = [[] for _ in instances]
     views: list[MemoryView | None] = [None for _ in instances]
     lengths = np.array([len(instance.chunks) for instance in instances])
-    # The longest first: then the rows run dry at about the same time.
+    # The longest episodes start first, so that all rows finish at about the same time.
     order = np.argsort(-lengths, kind="stable")
     rows = min(rows or len(order), len(order))
-    seats, waiting = np.sort(order[:rows]), deque(order[rows:])  # the episode of each row
+    seats, waiting = np.sort(order[:rows]), deque(order[rows:])  # `seats`: the episode in each row
     first_ids = draw_first_ids(env, len(instances), seed)
     state = _empty(env, first_ids[seats])
     while (seats >= 0).any():
@@ -107,7 +109,7 @@ def _memorise_all(
         state, new_steps = memorise(env, state, turns, writer, clock)
         ends = [turn.chunk + 1 == lengths[turn.episode] for turn in turns]
         with clock("apply"):
-            # All of it only when an episode ends: it grows with the stream.
+            # The whole memory grows with the stream, so it is copied only when an episode ends.
             whole = jax.device_get(state) if keep_views or any(ends) else None
         for turn, step, is_last in zip(turns, new_steps, ends, strict=True):
             view = whole_view(env, whole, turn.row) if keep_views or is_last else None
@@ -130,8 +132,10 @@ def _reseat(
     first_ids: np.ndarray,
     rows: int,
 ) -> tuple[memory.MemoryState, np.ndarray]:
-    """Waiting episodes take the rows of those that are over (-1 in `seats`); when none waits, the
-    memories close up, to as few rows as the writer's batch has."""
+    """Gives the rows of finished episodes (-1 in `seats`) to waiting ones.
+
+    When none waits, the batch shrinks to the smallest row bucket that holds the running episodes.
+    """
     taken = np.flatnonzero(seats < 0)[: len(waiting)]
     if len(taken):
         seats[taken] = [waiting.popleft() for _ in taken]
@@ -140,8 +144,8 @@ def _reseat(
     running = int((seats >= 0).sum())
     size = row_bucket(running, rows)
     if 0 < running and size < len(seats):
-        kept = np.argsort(seats < 0, kind="stable")[:size]
-        state, seats = memory.take(state, kept), seats[kept]
+        order = np.argsort(seats < 0, kind="stable")[:size]
+        state, seats = memory.take(state, order), seats[order]
     return state, seats
 
 
@@ -152,11 +156,11 @@ def memorise(
     writer: Writer,
     clock: Clock | None = None,
 ) -> tuple[memory.MemoryState, list[Step]]:
-    """One chunk of an episode each: write, parse, apply.
+    """Runs one chunk of each episode: write, parse, apply, judge.
 
-    `state` is donated. Returns the new state, and one step a turn.
+    `state` is donated. Returns the new state and one step per turn.
 
-    Raises ValueError for two turns of one row: the calls of one of them would be lost.
+    Raises ValueError where two turns have the same row: the calls of one would be lost.
     """
     if len({turn.row for turn in turns}) < len(turns):
         raise ValueError(f"memorise: {len(turns)} turns share rows {[turn.row for turn in turns]}")
@@ -166,20 +170,20 @@ def memorise(
     with clock("parse"):
         texts = [response_text(env, response) for response in responses]
         calls = [env.prompt.parse(text, env.prompt.dialect) for text in texts]
-        # Rows without an episode (or a silent one) do nothing.
+        # Rows without a turn, or whose response has no calls, keep an empty list: a no-op.
         of_row: list[list[tools.Call]] = [[] for _ in range(state.core.shape[0])]
         chunks = np.zeros(len(of_row), np.int32)
-        for turn, made in zip(turns, calls, strict=True):
-            of_row[turn.row], chunks[turn.row] = made, turn.chunk
+        for turn, its_calls in zip(turns, calls, strict=True):
+            of_row[turn.row], chunks[turn.row] = its_calls, turn.chunk
     with clock("apply"):
         state, outcomes = apply_calls(env, state, of_row, chunks)
     with clock("judge"):
-        every = [call for made in calls for call in made]
+        every = [call for its_calls in calls for call in its_calls]
         verdicts = env.reading.content_judge(every)
         if len(verdicts) != len(every):
             raise ValueError(f"judge: {len(every)} calls but {len(verdicts)} verdicts")
         ordered = iter(verdicts)
-        judged = [[next(ordered) for _ in made] for made in calls]
+        judged = [[next(ordered) for _ in its_calls] for its_calls in calls]
     with clock("parse"):
         steps = [
             _step(turn, *parts, outcomes[turn.row])
@@ -189,12 +193,12 @@ def memorise(
 
 
 def first_state(env: Environment, rows: int, seed: int) -> memory.MemoryState:
-    """Empty memories; the first id of each is drawn from `env.memory.first_ids`."""
+    """`rows` empty memories; the first id of each is drawn from `env.memory.first_ids`."""
     return _empty(env, draw_first_ids(env, rows, seed))
 
 
 def draw_first_ids(env: Environment, episodes: int, seed: int) -> np.ndarray:
-    """[episodes] int32, the id that the first entry of each will have."""
+    """[episodes] int32, the id that the first entry of each episode will get."""
     low, high = env.memory.first_ids
     drawn = np.random.default_rng([seed, 7]).integers(low, high + 1, size=episodes)
     return drawn.astype(np.int32)
@@ -216,8 +220,13 @@ def make_turn(
     row: int = 0,
     text: str | None = None,
 ) -> Turn:
-    """What an episode shows at a chunk, with the memory of row `row` of `host` (the state, or what
-    `memory.newest` gives of it, as numpy). `text`: another text than that chunk of the instance."""
+    """The turn of an episode at one chunk.
+
+    Args:
+        host: the memory state as numpy, or the part of it that `memory.newest` returns.
+        row: the row of `host` that holds the memory of this episode.
+        text: replaces the text of the chunk; None: the chunk of the instance.
+    """
     view = memory.view(host, row, cached_decoder(env.prompt.tokenizer), last=env.prompt.recent)
     return Turn(
         episode, chunk, instance.chunks[chunk] if text is None else text, instance, view, row
@@ -225,7 +234,7 @@ def make_turn(
 
 
 def whole_view(env: Environment, host, row: int) -> MemoryView:
-    """All of the memory of one row, as text; `host` is the whole state as numpy."""
+    """The whole memory of one row as text; `host` is the whole state as numpy."""
     return memory.view(host, row, cached_decoder(env.prompt.tokenizer))
 
 
@@ -235,10 +244,10 @@ def apply_calls(
     calls: Sequence[Sequence[tools.Call]],
     chunks: int | np.ndarray,
 ) -> tuple[memory.MemoryState, np.ndarray]:
-    """Runs the calls of every row on its memory, which grows where it has to.
+    """Applies the calls of every row to its memory; grows the capacity first where needed.
 
-    `calls`: one list a row of `state`, which is donated. `chunks`: the chunk number of all rows, or
-    of each [R]. Returns state and outcomes [R, O].
+    `state` is donated. `calls`: one list per row of `state`. `chunks`: the chunk number, one for
+    all rows or [R]. Returns the new state and the outcomes [R, O].
     """
     width = max(env.memory.entry_tokens, env.memory.core_tokens)
     ops = tools.calls_to_ops(
@@ -262,8 +271,10 @@ def _step(
     verdicts: list[Verdict],
     outcomes: np.ndarray,
 ) -> Step:
-    """A step from its calls, their verdicts, and the outcomes [O] of those that were executed;
-    calls past `max_calls` were not, and count as malformed."""
+    """Builds a step from its calls, their verdicts, and the outcomes [O] of the executed calls.
+
+    Calls past `max_calls` are not executed and count as malformed.
+    """
     kinds = np.array([tools.call_kind(call) for call in calls], int)
     executed = min(len(calls), len(outcomes))
     results = np.full(len(calls), Outcome.MALFORMED, int)
@@ -285,10 +296,10 @@ def _step(
 def scripted_writer(
     env: Environment, respond: Callable[[Turn], str], with_prompts: bool = False
 ) -> Writer:
-    """A writer from a function that gives the text of a response; it sees what the policy sees.
+    """A writer from a function that returns the text of a response; it sees what the policy sees.
 
-    `with_prompts`: the responses carry the prompt that a policy would have read, for traces that
-    it is to imitate.
+    `with_prompts`: each response carries the prompt that a policy would have read; supervised
+    training on the responses needs it.
     """
     end = env.prompt.tokenizer.eos_token_id
 
@@ -305,11 +316,11 @@ def scripted_writer(
 def to_batch(
     episodes: Sequence[Episode], rollouts: int, prompt_tokens: int, response_tokens: int, rows: int
 ) -> Batch:
-    """Rows of all steps, episode by episode, filled to `rows` (numpy).
+    """One row per step, episode by episode, filled up with invalid rows to `rows` (numpy).
 
-    Consecutive runs of `rollouts` episodes belong to one instance. The rewards stay apart. Rows of
-    an episode without any judged question are not valid, nor are those of a step whose calls the
-    judge failed on.
+    `episodes` are grouped by instance: each group of `rollouts` consecutive ones read the same
+    instance. The four rewards are stored separately. A row is not valid where no question of its
+    episode was judged, or where the content judge failed on the calls of its step.
     """
     steps = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
     batch = from_tokens(
@@ -318,7 +329,7 @@ def to_batch(
         prompt_tokens,
         response_tokens,
     )
-    # NaN where there is no log-prob: neutral in the loss, and counted.
+    # NaN marks a missing log-prob: the loss treats it as neutral and counts it.
     logps = np.full(batch.tokens.completion.shape, np.nan, np.float32)
     for row, (_, step) in enumerate(steps):
         if step.response.logps is not None:

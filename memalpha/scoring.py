@@ -3,7 +3,7 @@
 Mem-alpha, section 4 and its released code; docs/evaluation.md has a table of every metric, its
 published definition and where ours differs. A source is a name such as `squad`, or the name of a
 published variant of it such as `icl_nlu_8296shot_balance` or `ruler_qa1_197K`; `family` turns
-either into the key of `METRICS`. The metrics themselves stand in `memalpha.metrics`.
+either into the key of `METRICS`. The metrics themselves are in `memalpha.metrics`.
 """
 
 import re
@@ -33,8 +33,8 @@ ABSTENTION = "abstention"  # kind of a question that the text does not answer
 @dataclass(frozen=True)
 class Claim:
     """A prediction to be scored: the reader's reply to a question, and the gold answers (at least
-    one, none blank). `kind`: type of the question, for a judge that goes by it (`question_kind`);
-    empty: unknown."""
+    one, none blank). `kind`: type of the question (`question_kind`), by which a judge chooses its
+    criteria; empty: unknown."""
 
     source: str
     question: str
@@ -43,7 +43,7 @@ class Claim:
     kind: str = ""
 
 
-# Replies with yes or no, one a claim, all at once; None where the judge failed.
+# Takes all claims at once and returns a reply with yes or no per claim; None where it failed.
 Judge = Callable[[Sequence[Claim]], list[str | None]]
 Metric = Callable[[str, Sequence[str]], float]
 
@@ -52,8 +52,8 @@ _NO = re.compile(r"\bno\b", re.IGNORECASE)
 
 
 def verdict(text: str) -> float:
-    """LongMemEval: "yes" without "no", as whole words, is 1; NaN where neither stands there: a
-    judge that does not decide has failed."""
+    """LongMemEval: 1 for "yes" without "no" as whole words, else 0; NaN with neither word,
+    because a judge that does not decide has failed."""
     text = visible(text)
     yes, no = bool(_YES.search(text)), bool(_NO.search(text))
     return float(yes and not no) if yes or no else float("nan")
@@ -120,7 +120,7 @@ def category(source: str) -> str:
 
 
 def instruction(source: str) -> str:
-    """Text to put before a question of this source; empty where the question says it all."""
+    """Text to put before a question of this source; empty where none is needed."""
     return (
         _CHOICE_INSTRUCTION if family(source) == "detectiveqa" else _INSTRUCTIONS[category(source)]
     )
@@ -133,7 +133,7 @@ def reads_box(source: str) -> bool:
 
 def question_kind(question_type: str, question_id: str) -> str:
     """`Claim.kind` of a LongMemEval question: its type, except that an id that ends in `_abs` marks
-    one which the text does not answer, judged by a rule of its own whatever its type."""
+    one that the text does not answer; such questions are judged as abstentions."""
     return ABSTENTION if question_id.endswith("_abs") else question_type
 
 
@@ -155,19 +155,19 @@ def score(
 def scores(
     claims: Sequence[Claim],
     judge: Judge | None = None,
-    said: dict[int, str] | None = None,
+    replies: dict[int, str] | None = None,
     first_box: bool = False,
 ) -> list[float]:
     r"""Score of every claim, in [0, 1]. Of a prediction only the text after the last `</think>`
     counts (`visible`).
 
     Args:
-        judge: for the LongMemEval sources only, asked once for all their claims; NaN where it
-            failed or said neither yes nor no. Its exceptions are not caught. A prediction of which
-            nothing is left is wrong without asking.
-        said: gets the judge's replies, by the number of the claim.
+        judge: scores the LongMemEval sources, in one call for all their claims; the score is NaN
+            where it failed or said neither yes nor no. Its exceptions are not caught. A prediction
+            that is empty after the thinking scores 0 without the judge.
+        replies: a dict that is filled with the judge's replies, by the index of the claim.
         first_box: of several `\boxed{}` answers the first counts, as in Mem-alpha's released code.
-            By default the last: a reply that corrects itself is paid for its correction.
+            By default the last one counts: it is the answer of a reply that corrects itself.
 
     Raises:
         ValueError: an unknown source, no or blank gold answers, a source that needs a judge, or a
@@ -192,17 +192,17 @@ def scores(
         elif reply:
             asked[i] = replace(claim, prediction=reply)
     if asked:
-        replies = judge(list(asked.values()))
-        if len(replies) != len(asked):
-            raise ValueError(f"judge: {len(asked)} claims but {len(replies)} replies")
-        for i, reply in zip(asked, replies, strict=True):
+        given = judge(list(asked.values()))
+        if len(given) != len(asked):
+            raise ValueError(f"judge: {len(asked)} claims but {len(given)} replies")
+        for i, reply in zip(asked, given, strict=True):
             results[i] = float("nan") if reply is None else verdict(reply)
-            if said is not None and reply is not None:
-                said[i] = reply
+            if replies is not None and reply is not None:
+                replies[i] = reply
     return results
 
 
-_DECLINES = re.compile(  # what a reply says that finds no answer, folded
+_DECLINES = re.compile(  # folded text of a reply that says that there is no answer
     r"\b(?:not (?:have )?enough|never mentioned|insufficient|unknown|unanswerable"
     r"|no (?:information|mention|record|answer)"
     r"|(?:is|was|are|were|has|have|did|do|does)(?: not|n't) (?:been )?"
@@ -215,8 +215,8 @@ def recall_judge(claims: Sequence[Claim]) -> list[str]:
     """Offline stand-in for the rubric judge: yes if the prediction holds most of the gold's words.
 
     "Most" is 80 % of the distinct normalised words of a gold answer: enough for runs without a
-    model, not comparable with published LongMemEval figures. A question that the text does not
-    answer is answered rightly by a prediction that says so, whatever its words.
+    model, not comparable with published LongMemEval figures. For a question that the text does not
+    answer, a prediction that says so (`_DECLINES`) is right.
     """
     right = (
         _DECLINES.search(fold(claim.prediction)) if claim.kind == ABSTENTION else _recalls(claim)

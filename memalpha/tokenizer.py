@@ -1,9 +1,9 @@
 """Tokenizers: any `transformers` tokenizer by path or hub id, or a small one trained on the spot.
 
-A from-scratch model gets a byte-level BPE whose pre-tokenizer keeps words whole and numbers in
-pieces of at most four digits. Strings that every prompt or call repeats (tags, the fixed parts of a
-tool call) are given as `phrases` and become one token each, so that a small model spends its short
-context on content.
+A from-scratch model gets a byte-level BPE whose pre-tokenizer keeps words whole and splits numbers
+into pieces of at most four digits. Strings that every prompt or call repeats (tags, the constant
+parts of a tool call) are given as `phrases` and become one token each, so that the short context of
+a small model is used for content.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,12 +25,12 @@ _PIECES = Regex(r"\d{4}| ?\d{1,2}| ?\p{L}+|\s+(?=\S)| ?[^\s\p{L}\d]+|\s+")
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int, phrases: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE; any text, in any script, round-trips.
+    """Trains a byte-level BPE; every text, in any script, survives encoding and decoding.
 
     Args:
         texts: the training corpus.
         vocab_size: upper bound of the whole vocabulary, phrases and the 256 bytes included.
-        phrases: strings held as single tokens, longest match first.
+        phrases: strings that become single tokens; the longest match wins.
 
     Raises:
         ValueError: the vocabulary is too small for the bytes and the phrases.
@@ -101,24 +101,26 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text, without anything added around it."""
+    """Token ids of a text, without special tokens added at its ends."""
     return tokenizer.encode(text, add_special_tokens=False)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of token ids; special tokens are left out, but for marks of calls and of thinking, which
-    some tokenizers hold as special tokens."""
+    """Text of token ids without special tokens. Marks of calls and of thinking are kept, although
+    some tokenizers declare them as special tokens."""
     left_out = _special_ids_but_marks(tokenizer)
     if left_out is None:
-        kept, skip = list(ids), True
+        visible_ids, skip = list(ids), True
     else:
-        kept, skip = [token for token in map(int, ids) if token not in left_out], False
-    return tokenizer.decode(kept, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        visible_ids, skip = [token for token in map(int, ids) if token not in left_out], False
+    return tokenizer.decode(
+        visible_ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+    )
 
 
 @lru_cache(maxsize=8)
 def _special_ids_but_marks(tokenizer: PreTrainedTokenizerBase) -> frozenset[int] | None:
-    """Ids to leave out of a text; None if the tokenizer leaves out the right ones by itself."""
+    """Ids that `decode` has to drop; None if the tokenizer itself drops the right ones."""
     added = tokenizer.added_tokens_decoder
     special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
     texts = {i: str(tokenizer.convert_ids_to_tokens(i)) for i in special}
@@ -128,21 +130,21 @@ def _special_ids_but_marks(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]
 
 @lru_cache(maxsize=8)
 def cached_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
-    """`encode` of one tokenizer that remembers texts: the same contents are encoded often."""
+    """`encode` of a tokenizer with a cache, because the same contents are encoded often."""
     return lru_cache(maxsize=65_536)(lambda text: encode(tokenizer, text))
 
 
 @lru_cache(maxsize=8)
 def cached_decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[int]], str]:
-    """`decode` of one tokenizer that remembers token ids: an entry is shown at many steps."""
+    """`decode` of a tokenizer with a cache, because an entry is shown at many steps."""
     cached = lru_cache(maxsize=65_536)(lambda ids: decode(tokenizer, ids))
     return lambda ids: cached(tuple(ids))
 
 
 @lru_cache(maxsize=64)
 def takes_system(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> bool:
-    """Whether the system text is in what a chat template renders. The template is an argument
-    because a tokenizer can be given another one."""
+    """Whether a chat template renders the text of the system role. The template is an argument, and
+    so part of the cache key, because it can be replaced in a tokenizer."""
     probe = "system text"
     messages = [{"role": "system", "content": probe}, {"role": "user", "content": "user text"}]
     try:
@@ -152,7 +154,7 @@ def takes_system(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> bool
 
 
 def merge_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The messages without system role: its text goes before that of the first user turn."""
+    """The messages without the system role; its text is put before that of the first user turn."""
     system = [message["content"] for message in messages if message["role"] == "system"]
     others = [dict(message) for message in messages if message["role"] != "system"]
     first = next((message for message in others if message["role"] == "user"), None)

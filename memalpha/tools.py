@@ -1,8 +1,8 @@
 """The tool calls of the writer: schemas, text to calls in two dialects, calls to operation arrays.
 
-Tool and argument names are those of the released models (Mem-alpha, section 3.1). A response holds
-zero or more calls; whatever the text, parsing gives a list of `Call`s and never raises: a call that
-cannot be used, or not be read whole, carries an `error` and becomes a MALFORMED operation.
+Tool and argument names are those of the released models (Mem-alpha, section 3.1). A response has
+zero or more calls. Parsing returns a list of `Call`s and never raises on any text: a call that
+cannot be used, or cannot be read completely, has an `error` and becomes a MALFORMED operation.
 """
 
 import json
@@ -30,8 +30,11 @@ _ID = re.compile(r"\s*\[?\s*([0-9]{1,9})\s*\]?\s*")  # nine digits always fit an
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call; `error` is empty, or says why the call is malformed; `end` is where it ends
-    in the text of its response, in characters (-1: not known)."""
+    """One tool call.
+
+    error: why the call is malformed; empty: it is not. end: where the call ends in the text of its
+    response, in characters; -1: unknown.
+    """
 
     name: str
     arguments: dict
@@ -42,22 +45,22 @@ class Call:
 def parse_calls(text: str, dialect: str, bare: bool = False) -> list[Call]:
     """The calls of one response in order, malformed ones included. Never raises on any text.
 
-    Only what follows the thinking counts (`replies.visible`). Broken JSON is repaired where nothing
-    is lost by it; then a call may have no argument that its tool does not know. A call without its
-    end is malformed even if its JSON could be completed: it is only a part of what was meant.
-    `bare`: see `scan_calls`. Raises ValueError only for a dialect that is not in DIALECTS.
+    Only the text after the thinking is read (`replies.visible`). Broken JSON is repaired where the
+    repair loses nothing; a repaired call with an argument that its tool does not have is malformed.
+    A call that is cut off is malformed even if its JSON could be completed, because its content may
+    be incomplete. `bare`: see `scan_calls`. Raises ValueError only for an unknown dialect.
     """
     return [_checked(raw) for raw in scan_calls(text, dialect, _ARGUMENTS, bare)]
 
 
 def parse_prompted_calls(text: str, dialect: str) -> list[Call]:
-    """`parse_calls` for writers that were prompted but not trained in a dialect: JSON objects that
-    are calls count without its marks too, and so does the other dialect."""
+    """`parse_calls` for prompted models that were not trained in a dialect: calls in the other
+    dialect and JSON objects without the marks of a call are accepted too."""
     return parse_calls(text, dialect, bare=True)
 
 
 def format_call(name: str, arguments: Mapping, dialect: str) -> str:
-    """The text that a model emits for this call: deterministic, arguments in the order given."""
+    """The text of a call in a dialect; arguments keep their order."""
     check_dialect(dialect)
     if dialect == "qwen3":
         body = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
@@ -68,18 +71,18 @@ def format_call(name: str, arguments: Mapping, dialect: str) -> str:
 
 
 def format_response(calls: Iterable[Call], dialect: str) -> str:
-    """One response: the calls, one after the other, separated by a line break."""
+    """The text of a response that consists of these calls, separated by line breaks."""
     return "\n".join(format_call(call.name, call.arguments, dialect) for call in calls)
 
 
 def fixed_fragments(dialect: str) -> list[str]:
-    """The fixed strings of every writing call, for a tokenizer to hold as single tokens.
+    """The constant parts of every call, to be added to a tokenizer as single tokens.
 
     Any call from `format_call` whose arguments are strings, with memory_type first, is a
-    concatenation of these and of its (JSON-escaped) contents and ids. A memory name comes together
-    with the key that follows it, so that no bare word such as "core" is split off inside a text.
+    concatenation of these and of its JSON-escaped contents and ids. A fragment joins the name of a
+    memory with the key that follows it, so that a word such as "core" in a content is no fragment.
     """
-    hole = "\ue000"  # private use: in no fragment, and json.dumps leaves it as it is
+    hole = "\ue000"  # a private-use character: in no fragment, and json.dumps does not escape it
     forms = [(INSERT, ("content",)), (UPDATE, ("new_content",))]
     forms += [(UPDATE, ("new_content", "memory_id")), (UPDATE, ("memory_id", "new_content"))]
     forms += [(DELETE, ()), (DELETE, ("memory_id",))]
@@ -98,9 +101,9 @@ def memory_type_index(name: str) -> int:
 
 
 def tool_schemas(enabled: Sequence[bool]) -> list[dict]:
-    """Schemas in the OpenAI function format, of the enabled memories alone.
+    """Schemas in the OpenAI function format, for the enabled memories only.
 
-    `enabled` holds one bool for core, semantic and episodic. The core takes no insert and no id.
+    `enabled`: a bool each for core, semantic and episodic. The core has no insert and no ids.
     """
     if len(enabled) != len(MEMORY_NAMES) or not any(enabled):
         raise ValueError(
@@ -128,7 +131,7 @@ def tool_schemas(enabled: Sequence[bool]) -> list[dict]:
 
 
 def call_kind(call: Call) -> OpKind:
-    """What a call asks of the memory."""
+    """The kind of memory operation that a call becomes."""
     return OpKind.MALFORMED if call.error else _KINDS.get(call.name, OpKind.MALFORMED)
 
 
@@ -140,10 +143,10 @@ def calls_to_ops(
 ) -> Ops:
     """Operation arrays [R, max_ops] of one step (tokens [R, max_ops, width]), as numpy int32.
 
-    One shape whatever was called: another would cost a compilation. Calls of a row past `max_ops`
-    are left out: the caller, who holds them, counts them as failed.
-    `length` is the true number of tokens of a content, of which `tokens` holds the first `width`.
-    An unknown memory type gives target -1, an id that is no number id -1; padding is kind NONE.
+    The shape is always the same, because each new shape would be compiled. Calls of a row past
+    `max_ops` are left out; the caller counts them as failed. `length` is the number of tokens of
+    the whole content, `tokens` holds the first `width` of them. An unknown memory type gives target
+    -1, an id that is not a number gives id -1, and padding has kind NONE.
     """
     shape = (len(calls_per_row), max_ops)
     kind, length = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -157,7 +160,7 @@ def calls_to_ops(
             content = call.arguments.get(CONTENT_KEY.get(call.name, ""))
             encoded = [] if content is None else encode(clean(content).strip())
             if content is not None and not encoded:
-                continue  # nothing that the tokenizer can hold: as good as empty
+                continue  # no token is left of the content, so it counts as empty
             kind[r, o] = _KINDS[call.name]
             target[r, o] = memory_type_index(call.arguments["memory_type"])
             ids[r, o] = id_number(call.arguments.get("memory_id"))
@@ -167,8 +170,8 @@ def calls_to_ops(
 
 
 def _checked(raw: RawCall) -> Call:
-    """A Call with the arguments that its tool knows (of an unknown tool all), strings free of lone
-    surrogates."""
+    """The checked call: arguments that its tool does not have are dropped (an unknown tool keeps
+    all), and lone surrogates in strings are replaced."""
     name = clean(raw.name).strip() if isinstance(raw.name, str) else ""
     arguments, error = {}, raw.error
     if isinstance(raw.arguments, dict):
@@ -182,7 +185,7 @@ def _checked(raw: RawCall) -> Call:
 
 
 def _doubt(raw: RawCall, arguments: Mapping) -> str:
-    """Why arguments that were repaired may be parts of a content, or an empty string."""
+    """Why repaired arguments may in fact be parts of a content; empty: no doubt."""
     memory_id = arguments.get("memory_id")
     is_id = memory_id is None or id_number(memory_id) >= 0
     if raw.repaired and (memory_type_index(arguments["memory_type"]) < 0 or not is_id):
@@ -191,7 +194,7 @@ def _doubt(raw: RawCall, arguments: Mapping) -> str:
 
 
 def _argument_error(name: str, arguments: Mapping) -> str:
-    """Why these arguments cannot be used, or an empty string."""
+    """Why these arguments cannot be used; empty: they can."""
     if name not in _ARGUMENTS:
         return f"unknown tool {name[:40]!r}: the tools are {', '.join(_KINDS)}"
     memory_type = arguments.get("memory_type")
@@ -207,7 +210,7 @@ def _argument_error(name: str, arguments: Mapping) -> str:
 
 
 def id_number(memory_id: object) -> int:
-    """The number that stands for an entry: 12 for 12, 12.0, "12" and "[12]", else -1."""
+    """The id of an entry as a number: 12 for 12, 12.0, "12" and "[12]"; else -1."""
     memory_id = _plain(memory_id)
     if isinstance(memory_id, str):
         match = _ID.fullmatch(memory_id)
@@ -216,7 +219,7 @@ def id_number(memory_id: object) -> int:
 
 
 def _plain(value: object) -> str | int | None:
-    """A value that an argument can have, a whole number as an int; else None."""
+    """The value if it is a string or a whole number (as an int); else None."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 10**9:
         return int(value)
     return value if isinstance(value, str) or type(value) is int else None  # a bool is no id

@@ -1,8 +1,8 @@
 """Weights of pretrained models: Hugging Face safetensors or GGUF to our parameters, and back.
 
-Every tensor is read on its own, and of it only the slices that the devices of this process hold, so
-that neither the host nor one device ever has the whole model. Names and shapes are compared from
-the headers of the files before the first tensor is read.
+Tensors are read one at a time, and only the slices that are placed on the devices of this process,
+so that neither the host nor a single device ever holds the whole model. Names and shapes are
+checked from the headers of the files before the first tensor is read.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from memalpha.model import ModelConfig, Params, init_params
 from memalpha.sharding import device_memory
 
 Sharding = jax.sharding.Sharding
-Keys = tuple[str, ...]  # where a parameter stands in our tree
+Keys = tuple[str, ...]  # the path of a parameter in our tree
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 FLOATS = ("F32", "F16", "BF16")
 
 
 class Tensor(Protocol):
-    """A tensor of a file as the hub lays it out, of which nothing is read until it is indexed."""
+    """A tensor of a file in the hub's layout; data is read only when it is indexed."""
 
     def get_shape(self) -> list[int]: ...
 
-    def get_dtype(self) -> str: ...  # of FLOATS, or it is refused
+    def get_dtype(self) -> str: ...  # has to be one of FLOATS
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
 
@@ -50,16 +50,15 @@ class Tensor(Protocol):
 def load_params(
     folder: str | Path, config: ModelConfig, sharding: Callable[[str], Sharding] | None = None
 ) -> Params:
-    """Parameters in `config.param_dtype` from a GGUF file, or the safetensors of a folder, one
-    file or many.
+    """Parameters in `config.param_dtype` from a GGUF file or the safetensors files of a folder.
 
-    sharding: from the path of a parameter ("layers_0/mlp/up_proj/kernel") to where it goes;
-      None: all on the first device. A value head is not in such files: it starts at zero.
+    sharding: path of a parameter ("layers_0/mlp/up_proj/kernel") -> its sharding; None: everything
+      on the first device. The files have no value head, so it starts at zero.
 
     Raises:
-        ValueError: a file is missing or damaged, or the tensors are not those of the config: lists
-            the missing ones, those left over, and those of another shape or kind. Or a device
-            has less memory than they need.
+        ValueError: a file is missing or damaged; the tensors do not match the config (lists the
+            missing and unexpected ones and wrong shapes or types); or a device has too little
+            memory.
     """
     if gguf.is_gguf(folder):
         return read_params(gguf.read_tensors(folder), folder, config, sharding)
@@ -73,7 +72,7 @@ def read_params(
     config: ModelConfig,
     sharding: Callable[[str], Sharding] | None = None,
 ) -> Params:
-    """`load_params` from tensors by their names in the hub; `source`: where from, for messages."""
+    """`load_params` from tensors by their hub names; `source`: their file, for error messages."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = _shapes(config)
     _check(source, tensors, shapes, config)
@@ -97,7 +96,7 @@ def hub_name(path: Keys, config: ModelConfig) -> str:
 
 
 def _is_transposed(path: Keys) -> bool:
-    """A linear layer is [out, in] in the files and [in, out] here; the embedding is the same."""
+    """Linear layers are [out, in] in the files and [in, out] here; embeddings are the same."""
     return path[-1] == "kernel"
 
 
@@ -106,7 +105,7 @@ def _shapes(config: ModelConfig) -> dict[Keys, jax.ShapeDtypeStruct]:
 
 
 def _open(folder: Path, opened: ExitStack) -> dict[str, Tensor]:
-    """Every tensor of the files by name, as a slice that reads nothing yet."""
+    """All tensors of the files by name, as slices that are read only when indexed."""
     files = [SINGLE]
     if (folder / INDEX).exists():
         try:
@@ -131,28 +130,28 @@ def _open(folder: Path, opened: ExitStack) -> dict[str, Tensor]:
     return tensors
 
 
-def _check(source: str | Path, found: Mapping[str, Tensor], shapes, config: ModelConfig) -> None:
+def _check(source: str | Path, tensors: Mapping[str, Tensor], shapes, config: ModelConfig) -> None:
     expected = {
         hub_name(path, config): list(shape.shape[::-1] if _is_transposed(path) else shape.shape)
         for path, shape in shapes.items()
         if path[0] != "value_head"
     }
-    missing = expected.keys() - found.keys()
-    # Old files of Llama hold the frequencies too, which follow from config.json.
-    extra = {n for n in found if n not in expected and not n.endswith("rotary_emb.inv_freq")}
+    missing = expected.keys() - tensors.keys()
+    # Old Llama files also store the rotary frequencies, which follow from config.json.
+    extra = {n for n in tensors if n not in expected and not n.endswith("rotary_emb.inv_freq")}
     if config.tie_embeddings and "lm_head.weight" in extra and not missing:
         # Some tied models are stored with the embedding twice.
         extra -= {"lm_head.weight"}
-        if not _equal(found["lm_head.weight"], found["model.embed_tokens.weight"]):
+        if not _equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]):
             raise ValueError(
                 f"{source}: lm_head.weight differs from the embedding, but config.json says"
                 " tie_word_embeddings; set that to false to use both"
             )
     wrong = [
-        f"{name} {found[name].get_shape()} {found[name].get_dtype()}, expected {shape}"
+        f"{name} {tensors[name].get_shape()} {tensors[name].get_dtype()}, expected {shape}"
         for name, shape in expected.items()
-        if name in found
-        and (found[name].get_shape() != shape or found[name].get_dtype() not in FLOATS)
+        if name in tensors
+        and (tensors[name].get_shape() != shape or tensors[name].get_dtype() not in FLOATS)
     ]
     if missing or extra or wrong:
         raise ValueError(
@@ -162,7 +161,7 @@ def _check(source: str | Path, found: Mapping[str, Tensor], shapes, config: Mode
 
 
 def _check_room(source: str | Path, shapes, places: Mapping[Keys, Sharding]) -> None:
-    """Whether each device can hold its part of the parameters."""
+    """Raises ValueError where a device cannot hold its shard of the parameters."""
     needed: Counter[jax.Device] = Counter()
     for path, shape in shapes.items():
         part = math.prod(places[path].shard_shape(shape.shape)) * shape.dtype.itemsize
@@ -184,7 +183,7 @@ def _some(names, limit: int = 20) -> str:
 
 
 def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
-    """Whether two slices hold the same, a block of rows at a time."""
+    """Whether two tensors are equal; compares a block of rows at a time."""
     if a.get_shape() != b.get_shape():
         return False
     count = a.get_shape()[0]
@@ -195,7 +194,7 @@ def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
 def _put(
     source: Tensor, transposed: bool, shape: jax.ShapeDtypeStruct, place: Sharding
 ) -> jax.Array:
-    """The array of a tensor: each device gets its own slice, read, cast and turned on the way."""
+    """The sharded array of a tensor; the slice of each device is read and converted separately."""
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         piece = source[index[::-1] if transposed else index].astype(shape.dtype)
@@ -213,17 +212,20 @@ def export(
     max_shard_bytes: int = 5 * 10**9,
     max_positions: int | None = None,
 ) -> Path:
-    """Writes a folder that `transformers` and whatever reads its format can load: config.json,
-    safetensors and, if given, the tokenizer. A value head is left out: the format has none.
+    """Writes a folder in the format of `transformers`: config.json, safetensors and, if given, the
+    tokenizer. A value head is left out, because the format has none.
 
-    The folder appears whole or not at all. The host holds one shard at a time. With several
-    processes all of them call this, and the first one writes.
-    dtype: of the weights in the files; None: as they are. max_shard_bytes: of a file, unless one
-    tensor is larger. max_positions: the context to state, in tokens; None: that of the config.
+    The folder is written atomically. The host holds one file shard at a time. With several
+    processes all of them must call this; the first one writes.
+
+    Args:
+        dtype: of the weights in the files; None: that of `params`.
+        max_shard_bytes: the largest size of a file, unless one tensor is larger.
+        max_positions: the context length to state, in tokens; None: that of the config.
 
     Raises:
-        ValueError: the folder is there already, the parameters are not those of the config, the
-            tokenizer has more tokens than the model, or its family has no such model.
+        ValueError: the folder exists, the parameters do not match the config, the tokenizer has
+            more tokens than the model, or the family cannot express the config.
     """
     folder = Path(folder).expanduser().absolute()
     flat, shapes = flatten_dict(params), _shapes(config)

@@ -1,12 +1,13 @@
 """The policy as a writer of episodes: prompts to the device, responses back, in few shapes.
 
-A batch has one of a few row counts, so that a run of short and long episodes neither compiles anew
-nor carries many empty rows. The tokens that all prompts begin with are the same for a whole run,
-and their keys and values are computed once a writer.
+The number of rows of a batch is rounded up to one of a few sizes, so that a run of short and long
+episodes compiles few programs and computes few empty rows. The tokens that all prompts begin with
+are the same for a whole run, so their keys and values are computed once per writer.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from os.path import commonprefix
 
 import jax
@@ -21,7 +22,30 @@ from memalpha.model import Cache, ModelConfig, Params
 from memalpha.prompts import PromptSpec, fit_prompt
 from memalpha.sharding import mesh_of, row_parts
 
-MIN_PREFIX = 64  # tokens that prompts share, from which on they are worth a program of their own
+MIN_PREFIX = 64  # tokens; a shorter common prefix is not worth compiling a second program for
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What one writer samples with; the fields are the arguments of `policy_writer`.
+
+    stop_ids: [1] int32, the end-of-sequence token. shared: the token ids that every prompt begins
+    with and whose keys and values are computed once; empty: no prefix is shared.
+    """
+
+    params: Params
+    config: ModelConfig
+    spec: PromptSpec
+    key: jax.Array
+    temperature: float
+    top_p: float
+    stop_ids: jax.Array
+    shared: list[int]
+
+    @cached_property
+    def cache(self) -> Cache | None:
+        """Keys and values of `shared`, computed when they are first needed."""
+        return sampler.prefill(self.params, self.config, self.shared) if self.shared else None
 
 
 def policy_writer(
@@ -37,70 +61,80 @@ def policy_writer(
 ) -> Writer:
     """The policy as a writer.
 
-    rows: the most of a device batch; more turns than that go in several batches, fewer in one of
-    `row_bucket` rows. key: an episode samples from (key, chunk, episode) alone. min_prefix: what
-    all prompts of `env` begin with is computed once if it has so many tokens, 0: never. clock:
-    takes the time of rendering.
+    Args:
+        rows: the largest device batch. More turns than that are written in several batches; fewer
+            take one batch of `row_bucket` rows.
+        key: the sample of a turn depends on key, chunk and episode alone.
+        min_prefix: the keys and values of the tokens that all prompts of `env` begin with are
+            computed once if there are at least this many; 0: never.
+        clock: counts the time of rendering as "render".
     """
     spec, clock = env.prompt, Clock() if clock is None else clock
     stop_ids = jnp.asarray([spec.tokenizer.eos_token_id], jnp.int32)
     parts = row_parts(mesh_of(params))
 
     @lru_cache(maxsize=1)
-    def prefix() -> tuple[list[int], Cache | None]:
+    def sampling() -> Sampling:
+        # Not before the first batch: finding the prefix renders prompts.
         shared = common_prefix(spec) if min_prefix else []
-        if len(shared) < max(min_prefix, 1):
-            return [], None
-        return shared, sampler.prefill(params, config, shared)
+        shared = shared if len(shared) >= max(min_prefix, 1) else []
+        return Sampling(params, config, spec, key, temperature, top_p, stop_ids, shared)
 
     def write(turns: Sequence[Turn]) -> list[Response]:
         responses = []
         for start in range(0, len(turns), rows):
-            responses += write_batch(turns[start : start + rows])
+            batch = turns[start : start + rows]
+            with clock("render"):
+                prompts = [fit_prompt(spec, turn.view, turn.text) for turn in batch]
+            size = row_bucket(len(batch), rows, parts)
+            responses += sample_batch(sampling(), batch, prompts, size)
         return responses
-
-    def write_batch(turns: Sequence[Turn]) -> list[Response]:
-        size = row_bucket(len(turns), rows, parts)
-        with clock("render"):
-            prompts = [fit_prompt(spec, turn.view, turn.text) for turn in turns]
-        shared, cache = prefix()
-        # A tokenizer may join the end of the prefix with what follows: then there is none to share.
-        if not all(prompt[: len(shared)] == shared for prompt in prompts):
-            shared, cache = [], None
-        skipped = len(shared)
-        tokens, mask = sampler.pad_prompts(
-            [prompt[skipped:] for prompt in prompts], [spec.prompt_tokens - skipped], size
-        )
-        spare = size - len(turns)
-        keys = sampler.row_keys(
-            key,
-            [turn.chunk for turn in turns] + [0] * spare,
-            [turn.episode for turn in turns] + [2**31 - 1 - i for i in range(spare)],
-        )
-        limits = np.where(np.arange(size) < len(turns), spec.response_tokens, 0)
-        samples = jax.device_get(
-            sampler.generate(
-                params, config, tokens, mask, keys, temperature, top_p, limits, stop_ids,
-                spec.response_tokens, cache,
-            )
-        )  # fmt: skip
-        lengths = samples.mask.sum(axis=1)
-        return [
-            Response(
-                samples.tokens[row, : lengths[row]],
-                samples.logps[row, : lengths[row]],
-                bool(samples.finished[row]),
-                prompt=np.asarray(prompt, np.int32),
-            )
-            for row, prompt in enumerate(prompts)
-        ]
 
     return write
 
 
+def sample_batch(
+    sampling: Sampling, turns: Sequence[Turn], prompts: Sequence[list[int]], size: int
+) -> list[Response]:
+    """One response a turn, sampled in one device batch of `size` rows; the spare rows write
+    nothing."""
+    spec, shared = sampling.spec, sampling.shared
+    # A tokenizer may merge the end of the prefix with what follows it: then nothing is shared.
+    if not all(prompt[: len(shared)] == shared for prompt in prompts):
+        shared = []
+    skipped = len(shared)
+    tokens, mask = sampler.pad_prompts(
+        [prompt[skipped:] for prompt in prompts], [spec.prompt_tokens - skipped], size
+    )
+    spare = size - len(turns)
+    keys = sampler.row_keys(
+        sampling.key,
+        [turn.chunk for turn in turns] + [0] * spare,
+        [turn.episode for turn in turns] + [2**31 - 1 - i for i in range(spare)],
+    )
+    limits = np.where(np.arange(size) < len(turns), spec.response_tokens, 0)
+    samples = jax.device_get(
+        sampler.generate(
+            sampling.params, sampling.config, tokens, mask, keys, sampling.temperature,
+            sampling.top_p, limits, sampling.stop_ids, spec.response_tokens,
+            sampling.cache if shared else None,
+        )
+    )  # fmt: skip
+    lengths = samples.mask.sum(axis=1)
+    return [
+        Response(
+            samples.tokens[row, : lengths[row]],
+            samples.logps[row, : lengths[row]],
+            bool(samples.finished[row]),
+            prompt=np.asarray(prompt, np.int32),
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+
+
 @lru_cache(maxsize=8)
 def common_prefix(spec: PromptSpec) -> list[int]:
-    """The token ids that all prompts begin with, whatever memory and chunk."""
+    """The token ids that all prompts begin with, whatever the memory and the chunk are."""
     empty = MemoryView("", (), (), 0, 0, 0)
     entries = (Entry(1, "a", 0),)
     views = (empty, MemoryView("a", entries, entries, 1, 1, 3), MemoryView("1", (), (), 0, 0, 1))

@@ -65,10 +65,10 @@ def chart_svg(chart: Chart, metrics: Sequence[Mapping]) -> str:
 
 def svg(figure: Figure, title: str) -> str:
     """The figure as an svg element that takes the width and the text colour of its place."""
-    held = io.StringIO()
+    buffer = io.StringIO()
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(held, format="svg", transparent=True, metadata=empty)
-    text = held.getvalue()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
+    text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)

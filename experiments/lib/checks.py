@@ -1,6 +1,7 @@
 """Settings of a config that would only fail after minutes of work, and memory that is too small."""
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.lib.objects import (
@@ -33,9 +34,26 @@ def check(config: ConfigDict) -> None:
     group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
     OptimizerConfig(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)
     OptimizerConfig(stage.learning_rate, optimizer=stage.optimizer)
+    _check_counts(config)
+    if rl.call_credit and (
+        rl.algorithm == "ppo" or rl.divide_by_std or config.reward.normalise_each
+    ):
+        raise ValueError(
+            "config.rl.call_credit goes with rl.algorithm=grpo, rl.divide_by_std=False and"
+            " reward.normalise_each=False alone; set it to False"
+        )
+    check_readers(config)
+    if not config.data.sources:
+        raise ValueError("config.data.sources is empty: name at least one source")
+    _check_batch_sizes(config, mesh)
+
+
+def _check_counts(config: ConfigDict) -> None:
+    """Raises ValueError for a number that has to be positive and is not."""
+    rl = config.rl
     counts = {
         "data.chunks": config.data.chunks,
-        "warm_start.rows": stage.rows,
+        "warm_start.rows": config.warm_start.rows,
         "rl.instances": rl.instances,
         "rl.rollouts": rl.rollouts,
         "rl.epochs": rl.epochs,
@@ -48,16 +66,11 @@ def check(config: ConfigDict) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"config.{name}={value}: give at least 1")
-    if rl.call_credit and (
-        rl.algorithm == "ppo" or rl.divide_by_std or config.reward.normalise_each
-    ):
-        raise ValueError(
-            "config.rl.call_credit goes with rl.algorithm=grpo, rl.divide_by_std=False and"
-            " reward.normalise_each=False alone; set it to False"
-        )
-    check_readers(config)
-    if not config.data.sources:
-        raise ValueError("config.data.sources is empty: name at least one source")
+
+
+def _check_batch_sizes(config: ConfigDict, mesh: Mesh | None) -> None:
+    """Raises ValueError where the rows of a step do not divide by minibatch, micro-batch or mesh."""
+    rl, stage = config.rl, config.warm_start
     rows = rl.instances * rl.rollouts * config.data.chunks
     if rl.rollout_rows < 0:
         raise ValueError(f"config.rl.rollout_rows={rl.rollout_rows}: give rows, or 0 for all")

@@ -34,14 +34,14 @@ def built_sizes(folder: str, split: str) -> dict[str, tuple[Mapping[str, float],
     """
     if not folder:
         return {}
-    found = {}
+    sizes = {}
     for name, path in built_sets.list_sets(folder).get(split, {}).items():
         if name == "stratified":
             continue
         manifest = built_sets.Built(path).manifest
         statistics = manifest["statistics"], manifest["description"].get("tokens", "unknown")
-        found[column_of(name)] = statistics
-    return found
+        sizes[column_of(name)] = statistics
+    return sizes
 
 
 def _full_training(folder: str) -> Table:
@@ -75,10 +75,10 @@ def small_sizes(pool: Pool, split: str) -> Table:
     rows = []
     for column in pool.small_columns(split):
         measured = {
-            name: held[0]
+            name: its_rows[0]
             for key, instances in pool.small.items()
             if (key.split, key.column) == (split, column)
-            for name, held in instances.items()
+            for name, its_rows in instances.items()
         }
         one = list(measured.values())
         chunks = np.array([row["chunks"] for row in one])

@@ -74,15 +74,15 @@ def validate(
     episodes = run_episodes(env, instances, writer, rows=rows)
     check_answers(config, episodes, "validation")
     result = {f"validation_{k}": v for k, v in summarise(episodes).items() if k in _SHOWN}
-    for source, some in by_source(episodes).items():
-        result[f"validation_r1_{source}"] = summarise(some)["r1"]
+    for source, its_episodes in by_source(episodes).items():
+        result[f"validation_r1_{source}"] = summarise(its_episodes)["r1"]
     return result
 
 
 _SHOWN = ("r1", "r2", "r3", "r4", "failed", "unanswered")
 
 
-def evaluate(
+def table_of_writer(
     env: Environment, instances: Sequence[Instance], writer: Writer, rows: int = 0
 ) -> tuple[dict[str, dict[str, float]], list[Episode]]:
     """One row a source and their mean (`mean`): a mean over sources, as in the paper's tables.
@@ -91,13 +91,13 @@ def evaluate(
     return table_rows(episodes), episodes
 
 
-def evaluate_baseline(env: Environment, instances: Sequence[Instance], recall: Recaller) -> dict:
+def table_of_baseline(env: Environment, instances: Sequence[Instance], recall: Recaller) -> dict:
     """The same rows for a system of `memalpha.baselines` that writes nothing."""
     return table_rows(run_baseline(env, instances, recall))
 
 
 def table_rows(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
-    rows = {source: summarise(some) for source, some in by_source(episodes).items()}
+    rows = {source: summarise(its_episodes) for source, its_episodes in by_source(episodes).items()}
     names = next(iter(rows.values())).keys()
     mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in names}
     return rows | {"mean": mean}

@@ -102,10 +102,12 @@ def draw_sweep(folder: Path, results: Sequence[Mapping]) -> Path:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     retrievers = dict.fromkeys(result["retriever"] for result in results)
     for retriever, form in zip(retrievers, itertools.cycle(("o-", "x--")), strict=False):
-        some = sorted((r["top_k"], i) for i, r in enumerate(results) if r["retriever"] == retriever)
-        r1 = [(results[i]["r1"]["mean"] or [np.nan])[0] for _, i in some]
-        read = [results[i]["reader_tokens"] for _, i in some]
-        axes[0].plot([k for k, _ in some], r1, form, label=retriever)  # forms: they may coincide
+        points = sorted(
+            (r["top_k"], i) for i, r in enumerate(results) if r["retriever"] == retriever
+        )
+        r1 = [(results[i]["r1"]["mean"] or [np.nan])[0] for _, i in points]
+        read = [results[i]["reader_tokens"] for _, i in points]
+        axes[0].plot([k for k, _ in points], r1, form, label=retriever)  # forms: they may coincide
         axes[1].plot(read, r1, form, label=retriever)
     ks = sorted({result["top_k"] for result in results})
     axes[0].set(title="r1, mean over sources", xlabel="top k", ylim=(0, 1.05), xscale="log")
@@ -129,8 +131,8 @@ def draw_matrix(folder: Path, result: Mapping) -> Path:
     figure, ax = plt.subplots(figsize=size, layout="constrained")
     ax.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for (row, place), value in np.ndenumerate(np.array(cells)):
-        shown = "" if np.isnan(value) else f"{value:.2f}"
-        ax.text(place, row, shown, ha="center", va="center", color="k" if value > 0.6 else "w")
+        text = "" if np.isnan(value) else f"{value:.2f}"
+        ax.text(place, row, text, ha="center", va="center", color="k" if value > 0.6 else "w")
     ax.set_xticks(range(len(columns)), [c.removeprefix("synthetic_") for c in columns], rotation=30)
     ax.set_yticks(range(len(runs)), list(runs))
     ax.set_title("r1 of each run on each source")
@@ -142,8 +144,8 @@ def draw_matrix(folder: Path, result: Mapping) -> Path:
 
 def column(lines: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric, where it was logged."""
-    kept = [(line["step"], line[name]) for line in lines if name in line]
-    return [step for step, _ in kept], [value for _, value in kept]
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def smooth(lines: Sequence[Mapping], name: str) -> tuple[list[int], np.ndarray]:
@@ -168,8 +170,8 @@ def results_table(title: str, results: Mapping[str, Mapping[str, Mapping[str, fl
         mean = rows["mean"]
         cells = [mean["r1"], *(rows[source]["r1"] for source in sources)]
         cells += [mean.get(name, float("nan")) for name in ("r2", "r3", "r4")]
-        held = f"{mean['memory_tokens']:.0f}"
-        table.add_row(system, *("" if np.isnan(c) else f"{c:.3f}" for c in cells), held)
+        memory_tokens = f"{mean['memory_tokens']:.0f}"
+        table.add_row(system, *("" if np.isnan(c) else f"{c:.3f}" for c in cells), memory_tokens)
     return table
 
 

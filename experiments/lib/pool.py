@@ -53,13 +53,13 @@ class Pool:
     reading: Row
     rows: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
     small: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
-    made: dict[tuple, tuple[Path, Row]] = field(default_factory=dict)
+    descriptions: dict[tuple, tuple[Path, Row]] = field(default_factory=dict)
 
-    def agree(self, place: tuple, folder: Path, made: Row) -> None:
+    def agree(self, place: tuple, folder: Path, description: Row) -> None:
         """Notes how the rows of a column or system (the end of `place`) were made; ResultsError
         where those of another folder were made otherwise: a mean would be of two things."""
-        first, before = self.made.setdefault(place, (folder, made))
-        if differ := [item for item in differences(before, made) if not _of_a_seed(item[0])]:
+        first, before = self.descriptions.setdefault(place, (folder, description))
+        if differ := [item for item in differences(before, description) if not _of_a_seed(item[0])]:
             lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
             raise ResultsError(
                 f"{place[-1]!r} of {first} and of {folder} are two things, and a table has one"
@@ -69,14 +69,14 @@ class Pool:
     def systems(self, split: str, small: bool) -> list[str]:
         """Measured with the weights of the first folder, in the order of their first row."""
         keys = self.small if small else self.rows
-        found = (k.system for k in keys if (k.split, k.weights) == (split, self.main))
-        return list(dict.fromkeys(found))
+        names = (k.system for k in keys if (k.split, k.weights) == (split, self.main))
+        return list(dict.fromkeys(names))
 
     def all_weights(self, split: str, small: bool) -> list[Weights]:
         """Of every trained writer."""
         keys = self.small if small else self.rows
-        found = (k.weights for k in keys if (k.split, k.system) == (split, "trained"))
-        return sorted(dict.fromkeys(found))
+        weights = (k.weights for k in keys if (k.split, k.system) == (split, "trained"))
+        return sorted(dict.fromkeys(weights))
 
     def small_columns(self, split: str) -> list[str]:
         return list(dict.fromkeys(k.column for k in self.small if k.split == split))
@@ -86,8 +86,8 @@ class Pool:
 
     def cell(self, key: Key, small: bool) -> "Cell | None":
         """The figures of one cell; None where nothing was measured."""
-        held = (self.small if small else self.rows).get(key)
-        return Cell.of(held.values()) if held else None
+        instances = (self.small if small else self.rows).get(key)
+        return Cell.of(instances.values()) if instances else None
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Cell:
         instances = list(instances)
 
         def means(name: str) -> np.ndarray:
-            kept = ([r[name] for r in rows if r[name] is not None] for rows in instances)
-            return np.array([np.mean(values) for values in kept if values])
+            values_of = ([r[name] for r in rows if r[name] is not None] for rows in instances)
+            return np.array([np.mean(values) for values in values_of if values])
 
         def total(name: str) -> int:
             return sum(row[name] for rows in instances for row in rows)

@@ -22,8 +22,8 @@ CUT = "more than half of the responses cut by their limit"
 
 def worries(metrics: Mapping[str, float]) -> list[str]:
     """What somebody who watches a run should know of this step; nothing where all is well."""
-    found = [text for name, text in WORRIES.items() if metrics.get(name)]
-    return found + ([CUT] if metrics.get("unfinished", 0) > 0.5 else [])
+    texts = [text for name, text in WORRIES.items() if metrics.get(name)]
+    return texts + ([CUT] if metrics.get("unfinished", 0) > 0.5 else [])
 
 
 class Reporter:
@@ -32,7 +32,7 @@ class Reporter:
     def __init__(self, title: str, total: int, start: int = 0):
         self.title, self.total, self.first = title, total, start
         self.every = max(1, total // LINES)
-        self.said = start
+        self.printed = start
         self.began = time.monotonic()
         self.warned: set[str] = set()
         self.bar = None
@@ -51,8 +51,8 @@ class Reporter:
     def __call__(self, done: int, text: str = "") -> None:
         if self.bar:
             self.bar.update(self.task, completed=done, text=text)
-        elif done > self.said and (done == self.total or done - self.said >= self.every):
-            self.said = done
+        elif done > self.printed and (done == self.total or done - self.printed >= self.every):
+            self.printed = done
             pace = (time.monotonic() - self.began) / max(1, done - self.first)
             left = pace * (self.total - done)
             console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")

@@ -93,7 +93,7 @@ def build_engines(config: Mapping[str, Any], mesh: Mesh | None = None) -> dict[s
 
     Of several processes the first one alone asks a server: the rewards are its own anyway.
     """
-    made: dict[str, Counted] = {}
+    by_settings: dict[str, Counted] = {}
     engines = {}
     for role in ROLES:
         settings = settings_of(config, role)
@@ -102,9 +102,9 @@ def build_engines(config: Mapping[str, Any], mesh: Mesh | None = None) -> dict[s
         if settings["engine"] == "server" and jax.process_index():
             continue
         same = json.dumps({k: v for k, v in settings.items() if k not in SPOKEN}, sort_keys=True)
-        if same not in made:
-            made[same] = Counted(_engine(settings, mesh))
-        engines[role] = made[same]
+        if same not in by_settings:
+            by_settings[same] = Counted(_engine(settings, mesh))
+        engines[role] = by_settings[same]
     return engines
 
 
@@ -170,11 +170,11 @@ def _spoken(config: Mapping[str, Any], role: str) -> dict[str, Any]:
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """A config (plain dict) without what changes no result of its readers."""
-    kept = dict(config)
+    result = dict(config)
     for role in ROLES:
         settings = settings_of(config, role)
         offline = settings["engine"] == "offline"
-        kept[role] = OFFLINE if offline else {
+        result[role] = OFFLINE if offline else {
             name: value for name, value in settings.items() if name not in OPERATION
         }  # fmt: skip
-    return kept
+    return result

@@ -56,8 +56,8 @@ class Results:
         rows = read_lines(self.folder / INSTANCES)
         self.done = {row_key(row): row["digest"] for row in rows}
         asked = [r for r in read_lines(self.folder / QUESTIONS) if row_key(r) in self.done]
-        for name, kept in ((INSTANCES, rows), (QUESTIONS, asked)):
-            write_text(self.folder / name, _lines(kept))
+        for name, finished in ((INSTANCES, rows), (QUESTIONS, asked)):
+            write_text(self.folder / name, _lines(finished))
 
     def __enter__(self) -> "Results":
         return self
@@ -89,13 +89,13 @@ class Results:
 
         Raises ResultsError where there is one for other text of the same name.
         """
-        held = self.done.get((system, instance.source, instance.instance_id))
-        if held is not None and held != digest(instance):
+        measured = self.done.get((system, instance.source, instance.instance_id))
+        if measured is not None and measured != digest(instance):
             raise ResultsError(
                 f"{self.folder}: {instance.source}/{instance.instance_id} has other chunks or"
                 " questions than when it was measured; choose another folder"
             )
-        return held is None
+        return measured is None
 
     def add(self, system: str, episodes: Sequence[Episode], seconds: Sequence[float]) -> None:
         """Writes episodes whose instances are missing; returns when they are on disk.

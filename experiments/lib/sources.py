@@ -39,8 +39,8 @@ def from_flags(config: ConfigDict) -> tuple[dict[str, list[Instance]], dict[str,
     known = known_sources(config, args.split)
     built = [name for name in known if not is_synthetic(name)] if args.data else []
     names = args.sources or built or list(config.data.sources)
-    some = load_sources(config, names, args.split, args.instances, args.chunks)
-    return some, {n: describe_source(config, n, args.split, args.chunks) for n in names}
+    loaded = load_sources(config, names, args.split, args.instances, args.chunks)
+    return loaded, {n: describe_source(config, n, args.split, args.chunks) for n in names}
 
 
 def known_sources(config: ConfigDict, split: str) -> list[str]:
@@ -64,11 +64,11 @@ def describe_source(config: ConfigDict, name: str, split: str, chunks: int) -> d
     """What the instances of a source depend on."""
     data = json.loads(config.to_json())["data"]
     if is_synthetic(name):
-        made = {k: data[k] for k in ("facts_per_chunk", "filler_share")}
+        settings = {k: data[k] for k in ("facts_per_chunk", "filler_share")}
     elif config.data.built:
         built = built_sets.open_source(config.data.built, name, split).manifest["sha256"]
         return {"built": built, "max_questions": data["max_questions"]}
     else:
-        made = {"chunk_tokens": data["chunk_tokens"]}
+        settings = {"chunk_tokens": data["chunk_tokens"]}
     size = {"chunks": chunks or data["chunks"], "max_questions": data["max_questions"]}
-    return {"seed": config.seed} | size | made
+    return {"seed": config.seed} | size | settings

@@ -68,8 +68,8 @@ def warm_start(
     batches = training_batches(config)
     state, first = init_state(params, optimizer), 0
     with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:
-        if (found := restore(checkpoints, state)) is not None:
-            first, state = found
+        if (checkpoint := restore(checkpoints, state)) is not None:
+            first, state = checkpoint
         log = MetricsLog(own_folder(workdir) / "warm_start.jsonl", first, events)
 
         def make(step: int) -> Batch:
@@ -125,9 +125,10 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
 
     def quote(turn: Turn) -> str:
         lines = [line for line in turn.instance.chunks[turn.chunk].split("\n") if line.strip()]
-        some = [line for line in lines if rng.random() < QUOTE_SHARE] or lines[:1]
+        quoted = [line for line in lines if rng.random() < QUOTE_SHARE] or lines[:1]
         pieces = [
-            decode(env.prompt.tokenizer, _piece(rng, encode(env.prompt.tokenizer, s))) for s in some
+            decode(env.prompt.tokenizer, _piece(rng, encode(env.prompt.tokenizer, s)))
+            for s in quoted
         ]
         pieces = [piece.strip() for piece in pieces if piece.strip()]
         core = turn.view.core

@@ -70,11 +70,11 @@ def own_folder(folder: Path) -> Path:
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted name, old, new) of every value that differs between two JSON objects."""
     if isinstance(before, dict) and isinstance(now, dict):
-        found = []
+        differing = []
         for key in before.keys() | now.keys():
             inner = f"{name}.{key}" if name else key
-            found += differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
-        return found
+            differing += differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
+        return differing
     return [] if before == now else [(name, before, now)]
 
 
@@ -105,9 +105,9 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int, events: bool = False):
         self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] < step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.events = EventLog(path, kept) if events else None
+        earlier = [line for line in read_metrics(path) if line["step"] < step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in earlier))
+        self.events = EventLog(path, earlier) if events else None
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         line = {"step": step} | {k: metrics[k] for k in sorted(metrics)}

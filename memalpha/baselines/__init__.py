@@ -1,7 +1,8 @@
 """The systems of the tables, one file each, and their names on a command line.
 
-Each file has a `recall(env, instances, *, ...) -> list[Recall]`. Those that have a language model
-write take it as `model`; `make_baseline` binds it, and the settings, so that all are called alike.
+Each file has a `recall(env, instances, *, ...) -> list[Recall]`. Systems whose memory is written by
+a language model take it as the argument `model`. `make_baseline` binds the model and the settings,
+so that all systems have the same signature.
 """
 
 import inspect
@@ -35,15 +36,15 @@ BASELINES = {
 
 
 def needs_model(name: str) -> bool:
-    """Whether a baseline has a language model write its memory."""
+    """Whether the memory of a baseline is written by a language model."""
     return "model" in _settings(name)
 
 
 def make_baseline(name: str, model: LanguageModel | None = None, **settings: object) -> Recaller:
     """The baseline of that name, for `rollout.run_baseline`.
 
-    `settings` are the keyword arguments of its `recall`. `model` may be given to any baseline, and
-    is used by those that write.
+    `settings` are the keyword arguments of its `recall`. `model` may be given for any baseline;
+    those that do not need one ignore it.
 
     Raises:
         ValueError: an unknown name or setting, a setting or the model missing.

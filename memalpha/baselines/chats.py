@@ -1,8 +1,8 @@
-"""What the systems share that have a language model write: prompts that fit, and lockstep.
+"""What systems with a language model as writer share: prompts that fit, and batched scripts.
 
-Such a system is a script: a generator that yields one chat at a time, is sent what the model said,
-and returns the final memory. `run_scripts` advances the scripts of all instances together, so that
-the model always gets one full batch.
+Such a system is a script: a generator that yields one chat at a time, is sent the reply of the
+model, and returns the final memory. `run_scripts` advances the scripts of all instances together,
+so that the model always gets one full batch.
 """
 
 import zlib
@@ -26,15 +26,15 @@ from memalpha.tokenizer import decode
 
 FORMS = BUILT_IN / "baselines"  # the folder of the prompts
 MEMORY = 1024  # tokens of a rewritten memory (MemAgent)
-MIN_PIECE = 32  # tokens of text in a prompt; with less room a stream would take endless turns
+MIN_PIECE = 32  # tokens of text in a prompt; with less, a stream would need too many turns
 
 
 @dataclass(frozen=True)
 class Written:
-    """A final memory.
+    """The final memory that a script returns.
 
-    `rejected`: things the model said that could not be used, and changed nothing. `top_k`: entries
-    of each list that the reader gets for a question, 0 for the environment's number.
+    rejected: parts of replies that could not be used: no-ops. top_k: how many entries of each list
+    the reader gets for a question; 0: as many as the environment says.
     """
 
     view: MemoryView
@@ -54,15 +54,16 @@ def run_scripts(
     temperature: float,
     seed: int,
 ) -> list[Recall]:
-    """Runs one script an instance, all in lockstep, with replies of at most
-    `env.prompt.response_tokens`.
+    """Runs one script per instance, all in lockstep; a reply has at most
+    `env.prompt.response_tokens` tokens.
 
-    An instance whose model fails to answer ends there, with the model's own words in `failure`. At
-    a temperature above 0 a reply depends on its instance and turn, not on the other instances.
+    Where the model fails, the script of that instance ends and `Recall.failure` is the error
+    message. At a temperature above 0 a reply depends on its instance and turn, not on the other
+    instances.
 
     Raises:
-        PromptTooLong: `env.prompt.prompt_tokens` leaves no room for the text: a wrong setting.
-        ValueError: the model gives another number of generations than there are chats.
+        PromptTooLong: `env.prompt.prompt_tokens` is too small to leave room for text.
+        ValueError: the number of generations differs from the number of chats.
     """
     scripts = [script(validate(instance)) for instance in instances]
     numbers = [zlib.crc32(f"{i.source}/{i.instance_id}".encode()) for i in instances]
@@ -122,11 +123,13 @@ def rewrite(
     seed: int = 0,
     folder: str | Path = FORMS,
 ) -> list[Recall]:
-    """One text as memory, rewritten at each chunk: what MemAgent and MEM1 share. One request a
-    question, with the final text as core.
+    """The memory is one text that is rewritten at each chunk, as in MemAgent and MEM1. Returns one
+    request per question, with the final text as core.
 
-    `name` is that of the form; `take` gets the new memory out of a reply, "" where there is none,
-    which keeps the old one and counts as rejected. Past the budget it is cut off.
+    Args:
+        name: file name of the prompt.
+        take: extracts the new memory from a reply; "" keeps the old memory and counts as rejected.
+        memory_tokens: the memory is truncated to this length.
     """
     if memory_tokens < 1:
         raise ValueError(f"{name}: memory_tokens = {memory_tokens}; give at least 1")
@@ -154,7 +157,7 @@ def rewrite(
 def make_view(
     env: Environment, core: str, semantic: Sequence[Entry] = (), episodic: Sequence[Entry] = ()
 ) -> MemoryView:
-    """A whole memory as a view, with its size."""
+    """A view of a whole memory, with its size in tokens."""
     texts = [core, *(entry.text for entry in [*semantic, *episodic])]
     tokens = sum(count_tokens(env, text) for text in texts if text)
     return MemoryView(core, tuple(semantic), tuple(episodic), len(semantic), len(episodic), tokens)
@@ -163,59 +166,59 @@ def make_view(
 def load_form(
     name: str, needed: Collection[str], allowed: Collection[str], folder: str | Path
 ) -> str:
-    """A prompt of `folder` with its placeholders; ValueError where it is missing or has others."""
+    """A prompt file of `folder`; ValueError where it is missing or its placeholders are wrong."""
     return prompts.read_form(user_path(folder) / f"{name}.txt", needed, allowed)
 
 
 def load_task(instance: Instance, folder: str | Path) -> str:
-    """What the memory is for, by the kind of answer that the source wants. No question is shown:
-    all writers of the tables write before they are asked."""
+    """The description of the task for the category of the source. It contains no question, because
+    all writers of the tables write before they see one."""
     return load_form(f"task_{scoring.category(instance.source)}", (), (), folder)
 
 
-def fill(form: str, **values: object) -> str:
-    """The form with its placeholders filled in, once: data is never read as a form."""
+def fill_form(form: str, **values: object) -> str:
+    """The form with its placeholders filled in one pass, so that data is never read as a form."""
     return Template(form).substitute(values)
 
 
 def user(form: str, **values: object) -> list[dict[str, str]]:
     """A chat of one message: the form with its placeholders filled in."""
-    return [{"role": "user", "content": fill(form, **values)}]
+    return [{"role": "user", "content": fill_form(form, **values)}]
 
 
 def promised(env: Environment, tokens: int) -> int:
-    """Tokens that a prompt allows a text: `tokens`, but no more than is promised of a response."""
+    """The length that a prompt states as limit: `tokens`, or the share of a response if smaller."""
     return min(tokens, int(prompts.RESPONSE_SHARE * env.prompt.response_tokens))
 
 
 def safe(env: Environment, text: str) -> str:
-    """Data for a prompt, in which nothing passes for a tag, a chat turn or a call."""
+    """Data escaped for a prompt, so that nothing in it is read as a tag, chat turn or call."""
     return prompts.escape(text, env.prompt.tokenizer.all_special_tokens)
 
 
 def listed(env: Environment, entries: Sequence[tuple[int, str]]) -> str:
-    """Numbered texts, one below the other; their further lines are indented."""
+    """Numbered texts, one below the other; all lines of a text but the first are indented."""
     return "\n".join(
         f"[{number}] " + safe(env, text).replace("\n", "\n    ") for number, text in entries
     )
 
 
 def chat_tokens(env: Environment, chat: Chat) -> int:
-    """Tokens of a chat as the model gets it, by the tokenizer of the environment."""
+    """The number of tokens of a chat by the tokenizer of the environment."""
     return len(prompts.encode_messages(list(chat), env.prompt.tokenizer))
 
 
 def cut(env: Environment, text: str, budget: int, end: bool = False) -> str:
     """The beginning (or the `end`) of a text that has at most `budget` tokens in a prompt."""
     ids = encode_text(env, text)
-    kept = min(budget, len(ids))
-    # Encoded anew, or escaped, a part can have more tokens than it had inside of the whole.
-    while kept > 0:
-        part = text if kept == len(ids) else _part(env, ids[-kept:] if end else ids[:kept])
+    length = min(budget, len(ids))
+    # Encoded again or escaped, a part can have more tokens than it had within the whole text.
+    while length > 0:
+        part = text if length == len(ids) else _part(env, ids[-length:] if end else ids[:length])
         over = max(count_tokens(env, part), count_tokens(env, safe(env, part))) - budget
         if over <= 0:
             return part
-        kept -= over
+        length -= over
     return ""
 
 
@@ -226,15 +229,15 @@ def _part(env: Environment, ids: list[int]) -> str:
 
 
 def split(env: Environment, text: str, limit: int) -> list[str]:
-    """The text in pieces of at most `limit` tokens in a prompt; whole if it fits."""
+    """The text in pieces of at most `limit` tokens after escaping; one piece if it fits."""
     return list(pieces(text, limit, lambda part: count_tokens(env, safe(env, part))))
 
 
 def feed(env: Environment, text: str, render: Callable[[str], Chat]) -> Iterator[Chat]:
-    """Chats that show all of a text, each with as much of it as fits `env.prompt.prompt_tokens`.
+    """Chats that together show a whole text, split so that each fits `env.prompt.prompt_tokens`.
 
-    `render` makes the chat around a piece; it is asked anew each time, since what else a chat shows
-    changes with the replies.
+    `render` makes the chat for a piece. It is called again for each piece, because the rest of the
+    chat (the memory so far) changes with the replies.
     """
     waiting = [text]
     while waiting:
@@ -253,24 +256,24 @@ def feed(env: Environment, text: str, render: Callable[[str], Chat]) -> Iterator
 def fitting(
     env: Environment, items: Sequence[Item], render: Callable[[Sequence[Item]], Chat]
 ) -> Sequence[Item]:
-    """As many of the first items as fit the prompt that `render` makes of them."""
-    for shown in range(len(items), -1, -1):
-        room = env.prompt.prompt_tokens - chat_tokens(env, render(items[:shown]))
+    """The longest prefix of `items` whose chat, made by `render`, fits the prompt budget."""
+    for count in range(len(items), -1, -1):
+        room = env.prompt.prompt_tokens - chat_tokens(env, render(items[:count]))
         if room >= 0:
-            return items[:shown]
+            return items[:count]
     raise no_room(env, room)
 
 
-def check_room(env: Environment, empty: Chat, held: int) -> None:
-    """Raises PromptTooLong where a chat has no room for text beside `held` tokens of memory, so
-    that a window too small is found before the memory has grown."""
-    room = env.prompt.prompt_tokens - chat_tokens(env, empty) - held
+def check_room(env: Environment, empty: Chat, memory_tokens: int) -> None:
+    """Raises PromptTooLong where a chat has no room for text beside a full memory, so that a prompt
+    budget that is too small is reported before the memory has grown."""
+    room = env.prompt.prompt_tokens - chat_tokens(env, empty) - memory_tokens
     if room < MIN_PIECE:
         raise no_room(env, room)
 
 
 def no_room(env: Environment, room: int) -> PromptTooLong:
-    """The error for prompts that have no room to speak of for text: a setting, not a failure."""
+    """The error for prompts without enough room for text: a wrong setting, not a model failure."""
     return PromptTooLong(
         f"a prompt of {env.prompt.prompt_tokens} tokens leaves {max(room, 0)} for the text, beside"
         f" the instructions and the memory; it takes {MIN_PIECE}: raise the prompt budget or make"

@@ -1,4 +1,4 @@
-"""Long-Context: the last tokens of the stream go to the reader, 32k of them in the paper
+"""Long-Context: the reader gets the end of the stream, 32k tokens in the paper
 (Mem-alpha, section 4.1)."""
 
 from collections.abc import Sequence
@@ -14,21 +14,23 @@ BUDGET = 32_000  # tokens
 def recall(
     env: Environment, instances: Sequence[Instance], *, budget: int = BUDGET
 ) -> list[Recall]:
-    """One request a question, all with the same text: whole chunks from the end of the stream, at
-    most `budget` tokens together. Of a last chunk that is longer alone, its end."""
+    """One request per question, all with the same text: the last whole chunks of the stream, with at
+    most `budget` tokens in total, or the end of the last chunk if it is longer than that."""
     if budget < 1:
         raise ValueError(f"long_context: budget = {budget}; give at least 1 token")
     return [_recall(env, instance, budget) for instance in instances]
 
 
 def _recall(env: Environment, instance: Instance, budget: int) -> Recall:
-    kept, used = len(instance.chunks), 0
-    while kept and (used := used + count_tokens(env, instance.chunks[kept - 1])) <= budget:
-        kept -= 1
-    text = "\n".join(instance.chunks[kept:])
-    while kept < len(instance.chunks) and count_tokens(env, text) > budget:  # the line breaks
-        kept += 1
-        text = "\n".join(instance.chunks[kept:])
+    first, used = len(instance.chunks), 0
+    while first and (used := used + count_tokens(env, instance.chunks[first - 1])) <= budget:
+        first -= 1
+    text = "\n".join(instance.chunks[first:])
+    while (
+        first < len(instance.chunks) and count_tokens(env, text) > budget
+    ):  # line breaks count too
+        first += 1
+        text = "\n".join(instance.chunks[first:])
     text = text or cut(env, instance.chunks[-1], budget, end=True)
     evidence = Evidence(core=text, tokens=count_tokens(env, text))
     requests = [

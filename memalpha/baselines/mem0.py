@@ -1,13 +1,14 @@
-"""Mem0 (arXiv:2504.19413): facts are extracted from each chunk; for each of them the model sees the
-most similar stored facts and adds it, updates or deletes one of them, or does nothing.
+"""Mem0 (arXiv:2504.19413): the model extracts facts from each chunk; for each fact it sees the most
+similar stored facts and adds the new one, updates or deletes a stored one, or does nothing.
 
-Extraction sees, as in the paper, a summary of the stream and the end of the chunk before. The
-summary serves extraction alone; the memory is the list of facts. Similar facts are found by the
-environment's retriever, where the paper has text embeddings.
+As in the paper, the extraction prompt has a summary of the stream and the end of the previous
+chunk. The summary is used for extraction only; the memory is the list of facts. Similar facts are
+retrieved by the environment's retriever; the paper uses text embeddings.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from memalpha.baselines.chats import (
@@ -37,7 +38,7 @@ from memalpha.tools import id_number
 
 SIMILAR = 10  # stored facts that a new one is compared with (the paper)
 SUMMARY = 256  # tokens
-RECENT = 256  # tokens of the chunk before; the paper shows ten messages
+RECENT = 256  # tokens of the previous chunk; the paper shows ten messages
 
 
 @dataclass
@@ -49,11 +50,11 @@ class _Store:
     rejected: int = 0
 
     def carry_out(
-        self, env: Environment, reply: str, fact: str, shown: Sequence[Entry], chunk: int
+        self, env: Environment, reply: str, fact: str, candidates: Sequence[Entry], chunk: int
     ) -> bool:
-        """Does what was decided about a fact; False, and nothing done, where it makes no sense."""
+        """Applies the decision about a fact; an invalid decision is a no-op and gives False."""
         operation, number, text = read_decision(reply)
-        known = number in {entry.id for entry in shown}
+        known = number in {entry.id for entry in candidates}
         if operation == "ADD":
             self.facts[self.next_id] = Entry(self.next_id, fact, chunk)
             self.next_id += 1
@@ -79,59 +80,84 @@ def recall(
     seed: int = 0,
     folder: str | Path = FORMS,
 ) -> list[Recall]:
-    """One request a question, with the facts found for it; the core is empty.
+    """One request per question, with the facts retrieved for it; the core is empty.
 
-    `summary_tokens` 0 takes the summary, and its call a chunk, away. Replies without usable JSON,
-    facts that are no texts and ids that were not shown change nothing and count as rejected.
+    With `summary_tokens` 0 there is no summary and no call for it. Replies without usable JSON,
+    facts that are not strings, and ids that were not shown are no-ops and count as rejected.
     """
     least = {"similar": 1, "summary_tokens": 0, "recent_tokens": 0}
     given = {"similar": similar, "summary_tokens": summary_tokens, "recent_tokens": recent_tokens}
     for name, value in given.items():
         if value < least[name]:
             raise ValueError(f"mem0: {name} = {value}; give at least {least[name]}")
-    extract = load_form("mem0_extract", ("chunk",), ("task", "summary", "recent", "budget"), folder)
-    decide = load_form("mem0_decide", ("fact", "similar"), (), folder)
-    summarise = load_form("mem0_summary", ("summary", "chunk"), ("budget",), folder)
+    forms = {
+        "facts": load_form(
+            "mem0_extract", ("chunk",), ("task", "summary", "recent", "budget"), folder
+        ),
+        "decision": load_form("mem0_decide", ("fact", "similar"), (), folder),
+        "summary": load_form("mem0_summary", ("summary", "chunk"), ("budget",), folder),
+    }
 
     def script(instance: Instance) -> Script:
-        store, summary, recent, task = _Store(), "", "", load_task(instance, folder)
-
-        def ask_facts(part: str) -> Chat:
-            old, new, before = safe(env, summary), safe(env, part), safe(env, recent)
-            budget = promised(env, env.prompt.response_tokens)
-            return user(extract, task=task, summary=old, recent=before, chunk=new, budget=budget)
-
-        def ask_summary(part: str) -> Chat:
-            budget = promised(env, summary_tokens)
-            old, new = safe(env, summary), safe(env, part)
-            return user(summarise, summary=old, chunk=new, budget=budget)
-
-        def ask_decision(fact: str, near: Sequence[Entry]) -> Chat:
-            lines = listed(env, [(entry.id, entry.text) for entry in near])
-            return user(decide, fact=safe(env, fact), similar=lines)
-
-        check_room(env, ask_facts(""), summary_tokens + recent_tokens)
-        check_room(env, ask_summary(""), summary_tokens)
-        check_room(env, ask_decision("", ()), env.memory.entry_tokens)
-        for number, chunk in enumerate(instance.chunks):
-            for chat in feed(env, chunk, ask_facts):
-                facts, broken = read_facts((yield chat))
-                store.rejected += broken
-                for fact in facts:
-                    fact = cut(env, fact, env.memory.entry_tokens)
-                    near = nearest(env, list(store.facts.values()), fact, similar)
-                    shown = fitting(env, near, lambda some, fact=fact: ask_decision(fact, some))
-                    reply = yield ask_decision(fact, shown)
-                    store.rejected += not store.carry_out(env, reply, fact, shown, number)
-            if summary_tokens:
-                for chat in feed(env, chunk, ask_summary):
-                    written = cut(env, visible((yield chat)), summary_tokens)
-                    store.rejected += not written
-                    summary = written or summary
-            recent = cut(env, chunk, recent_tokens, end=True)
-        return Written(make_view(env, "", list(store.facts.values())), store.rejected)
+        stream = _Stream(env, forms, load_task(instance, folder), summary_tokens)
+        return _write(stream, instance, similar, recent_tokens)
 
     return run_scripts(env, instances, script, model, temperature, seed)
+
+
+@dataclass
+class _Stream:
+    """The prompts of one instance, and what they show of the stream read so far."""
+
+    env: Environment
+    forms: dict[str, str]
+    task: str
+    summary_tokens: int
+    summary: str = ""
+    recent: str = ""  # the end of the previous chunk
+
+    def ask_facts(self, part: str) -> Chat:
+        """The chat that asks for the facts in a piece of a chunk."""
+        env = self.env
+        old, new, before = safe(env, self.summary), safe(env, part), safe(env, self.recent)
+        budget = promised(env, env.prompt.response_tokens)
+        form = self.forms["facts"]
+        return user(form, task=self.task, summary=old, recent=before, chunk=new, budget=budget)
+
+    def ask_summary(self, part: str) -> Chat:
+        """The chat that asks for the summary, with a piece of a chunk worked in."""
+        budget = promised(self.env, self.summary_tokens)
+        old, new = safe(self.env, self.summary), safe(self.env, part)
+        return user(self.forms["summary"], summary=old, chunk=new, budget=budget)
+
+    def ask_decision(self, fact: str, near: Sequence[Entry]) -> Chat:
+        """The chat that asks what to do with a fact, given the stored facts that are similar."""
+        lines = listed(self.env, [(entry.id, entry.text) for entry in near])
+        return user(self.forms["decision"], fact=safe(self.env, fact), similar=lines)
+
+
+def _write(stream: _Stream, instance: Instance, similar: int, recent_tokens: int) -> Script:
+    env, store, summary_tokens = stream.env, _Store(), stream.summary_tokens
+    check_room(env, stream.ask_facts(""), summary_tokens + recent_tokens)
+    check_room(env, stream.ask_summary(""), summary_tokens)
+    check_room(env, stream.ask_decision("", ()), env.memory.entry_tokens)
+    for number, chunk in enumerate(instance.chunks):
+        for chat in feed(env, chunk, stream.ask_facts):
+            facts, broken = read_facts((yield chat))
+            store.rejected += broken
+            for fact in facts:
+                fact = cut(env, fact, env.memory.entry_tokens)
+                near = nearest(env, list(store.facts.values()), fact, similar)
+                candidates = fitting(env, near, partial(stream.ask_decision, fact))
+                reply = yield stream.ask_decision(fact, candidates)
+                store.rejected += not store.carry_out(env, reply, fact, candidates, number)
+        if summary_tokens:
+            for chat in feed(env, chunk, stream.ask_summary):
+                written = cut(env, visible((yield chat)), summary_tokens)
+                store.rejected += not written
+                stream.summary = written or stream.summary
+        stream.recent = cut(env, chunk, recent_tokens, end=True)
+    return Written(make_view(env, "", list(store.facts.values())), store.rejected)
 
 
 def nearest(env: Environment, facts: Sequence[Entry], fact: str, k: int) -> list[Entry]:
@@ -144,8 +170,7 @@ def nearest(env: Environment, facts: Sequence[Entry], fact: str, k: int) -> list
 
 
 def read_decision(reply: str) -> tuple[str, int, str]:
-    """Operation, id and new text of the last decision in a reply; "", -1 and "" where there is
-    none."""
+    """Operation, id and new text of the last decision in a reply; "", -1 and "" without one."""
     decisions = find_with(visible(reply), "operation", ("id", "text"))
     decision = decisions[-1] if decisions else {}
     operation, text = str(decision.get("operation", "")).strip().upper(), decision.get("text")
@@ -154,10 +179,10 @@ def read_decision(reply: str) -> tuple[str, int, str]:
 
 
 def read_facts(text: str) -> tuple[list[str], int]:
-    """The facts of a reply, and how much of it could not be used.
+    """The facts of a reply, and the number of parts that could not be used.
 
-    The last list counts: a model may quote the form before it answers. Of one that is broken or cut
-    off, the facts that stand there whole are used.
+    The last list counts, because a model may quote the form before it answers. From a list that is
+    broken or cut off, the complete facts are used.
     """
     body = visible(text)
     lists = [value["facts"] for value in find_with(body, "facts", ())]

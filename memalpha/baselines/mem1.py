@@ -1,10 +1,9 @@
-"""MEM1 (arXiv:2506.15841): an internal state in think tags that is carried from turn to turn, while
-all else is dropped.
+"""MEM1 (arXiv:2506.15841): only an internal state in think tags is carried from turn to turn.
 
-The mechanism with any model; the paper's own is trained for it, and there the turns are those of an
-agent that searches and answers. Here a turn brings the next chunk, and the final state goes to the
-reader. An engine must leave the text between think tags in its reply. The paper sets no budget but
-the length of a response; ours is that of `chats.rewrite`.
+This is the mechanism with any model. The model of the paper is trained for it, and its turns are
+those of an agent that searches and answers; here each turn shows the next chunk, and the reader
+gets the final state. The engine must not remove the text between think tags. The paper limits the
+state only by the length of a response; here the limit is that of `chats.rewrite`.
 """
 
 import re
@@ -17,7 +16,7 @@ _STATE = re.compile(r"(?:<think>|\A)((?:(?!</?think>).)*)</think>", re.DOTALL)
 
 
 def last_state(text: str) -> str:
-    """What stands in the last closed pair of think tags; "" if there is none."""
+    """The text in the last closed pair of think tags; "" if there is none."""
     states = _STATE.findall(text)
     return states[-1].strip() if states else ""
 

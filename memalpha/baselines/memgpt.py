@@ -1,11 +1,12 @@
-"""MemGPT (arXiv:2310.08560): a window run like the memory of a computer.
+"""MemGPT (arXiv:2310.08560): the context window is managed like the memory of a computer.
 
-Main context: a working context, a first-in-first-out queue of messages, and a recursive summary of
-what has left it. Outside: an archive, and the recall storage with the messages that left the queue.
-The model edits and searches by function calls; calls may chain, as a "heartbeat" gives it another
-turn. A chunk is one message, or several where it is long. At about 70 % of the window the model is
-warned; past it, messages leave until the queue fills half of its room, and one call writes the
-summary anew (the paper, section 2).
+The main context has a working context, a first-in-first-out queue of messages, and a recursive
+summary of the messages that were evicted from the queue. External storage is an archive and the
+recall storage, which holds the evicted messages. The model edits and searches by function calls; a
+"heartbeat" in a call gives it another turn, so that calls can be chained. A chunk is one message, or
+several if it is long. At about 70 % of the window the model is warned; when the window is full,
+messages are evicted until the queue fills half of its room, and one call rewrites the summary (the
+paper, section 2).
 
 The reader gets the main context and, for each question, one page of search results from archive and
 recall storage.
@@ -24,7 +25,7 @@ from memalpha.baselines.chats import (
     Written,
     chat_tokens,
     cut,
-    fill,
+    fill_form,
     fitting,
     listed,
     load_form,
@@ -46,9 +47,9 @@ from memalpha.retrieval import make_index
 
 SUMMARY = 512  # tokens of the recursive summary
 PAGE = 5  # results of a search
-ROUNDS = 4  # turns at one message, so that chained calls end
+ROUNDS = 4  # turns per message; bounds chained calls
 PRESSURE = 0.7  # of the window: the model is warned from here on
-NUMBER = 10**6  # as long as any number of a message: sizes are counted with it
+NUMBER = 10**6  # message number that sizes are computed with: as long as any real one
 
 SEARCHES = ("archive_search", "recall_search")
 FUNCTIONS = {  # name: what it does, and its arguments
@@ -80,10 +81,10 @@ def recall(
     seed: int = 0,
     folder: str | Path = FORMS,
 ) -> list[Recall]:
-    """One request a question. The window is `env.prompt.prompt_tokens`, the working context holds
-    `env.memory.core_tokens`, a text of the archive `env.memory.entry_tokens`.
+    """One request per question. The window has `env.prompt.prompt_tokens`, the working context at
+    most `env.memory.core_tokens` and a text of the archive at most `env.memory.entry_tokens`.
 
-    A call that fails, and an empty summary, change nothing and count as rejected.
+    Failed calls and empty summaries are no-ops and count as rejected.
     """
     sizes = {"summary_tokens": summary_tokens, "page": page, "rounds": rounds}
     for name, value in sizes.items():
@@ -119,7 +120,7 @@ def _write(main: "_Main", instance: Instance, rounds: int) -> Script:
 
 @dataclass(frozen=True)
 class _Message:
-    """One of the queue: a piece of a chunk, or (`is_call`) what the model called and what came."""
+    """A message of the queue: a piece of a chunk, or (`is_call`) a call with its result."""
 
     number: int
     text: str
@@ -129,7 +130,7 @@ class _Message:
 
 @dataclass
 class _Main:
-    """Main context and storages of one instance. One counter numbers messages and texts."""
+    """Main context and storages of an instance; messages and texts share one counter for ids."""
 
     env: Environment
     forms: dict[str, str]
@@ -139,16 +140,14 @@ class _Main:
     working: str = ""
     summary: str = ""
     queue: list[_Message] = field(default_factory=list)
-    evicted: list[Entry] = field(
-        default_factory=list
-    )  # the recall storage, of what is out of sight
+    evicted: list[Entry] = field(default_factory=list)  # the recall storage
     archive: list[Entry] = field(default_factory=list)
     next_id: int = 1
     rejected: int = 0
-    room: int = 0  # tokens of the queue while working context and summary are full
+    room: int = 0  # tokens for the queue when working context and summary are full
 
     def __post_init__(self):
-        numbers = 16  # tokens: counts in the prompt grow by some digits
+        numbers = 16  # tokens: the counts in the prompt grow by a few digits
         taken = chat_tokens(self.env, self._chat(self.forms["pressure"])) + numbers
         self.room = (
             self.env.prompt.prompt_tokens
@@ -160,21 +159,21 @@ class _Main:
             raise no_room(self.env, self.room // 2)
 
     def messages(self, chunk: str) -> list[str]:
-        """The chunk as messages of at most half of the room of the queue."""
+        """The chunk as messages that each fill at most half of the queue."""
         return list(pieces(chunk, self.room // 2, self._size))
 
     def receive(self, text: str, chunk: int, is_call: bool = False) -> None:
         self.queue.append(_Message(self._new_id(), text, chunk, is_call))
 
     def in_sight(self) -> str:
-        """What the reader sees of the main context: all but the calls."""
-        shown = [message.text for message in self.queue if not message.is_call]
-        return "\n\n".join(text for text in (self.working, self.summary, *shown) if text)
+        """The part of the main context that the reader sees: everything except calls."""
+        messages = [message.text for message in self.queue if not message.is_call]
+        return "\n\n".join(text for text in (self.working, self.summary, *messages) if text)
 
     # ------------------------------------------------------------------------------- the window
 
     def ask(self) -> Chat:
-        """The chat of one turn, with a warning where the window is nearly full."""
+        """The chat of one turn, with a warning if the window is nearly full."""
         chat = self._chat("")
         near = chat_tokens(self.env, chat) > PRESSURE * self.env.prompt.prompt_tokens
         return self._chat(self.forms["pressure"]) if near else chat
@@ -183,7 +182,7 @@ class _Main:
         return chat_tokens(self.env, self.ask()) > self.env.prompt.prompt_tokens
 
     def leaving(self) -> Sequence[_Message]:
-        """The oldest messages, so that the others fill at most half of the room of the queue."""
+        """The oldest messages, chosen so that the rest fill at most half of the queue."""
         stay, used = len(self.queue) - 1, self._size(self.queue[-1].text)
         while stay and (used := used + self._size(self.queue[stay - 1].text)) <= self.room // 2:
             stay -= 1
@@ -196,7 +195,7 @@ class _Main:
         return user(form, task=self.task, summary=summary, messages=messages, budget=budget)
 
     def evict(self, leaving: Sequence[_Message], summary: str) -> None:
-        """Messages leave for the recall storage; an empty summary leaves the old one as it is."""
+        """Moves messages to the recall storage; an empty summary keeps the old one."""
         if not leaving:
             raise no_room(self.env, 0)
         self.queue = self.queue[len(leaving) :]
@@ -209,7 +208,7 @@ class _Main:
         env = self.env
         schemas = "\n".join(json.dumps(schema) for schema in function_schemas())
         example = tools.format_call("archive_insert", {"content": "..."}, env.prompt.dialect)
-        system = fill(self.forms["system"], task=self.task, tools=schemas, example=example)
+        system = fill_form(self.forms["system"], task=self.task, tools=schemas, example=example)
         chat = user(
             self.forms["main"],
             working=safe(env, self.working),
@@ -237,7 +236,7 @@ class _Main:
     # -------------------------------------------------------------------------------- the calls
 
     def act(self, reply: str, chunk: int) -> bool:
-        """Runs the calls of a reply; whether the model gets another turn at this message."""
+        """Runs the calls of a reply; returns whether the model gets another turn at this message."""
         again = False
         for done, raw in enumerate(read_calls(reply, self.env.prompt.dialect)):
             if done >= self.env.memory.max_calls:
@@ -246,18 +245,18 @@ class _Main:
             name, arguments = str(clean(raw.name)), _known(raw.arguments)
             result = self._failure(name, arguments, raw.error)
             failed = bool(result)
-            made = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
-            made = self._short(made, self.room // 4)
-            left = self.room // 2 - self._size(made)
+            heading = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
+            heading = self._short(heading, self.room // 4)
+            left = self.room // 2 - self._size(heading)
             result = f"failed: {result}" if failed else self._run(name, arguments, chunk, left)
             self.rejected += failed
             again |= failed or name in SEARCHES or arguments.get("heartbeat") is True
-            text = self._short(f"{made}\n{result}", self.room // 2)
+            text = self._short(f"{heading}\n{result}", self.room // 2)
             self.receive(text, chunk, is_call=True)
         return again
 
     def _failure(self, name: str, arguments: dict, error: str) -> str:
-        """Why a call cannot be carried out, or an empty string."""
+        """Why a call cannot be executed; empty: it can."""
         if error or name not in FUNCTIONS:
             return error or f"the functions are {', '.join(FUNCTIONS)}"
         for key in FUNCTIONS[name][1]:
@@ -274,7 +273,7 @@ class _Main:
         return ""
 
     def _edited(self, name: str, arguments: dict) -> str | None:
-        """The working context after an edit; None where it is too long."""
+        """The working context after an edit; None if it would be too long."""
         if name == "core_append":
             text = f"{self.working}\n{arguments['content'].strip()}".strip()
         else:
@@ -286,7 +285,7 @@ class _Main:
         )
 
     def _run(self, name: str, arguments: dict, chunk: int, limit: int) -> str:
-        """Carries out a call; its result, of about `limit` tokens at most."""
+        """Executes a call and returns its result, of about `limit` tokens at most."""
         if name == "archive_insert":
             self.archive.append(Entry(self._new_id(), arguments["content"].strip(), chunk))
             return "done"
@@ -304,9 +303,9 @@ class _Main:
             [e.text for e in stored], self.env.reading.retriever, self.env.reading.dimensions
         )
         ids = index.search([arguments["query"]], last)[0][0, first:].tolist()
-        each = max(1, limit // (self.page + 1) - 8)  # tokens, without the number in front
-        found = [f"[{stored[i].id}] {cut(self.env, stored[i].text, each)}" for i in ids if i >= 0]
-        return "\n".join([f"{len(stored)} stored, page {number}:", *found])
+        each = max(1, limit // (self.page + 1) - 8)  # tokens of a result, without its number
+        results = [f"[{stored[i].id}] {cut(self.env, stored[i].text, each)}" for i in ids if i >= 0]
+        return "\n".join([f"{len(stored)} stored, page {number}:", *results])
 
     def _short(self, text: str, limit: int) -> str:
         """The beginning of a text that has at most `limit` tokens as a message."""
@@ -318,12 +317,12 @@ class _Main:
 
 
 def read_calls(reply: str, dialect: str) -> list[calls.RawCall]:
-    """The calls of a reply; the model was not trained for them, so bare JSON counts too."""
+    """The calls of a reply; bare JSON is accepted, since the model is not trained for calls."""
     return calls.scan_calls(reply, dialect, _KNOWN, bare=True)
 
 
 def _known(arguments: object) -> dict:
-    """Of the arguments of a call those that some function takes."""
+    """The arguments of a call that any of the functions takes; others are dropped."""
     items = arguments.items() if isinstance(arguments, dict) else ()
     return {k: clean(v) for k, v in items if k in _ARGUMENTS and isinstance(v, str | int)}
 

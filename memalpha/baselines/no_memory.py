@@ -1,6 +1,6 @@
-"""No memory (closed book): the reader gets the question alone.
+"""No memory (closed book): the reader gets only the question.
 
-What it scores, the questions give away.
+Its score shows how much can be answered without reading the text.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from memalpha.reader import Evidence, Request
 
 
 def recall(env: Environment, instances: Sequence[Instance]) -> list[Recall]:
-    """One request a question; no tokens are held in memory."""
+    """One request per question; the memory has no tokens."""
     return [
         Recall([Request(q.question, i.source, Evidence(), q.asked_at) for q in i.questions], 0)
         for i in instances

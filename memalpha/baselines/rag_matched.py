@@ -1,8 +1,7 @@
-"""RAG whose reader gets as many tokens as the reader of a memory: what retrieval over the raw text
-is worth at the same price.
+"""RAG whose reader gets as many tokens as the reader of a memory, for a comparison at equal cost.
 
-The text is held in pieces of consecutive lines. `budget` is the reader tokens of the memory that
-one compares with, which every result of an evaluation states.
+The text is stored as pieces of consecutive lines. Set `budget` to the reader tokens of the memory
+to compare with; the results of an evaluation state them.
 """
 
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ from memalpha.episode import Environment, Recall, count_tokens
 from memalpha.reader import Evidence, Request
 from memalpha.retrieval import make_index
 
-PIECE = 128  # tokens: a few sentences, about what a written entry holds
+PIECE = 128  # tokens: a few sentences, about as long as a written entry
 
 
 def recall(
     env: Environment, instances: Sequence[Instance], *, budget: int, piece: int = PIECE
 ) -> list[Recall]:
-    """One request a question: pieces of at most `piece` tokens, best first, until `budget` is full;
-    of the last one, what still fits. All chunks are held in memory."""
+    """One request per question: pieces of at most `piece` tokens, best first, until `budget` is
+    reached; the last piece is truncated. The memory is all chunks."""
     for name, tokens in (("budget", budget), ("piece", piece)):
         if tokens < 1:
             raise ValueError(f"rag_matched: {name} = {tokens}; give at least 1 token")
@@ -30,14 +29,14 @@ def recall(
 
 
 def _recall(env: Environment, instance: Instance, budget: int, piece: int) -> Recall:
-    held = [part for chunk in instance.chunks for part in _pieces(env, chunk, piece)]
-    index = make_index(held, env.reading.retriever, env.reading.dimensions)
+    parts = [part for chunk in instance.chunks for part in _pieces(env, chunk, piece)]
+    index = make_index(parts, env.reading.retriever, env.reading.dimensions)
     questions = [question.question for question in instance.questions]
-    # A piece has a token or more, so that no more than `budget` of them can be shown.
-    found, _ = index.search(questions, min(len(held), budget))
+    # Every piece has at least one token, so at most `budget` pieces can be shown.
+    ranking, _ = index.search(questions, min(len(parts), budget))
     requests = []
-    for question, ids in zip(instance.questions, found.tolist(), strict=True):
-        evidence = _evidence(env, [held[i] for i in ids if i >= 0], budget)
+    for question, ids in zip(instance.questions, ranking.tolist(), strict=True):
+        evidence = _evidence(env, [parts[i] for i in ids if i >= 0], budget)
         requests.append(Request(question.question, instance.source, evidence, question.asked_at))
     return Recall(requests, sum(count_tokens(env, chunk) for chunk in instance.chunks))
 
@@ -51,11 +50,11 @@ def _pieces(env: Environment, chunk: str, limit: int) -> list[str]:
 
 
 def _evidence(env: Environment, ranked: Sequence[str], budget: int) -> Evidence:
-    shown, left = [], budget
+    parts, left = [], budget
     for part in ranked:
         if left < 1 or not (part := cut(env, part, left)):
             break
-        shown.append(part)
+        parts.append(part)
         left -= count_tokens(env, part + "\n")
-    text = cut(env, "\n".join(shown), budget)
+    text = cut(env, "\n".join(parts), budget)
     return Evidence(core=text, tokens=count_tokens(env, text))

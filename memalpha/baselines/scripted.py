@@ -1,9 +1,9 @@
-"""Two scripted writers for the synthetic sources, which say what a good memory would hold.
+"""Two scripted writers for synthetic sources, whose metadata list what a good memory should hold.
 
-`perfect` stores every note as it comes and updates what it supersedes where that is in sight: the
-upper mark of the tables. `poor` is the teacher of the warm start: its attention wanders, so that it
-skips about half of what matters; it files a third of the rest wrongly and breaks some calls.
-Whatever the trained writer does better is learned from the reward.
+`perfect` stores every note and updates the entry that a note supersedes if that entry is shown: the
+upper bound in the tables. `poor_response` is the teacher of the warm start: it skips about half of
+the notes, puts a third of the rest into the wrong memory, and breaks some calls. Whatever the
+trained writer does better, it has learned from the reward.
 """
 
 import json
@@ -18,11 +18,11 @@ from memalpha.memory import MemoryView
 
 @dataclass(frozen=True)
 class Flaws:
-    """Chances of the poor writer: to skip a note, to file it in the wrong memory, to break a call,
-    and (once a chunk) to store a line that is worth nothing.
+    """Probabilities that the poor writer skips a note, puts it into the wrong memory, breaks a call,
+    and (once per chunk) stores a useless line.
 
-    `skip` is a mean over chunks: of some the writer misses everything, of others nothing. One that
-    skipped each note by itself would seldom show how several calls follow one another.
+    `skip` is the mean over chunks: some chunks are skipped almost entirely, others not at all. If
+    notes were skipped independently, responses with several calls would be rare.
     """
 
     skip: float = 0.5
@@ -43,16 +43,16 @@ def _notes(instance: Instance, chunk: int) -> list[dict]:
 def perfect(
     instance: Instance, chunk: int, view: MemoryView, flat: bool = False
 ) -> list[tools.Call]:
-    """Calls that store every note of a chunk where it belongs; superseded entries in sight are
-    updated. With `flat`, everything goes to the core."""
+    """Calls that store every note of a chunk in the right memory; superseded entries that are shown
+    are updated. With `flat`, everything goes to the core."""
     calls, core = [], view.core
     in_sight = {
         e.text: (name, e.id) for name in ("semantic", "episodic") for e in getattr(view, name)
     }
     for note in _notes(instance, chunk):
         if flat or note["memory"] == "core":
-            kept = core.replace(note["replaces"], "") if note["replaces"] else core
-            core = " ".join((kept + " " + note["content"]).split())
+            remaining = core.replace(note["replaces"], "") if note["replaces"] else core
+            core = " ".join((remaining + " " + note["content"]).split())
         elif note["replaces"] in in_sight:
             memory, entry_id = in_sight[note["replaces"]]
             calls.append(_update(memory, note["content"], entry_id))
@@ -87,8 +87,8 @@ def poor_response(
         if flat or memory == "core":
             core = " ".join((core + " " + note["content"]).split())
         elif note["replaces"] in in_sight:
-            found, entry_id = in_sight[note["replaces"]]
-            calls.append(_update(found, note["content"], entry_id))
+            stored_in, entry_id = in_sight[note["replaces"]]
+            calls.append(_update(stored_in, note["content"], entry_id))
         else:
             calls.append(_insert(memory, note["content"]))
     if not flat and rng.random() < flaws.keep_filler:
@@ -102,9 +102,9 @@ def poor_response(
 
 
 def _attention(skip: float, rng: np.random.Generator) -> float:
-    """The share of its notes that a chunk gets written: `1 - skip` on average, mostly near 0 or 1.
+    """The share of the notes of a chunk to write: `1 - skip` on average, mostly close to 0 or 1.
 
-    A beta distribution, 0.5 being the sum of its two parameters.
+    Drawn from a beta distribution whose two parameters sum to 0.5.
     """
     return float(rng.beta((1 - skip) / 2, skip / 2)) if 0 < skip < 1 else 1.0 - skip
 
@@ -126,11 +126,11 @@ def _some_line(text: str, rng: np.random.Generator) -> str:
 
 
 def _break(call: tools.Call, dialect: str, rng: np.random.Generator) -> tools.Call | str:
-    """A call that fails: cut off, inserted into the core, or aimed at a missing entry."""
+    """A call that fails: cut off, an insert into the core, or an update of a missing entry."""
     content = call.arguments.get("content") or call.arguments["new_content"]
     kind = rng.integers(3)
     if kind == 0:
         text = tools.format_call(call.name, call.arguments, dialect)
-        inside = json.dumps(content, ensure_ascii=False)[1:-1]  # as it stands in the call
+        inside = json.dumps(content, ensure_ascii=False)[1:-1]  # as written in the call
         return text[: text.index(inside) + len(inside)]
     return _insert("core", content) if kind == 1 else _update("semantic", content, 0)

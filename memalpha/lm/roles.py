@@ -1,9 +1,9 @@
-"""Reader, judges and writer on a language model of `lm`: the functions that `rollout` takes.
+"""Reader, judges and writer on a language model: the functions that an environment takes.
 
-What the model is shown goes through `prompts`, as data between tags. Thinking is removed from what
-it says (`replies.visible`). Where the engine failed, reader and score judge give None and the
-content judge a failed verdict; the engine's words go to `on_failure`. Reader and judges carry a
-`name` for result files.
+Prompts are rendered by `prompts`, with data escaped between tags, and thinking is removed from
+replies (`replies.visible`). Where the engine fails, reader and score judge return None and the
+content judge a failed verdict; the error message is passed to `on_failure`. Reader and judges have
+an attribute `name` for result files.
 """
 
 import math
@@ -37,21 +37,21 @@ from memalpha.tokenizer import encode, train_tokenizer
 from memalpha.tools import Call, parse_prompted_calls, tool_schemas
 
 OnFailure = Callable[[str], None]
-READER_TOKENS, VERDICT_TOKENS = 2048, 512  # of a reply; the first as in Mem-alpha
+READER_TOKENS, VERDICT_TOKENS = 2048, 512  # limits of a reply; the first is that of Mem-alpha
 BYTES_A_TOKEN = 4  # of English text
 _VALID = re.compile(r"""["']VALID["']\s*:\s*["']?(true|false)\b""", re.IGNORECASE)
-SHOWN = 200  # characters of a reply in an account of it
+SHOWN = 200  # characters of a reply that an error message quotes
 READER_KIND = {
     "retrieval": "reader",
     "labels": "reader_classification",
     "summary": "reader_summary",
 }
-# Marks of chat turns that are not of the form <|...|>, which `escape` knows.
+# Marks of chat turns that `escape` does not know by itself: they are not of the form <|...|>.
 CHAT_MARKS = ("<s>", "</s>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>")
 VERDICT_TAGS = tuple(
     tag for name in ("question", "expected", "reply") for tag in (f"<{name}>", f"</{name}>")
 )
-# Question types of LongMemEval, and the rule by which a reply to each is judged.
+# Question type of LongMemEval -> the file with the criteria for its replies.
 CRITERIA = {
     "single-session-user": "answer",
     "single-session-assistant": "answer",
@@ -102,26 +102,26 @@ def lm_score_judge(
     seed: int = 0,
     on_failure: OnFailure = logging.warning,
 ) -> scoring.Judge:
-    """The `scoring.Judge` of a model: yes or no, by the rule for the type of the question.
+    """The `scoring.Judge` of a model: yes or no, by the criteria for the type of the question.
 
-    A reply that is neither is given as it is: `scoring` counts it as a failure, not as a no.
+    A reply that says neither is returned unchanged; `scoring` counts it as a failure, not as a no.
     """
 
     def decide(claims: Sequence[Claim]) -> list[str | None]:
         chats = [render_verdict(claim) for claim in claims]
-        said = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
-        for reply in said:
+        replies = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
+        for reply in replies:
             if reply is not None and math.isnan(scoring.verdict(reply)):
                 on_failure(f"the judge said neither yes nor no: {reply[:SHOWN]!r}")
-        return said
+        return replies
 
     decide.name = _name(engine, max_new_tokens, temperature)
     return decide
 
 
 def render_verdict(claim: Claim) -> Chat:
-    """The messages that ask whether a reply is right. A type of question that LongMemEval does not
-    have is judged like its plain ones."""
+    """The messages that ask whether a reply is right. A question of an unknown type is judged by
+    the criteria for plain answers."""
     also = (*VERDICT_TAGS, *CHAT_MARKS)
     text = string.Template(_text("frame")).substitute(
         criteria=_text(CRITERIA.get(claim.kind, "answer")),
@@ -147,23 +147,23 @@ def lm_content_judge(
 ) -> ContentJudge:
     """The content judge of r4 on a model.
 
-    It is asked only of calls that have a content; a reply without a verdict in it is a failure.
+    Only calls with a content are sent to the model; a reply without a verdict is a failure.
     """
     template = load_template("full") if template is None else template
 
     def decide(calls: Sequence[Call]) -> list[Verdict]:
-        found = [to_judge(call) for call in calls]
-        asked = [i for i, item in enumerate(found) if isinstance(item, tuple)]
+        verdicts = [to_judge(call) for call in calls]
+        asked = [i for i, item in enumerate(verdicts) if isinstance(item, tuple)]
         chats = [
-            render_judge(template, MEMORY_NAMES[found[i][0]], found[i][1], CHAT_MARKS)
+            render_judge(template, MEMORY_NAMES[verdicts[i][0]], verdicts[i][1], CHAT_MARKS)
             for i in asked
         ]
-        said = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
-        for i, reply in zip(asked, said, strict=True):
-            found[i] = read_verdict(reply)
-            if found[i].failed and reply is not None:
+        replies = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
+        for i, reply in zip(asked, replies, strict=True):
+            verdicts[i] = read_verdict(reply)
+            if verdicts[i].failed and reply is not None:
                 on_failure(f"the judge gave no verdict: {reply[:SHOWN]!r}")
-        return found
+        return verdicts
 
     decide.name = _name(engine, max_new_tokens, temperature, template.name)
     return decide
@@ -172,7 +172,7 @@ def lm_content_judge(
 def read_verdict(reply: str | None) -> Verdict:
     """The last verdict {"VALID": bool, "ISSUES": [...], ...} of a reply.
 
-    Of an object that is broken but does not break off, `VALID` alone is read.
+    From an object that is broken but not cut off, only `VALID` is read.
     """
     text = reply or ""
     verdicts = find_with(text, "VALID")
@@ -193,23 +193,23 @@ def lm_writer(
     seed: int = 0,
     on_failure: OnFailure = logging.warning,
 ) -> Writer:
-    """A model as a writer, prompted and untrained, in the environment it is given.
+    """A prompted, untrained language model as a writer in an environment.
 
-    The tools are described in the prompt and called in the text, so any chat model will do. As many
-    entries are shown as fit `env.prompt.prompt_tokens`, counted by the tokenizer of `env`. A server
-    is given the schemas of the tools too. A model that fails leaves `Response.error`: its episode
-    is not scored.
+    The tools are described in the prompt and called in the text, so any chat model can be used; a
+    server gets the schemas of the tools too. Prompts are cut to `env.prompt.prompt_tokens`, counted
+    by the tokenizer of `env`. Where the model fails, `Response.error` is set and the episode is not
+    scored.
     """
 
     def chat(turn: Turn) -> Chat:
         return fit_messages(env.prompt, turn.view, turn.text, CHAT_MARKS)[0]
 
-    # Calls that a server returns apart from the text come in the dialect qwen3.
+    # Calls that a server returns outside of the text are converted to the dialect qwen3.
     tools = tool_schemas(env.prompt.enabled) if env.prompt.dialect == "qwen3" else None
 
     def write(turns: Sequence[Turn]) -> list[Response]:
         chats = [chat(turn) for turn in turns]
-        # A sample depends on its episode and chunk alone, not on which others run beside it.
+        # A sample depends on its episode and chunk only, not on the other chats of the batch.
         own = [own_seed(seed, turn.episode, turn.chunk) for turn in turns] if temperature else seed
         generations = engine.generate(
             chats, env.prompt.response_tokens, temperature, own, tools=tools
@@ -227,9 +227,9 @@ def lm_writer(
 
 
 def prompted_environment(tokenizer=None) -> Environment:
-    """The sizes and instructions for a pretrained model as writer (Mem-alpha, section 3.2).
+    """The environment for a pretrained model as writer (Mem-alpha, section 3.2).
 
-    Without a tokenizer what goes in is counted in bytes, four to a token: close enough for English.
+    Without a tokenizer, sizes are counted in bytes, four per token, which is close for English.
     """
     template = load_template("full")
     if tokenizer is not None:
@@ -243,7 +243,7 @@ def prompted_environment(tokenizer=None) -> Environment:
 
 
 def _name(engine: LanguageModel, tokens: int, temperature: float, template: str = "") -> str:
-    """Says in result files by whom and how something was read or judged."""
+    """The description of a reader or judge in result files: engine and settings."""
     form = f", template {template}" if template else ""
     return f"{engine.name}, at most {tokens} tokens, temperature {temperature}{form}"
 
@@ -257,12 +257,12 @@ def _say(
     who: str,
     on_failure: OnFailure,
 ) -> list[str | None]:
-    """What the model says, thinking removed; None where it failed."""
+    """The replies of the model without thinking; None where it failed."""
     if not chats:
         return []
-    said: list[str | None] = []
+    replies: list[str | None] = []
     for generation in engine.generate(chats, max_new_tokens, temperature, seed):
         if generation.error:
             on_failure(f"{who} {engine.name}: {generation.error}")
-        said.append(None if generation.error else visible(generation.text))
-    return said
+        replies.append(None if generation.error else visible(generation.text))
+    return replies

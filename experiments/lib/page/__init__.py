@@ -22,7 +22,7 @@ def read(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def fill(name: str, **texts: str) -> str:
+def fill_template(name: str, **texts: str) -> str:
     """A file of this folder with its $names replaced by texts, which are escaped."""
     return Template(read(name)).substitute({k: escape(v) for k, v in texts.items()})
 
