@@ -13,9 +13,11 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file
 
-from memalpha import learner, lora, plan, sampler, sharding
+from memalpha import footprint, learner, lora, sampler, sharding
 from memalpha.hub import FAMILIES, parse_config, read_config
 from memalpha.model import RopeScaling, Transformer, grow, init_params, logits
+from memalpha.objective import LossConfig
+from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.weights import SINGLE, export, load_params
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -219,7 +221,8 @@ def test_layers_without_a_rhythm_are_no_loop():
 def test_every_array_of_training_has_a_place(name, optimizer):
     config = replace(read_config(FIXTURES / name), value_head=True)
     shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-    start = partial(learner.init_state, optimizer=learner.make_optimizer(1e-3, optimizer=optimizer))
+    built = make_optimizer(OptimizerConfig(1e-3, optimizer=optimizer))
+    start = partial(learner.init_state, optimizer=built)
     state = jax.eval_shape(start, shapes)
     specs = sharding.specs(state)
     assert sharding.shardings(state, AbstractMesh((1, 1, 1), sharding.AXES))
@@ -293,12 +296,12 @@ def test_published_configs(name):
         assert (config.window, config.window_rope_theta) == (512, 1e4)
 
 
-def test_a_plan_of_a_family():
-    setting = plan.Setting(
+def test_the_footprint_of_a_family():
+    setting = footprint.Setting(
         model=replace(read_config(FIXTURES / "gemma3_text"), num_layers=2, value_head=True),
-        loss=learner.LossConfig(algorithm="ppo"),
+        loss=LossConfig(algorithm="ppo"),
         lora=lora.LoraConfig(),
-        optimizer=learner.make_optimizer(1e-3),
+        optimizer=make_optimizer(OptimizerConfig(1e-3)),
         mesh=(1, 1, 1),
         gather=True,
         prompt=7,
@@ -307,10 +310,10 @@ def test_a_plan_of_a_family():
         micro_batch=3,
         step_rows=12,
     )
-    made = plan.make_plan(setting)
+    needs = footprint.measure_footprint(setting)
     params = jax.eval_shape(lambda: init_params(setting.model, jax.random.key(0)))
-    assert made.kept["parameters"] == 4 * sum(x.size for x in jax.tree.leaves(params))
-    assert made.rollout["prefill and decode"] > 0 and made.row_bytes > 5 * 53 * 4
+    assert needs.persistent["parameters"] == 4 * sum(x.size for x in jax.tree.leaves(params))
+    assert needs.rollout["prefill and decode"] > 0 and needs.row_bytes > 5 * 53 * 4
 
 
 @pytest.mark.parametrize(

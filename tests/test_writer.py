@@ -61,9 +61,10 @@ def test_all_prompts_begin_with_the_common_prefix(env, dialect, enabled):
 
 
 def sampled(env, micro, params, min_prefix):
+    env = env.replace(prompt_tokens=3072)
     instances = [synthetic.generate("facts", "train", i, chunks=2) for i in range(3)]
     writer = policy_writer(
-        params, micro.model, env, (3072,), ROWS, jax.random.key(1), min_prefix=min_prefix
+        params, micro.model, env, ROWS, jax.random.key(1), min_prefix=min_prefix
     )
     episodes = run_episodes(env, instances, writer)
     return [step.response for episode in episodes for step in episode.steps]
