@@ -76,7 +76,9 @@ def main(argv: list[str]) -> None:
     from experiments import main_job
     from experiments.lib.needs import advice
 
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR comes first
+        folder = os.path.abspath(WORKDIR.value) + "/jax_cache"
+        jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         main_job.run(config, WORKDIR.value, FLAGS.tensorboard)

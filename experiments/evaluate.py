@@ -126,8 +126,11 @@ def describe(
 
 
 def keep_compiled(workdir: str) -> None:
-    """Programs that JAX compiles are kept in the workdir, where training left its own."""
-    jax.config.update("jax_compilation_cache_dir", str(user_path(workdir).absolute() / "jax_cache"))
+    """Programs that JAX compiles are kept in the workdir, where training left its own, unless
+    JAX_COMPILATION_CACHE_DIR names another folder."""
+    if not jax.config.jax_compilation_cache_dir:
+        folder = user_path(workdir).absolute() / "jax_cache"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def main(argv: list[str]) -> None:

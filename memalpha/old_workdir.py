@@ -4,6 +4,7 @@ The layout of those files is fixed, so this module does not follow changes of th
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from memalpha.episode import MemorySpec
 from memalpha.hub import find_folder, read_config
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig
-from memalpha.policy_spec import EnvironmentSpec, PolicySpec, PromptSettings, RetrievalSettings
+from memalpha.policy_spec import (
+    EnvironmentSpec,
+    PolicySpec,
+    PromptSettings,
+    RetrievalSettings,
+    from_plain,
+)
 
 # Fields of `model` that config.json chose for a loaded model; the shape came from the model.
 CHOICES = ("dtype", "param_dtype", "remat", "scan_layers", "attention")
@@ -27,7 +34,7 @@ def read_spec(settings: Mapping[str, Any], path: Path) -> PolicySpec | None:
     if not {"prompt", "memory", "rl", "model"} <= settings.keys():
         return None
     try:
-        return PolicySpec(
+        spec = PolicySpec(
             title=settings["title"],
             tokenizer=settings["tokenizer"]["path"] or settings["model"]["path"] or "tokenizer",
             base=settings["model"]["path"],
@@ -37,6 +44,7 @@ def read_spec(settings: Mapping[str, Any], path: Path) -> PolicySpec | None:
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no config of a run: {error!r}") from None
+    return from_plain(PolicySpec, asdict(spec), path)  # refuses values of a wrong type
 
 
 def _environment(settings: Mapping[str, Any]) -> EnvironmentSpec:

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from memalpha.episode import Environment, MemorySpec, ReadingSpec
 from memalpha.lora import LoraConfig
@@ -90,21 +91,38 @@ def from_plain(cls: type, value: Any, where: Path | str) -> Any:
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{where}: a JSON object is expected for {cls.__name__}")
-    names = {field.name: field for field in fields(cls)}
-    if unknown := sorted(value.keys() - names.keys()):
+    kinds = get_type_hints(cls)
+    if unknown := sorted(value.keys() - kinds.keys()):
         raise ValueError(f"{where}: unknown fields {', '.join(unknown)}; of a newer version?")
-    given = {}
-    for name, item in value.items():
-        kind = names[name].type
-        if is_dataclass(kind):
-            given[name] = from_plain(kind, item, f"{where}: {name}")
-        else:
-            given[name] = _tuples(item)
+    given = {n: _read(kinds[n], item, f"{where}: {n}") for n, item in value.items()}
     try:
         return cls(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _tuples(item: Any) -> Any:
-    return tuple(map(_tuples, item)) if isinstance(item, list) else item
+def _read(kind: Any, item: Any, where: str) -> Any:
+    """A value of JSON as a field of this type has it: lists as tuples, dataclasses built."""
+    if isinstance(kind, UnionType):  # with None, in all of our fields
+        if item is None:
+            return None
+        kind = get_args(kind)[0]
+    if is_dataclass(kind):
+        return from_plain(kind, item, where)
+    if get_origin(kind) is tuple or issubclass(kind, tuple):
+        return _read_list(kind, item, where)
+    allowed = (int, float) if kind is float else kind
+    if not isinstance(item, allowed) or (isinstance(item, bool) and kind is not bool):
+        raise ValueError(f"{where}: {item!r} is no {kind.__name__}")
+    return item
+
+
+def _read_list(kind: Any, item: Any, where: str) -> tuple:
+    if not isinstance(item, list | tuple):
+        raise ValueError(f"{where}: {item!r} is no list")
+    kinds = get_args(kind) or tuple(get_type_hints(kind).values())  # of a NamedTuple
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(item)
+    if len(kinds) != len(item):
+        raise ValueError(f"{where}: {list(item)} has {len(item)} items and not {len(kinds)}")
+    return tuple(_read(each, x, where) for each, x in zip(kinds, item, strict=True))

@@ -1,15 +1,24 @@
 """Shared by all tests: a CPU backend that compiles fast, and one small environment."""
 
 import os
+import shutil
+import tempfile
 
 # Before jax is imported: at the sizes of the tests, compiling costs more than running.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# One folder of compiled programs for this session: the workers of xdist and the programs that tests
+# start inherit the variable, so that what one of them has compiled the others load.
+CACHE_IS_OURS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if CACHE_IS_OURS:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="memalpha_tests_")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import shutil  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from chat_server import ChatServer  # noqa: E402
 
@@ -21,6 +30,18 @@ from memalpha.tokenizer import train_tokenizer  # noqa: E402
 from memalpha.tools import fixed_fragments  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def pytest_unconfigure():
+    if CACHE_IS_OURS:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bound_memory():
+    """Forgets compiled programs after each module: a worker need not hold those of all of them."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from memalpha.lm.roles import (
     render_verdict,
 )
 from memalpha.memory import Entry
-from memalpha.prompts import load_template
+from memalpha.prompts import CUT_MARK, load_template
 from memalpha.reader import Evidence, Request
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.scoring import Claim
@@ -191,8 +191,8 @@ def test_reader_and_judges_from_end_to_end(micro):
     reader, judge = Scripted(answers), Scripted(judges)
     env = env.replace(
         answerer=lm_reader(reader, on_failure=env.reading.failures.append),
-        judge=lm_content_judge(judge, on_failure=env.reading.failures.append),
-        score_judge=lm_score_judge(judge, on_failure=env.reading.failures.append),
+        content_judge=lm_content_judge(judge, on_failure=env.reading.failures.append),
+        answer_judge=lm_score_judge(judge, on_failure=env.reading.failures.append),
     )
     instances = [lme(1, "multi-session"), lme(2, "x"), lme(3, "x"), lme(4, "x", "_abs")]
     writer = scripted_writer(env, lambda turn: insert(turn.text))
@@ -221,7 +221,7 @@ def test_a_step_whose_calls_could_not_be_judged_is_not_a_row_but_its_episode_cou
     both = replace(lme(1, "x"), chunks=(*lme(1, "x").chunks, *lme(2, "x").chunks))
     (episode,) = run_episodes(env, [both], scripted_writer(env, lambda t: insert(t.text)))
     assert episode.valid and math.isnan(episode.steps[1].r4)
-    assert to_batch([episode], 1, 320, 128, 2).valid.tolist() == [True, False]
+    assert to_batch([episode], 1, 320, 128, 2).rows.valid.tolist() == [True, False]
     with pytest.raises(ValueError, match="1 calls but 0 verdicts"):
         run_episodes(
             env.replace(content_judge=lambda _: []),
@@ -231,7 +231,7 @@ def test_a_step_whose_calls_could_not_be_judged_is_not_a_row_but_its_episode_cou
 
 
 def test_a_prompted_writer_writes_in_the_environment_it_is_given(micro):
-    env = replace(prompted_environment(), score_judge=scoring.recall_judge)
+    env = prompted_environment().replace(answer_judge=scoring.recall_judge)
     assert env.prompt.tokenizer.decode(env.prompt.tokenizer.encode("Zoë 🙂 < \n")) == "Zoë 🙂 < \n"
 
     def say(text):
@@ -247,24 +247,38 @@ def test_a_prompted_writer_writes_in_the_environment_it_is_given(micro):
     assert engine.settings == [(2048, 0.0, 3)]
     assert env.memory.entry_tokens == 4 * 512  # bytes
     other = prompted_environment(micro.tokenizer)
-    assert other.tokenizer is micro.tokenizer and other.entry_tokens == 512
+    assert other.prompt.tokenizer is micro.tokenizer and other.memory.entry_tokens == 512
 
 
 def test_a_prompted_writer_may_call_in_bare_json():
-    env = replace(prompted_environment(), score_judge=scoring.recall_judge)
+    env = prompted_environment().replace(answer_judge=scoring.recall_judge)
     engine = Scripted(lambda text: "```json\n" + insert("In the box.")[12:-13] + "\n```")
     (episode,) = run_episodes(env, [lme(1, "x")], lm_writer(env, engine))
     assert [e.text for e in episode.view.semantic] == ["In the box."] and episode.steps[0].r2 == 1
 
 
 def test_a_prompted_writer_shows_as_many_entries_as_fit():
-    env = replace(prompted_environment(), prompt_tokens=4_200, recent=4)
+    env = prompted_environment().replace(prompt_tokens=4_200, recent=4)
     engine = Scripted(lambda text: "\n".join(insert(f"{n} " + "x" * 200) for n in range(5)))
     run_episodes(env, [replace(lme(1, "x"), chunks=("One.", "Two."), source="squad")],
                  lm_writer(env, engine))  # fmt: skip
     shown = [text_of(chat).count("x" * 200) for chat in engine.chats]
     assert shown == [0, 2]
     assert len(text_of(engine.chats[1])) <= 4_200
+
+
+def test_a_prompted_writer_is_shown_a_core_that_fits():
+    env = prompted_environment().replace(prompt_tokens=4_200)
+    core = {"memory_type": "core", "new_content": "First words. " + "y " * 900}
+    engine = Scripted(lambda text: format_call("memory_update", core, "qwen3"))
+    chunks = ("One.", "Two.")
+    (episode,) = run_episodes(
+        env, [replace(lme(1, "x"), chunks=chunks, source="squad")], lm_writer(env, engine)
+    )
+    assert len(episode.view.core) > 1_800  # bytes: more than beside the instructions has room
+    empty, shown = map(text_of, engine.chats)
+    assert "First words. y y" in shown and CUT_MARK in shown and "Two." in shown
+    assert CUT_MARK not in empty and len(shown) <= 4_200
 
 
 def test_a_writer_that_fails_leaves_its_episode_without_a_score(micro):

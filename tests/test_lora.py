@@ -1,6 +1,5 @@
 """Low-rank adapters: nothing at first, the same model merged or not, and nothing else moves."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -12,8 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from configs import tiny
 from experiments.lib.checks import check
-from experiments.lib.objects import build_model, build_tokenizer
-from experiments.lib.workdir import write_json
+from experiments.lib.objects import build_model, build_tokenizer, policy_spec
 from experiments.train import train
 from memalpha import learner, lora, objective
 from memalpha.batch import from_tokens, plan_micro_batches
@@ -24,6 +22,7 @@ from memalpha.model import ModelConfig, Transformer, init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.policy import load_policy
+from memalpha.policy_spec import write_spec
 from memalpha.weights import export, load_params
 
 MODEL = ModelConfig(
@@ -211,7 +210,7 @@ def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
     trained = train(config, tmp_path, env, model, base)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), trained, base)
     assert moved["layers_0"]["mlp"]["up_proj"]["kernel"] and not moved["embed"]["embedding"]
-    write_json(tmp_path / "config.json", json.loads(config.to_json()))
+    write_spec(tmp_path, policy_spec(config, model))
     jax.tree.map(np.testing.assert_array_equal, load_policy(tmp_path).params, trained)
     out = export(trained, model, tmp_path / "out", tokenizer)
     loaded = load_params(out, read_config(out, param_dtype="bfloat16"))

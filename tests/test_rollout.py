@@ -14,6 +14,7 @@ from memalpha.memory import Outcome
 from memalpha.model import init_params
 from memalpha.prompts import PromptTooLong, fit_prompt
 from memalpha.reader_rules import extractive_answers
+from memalpha.retrieval import make_index
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tokenizer import decode, encode
 from memalpha.tools import format_call, format_response
@@ -49,10 +50,12 @@ def perfect_writer(env):
     )
 
 
-def poor_writer(env, seed=0):
+def poor_writer(env, seed=0, **options):
     rng = np.random.default_rng(seed)
     return scripted_writer(
-        env, lambda t: poor_response(t.instance, t.chunk, t.view, env.prompt.dialect, rng, Flaws())
+        env,
+        lambda t: poor_response(t.instance, t.chunk, t.view, env.prompt.dialect, rng, Flaws()),
+        **options,
     )
 
 
@@ -202,7 +205,8 @@ def test_an_episode_does_not_depend_on_the_rows_there_are(micro, rows):
     for one, other in zip(run(), run(rows=rows), strict=True):
         assert other.view == one.view and other.view.tokens > 0  # texts, ids, provenance
         assert [s.view for s in other.steps] == [s.view for s in one.steps]
-        assert [s.prompt for s in other.steps] == [s.prompt for s in one.steps]
+        prompts = ([s.response.prompt.tolist() for s in episode.steps] for episode in (other, one))
+        assert next(prompts) == next(prompts)
         assert [s.outcomes for s in other.steps] == [s.outcomes for s in one.steps]
         assert (other.r1, other.r3, other.answers) == (one.r1, one.r3, one.answers)
         written = [entry.written_at for entry in (*one.view.semantic, *one.view.episodic)]
@@ -320,17 +324,54 @@ def test_a_core_that_is_too_long_is_cut_visibly(micro):
 )
 def test_any_script_and_control_characters_run_through(micro, chunk):
     chunk += " </new_chunk><|im_end|><tool_call>"
-    writer = scripted_writer(micro.env, lambda turn: insert(turn.instance.chunks[0]))
+    writer = scripted_writer(
+        micro.env, lambda turn: insert(turn.instance.chunks[0]), with_prompts=True
+    )
     (episode,) = run_episodes(micro.env, [tiny(chunk, questions=(("Which book?", "本"),))], writer)
-    prompt = decode(micro.tokenizer, episode.steps[0].prompt)
+    ids = episode.steps[0].response.prompt
+    prompt = decode(micro.tokenizer, ids)
     assert prompt.count("</new_chunk>") == 1  # the chunk closes no tag
-    assert micro.tokenizer.eos_token_id not in episode.steps[0].prompt
+    assert micro.tokenizer.eos_token_id not in ids
     assert np.isfinite([episode.r1, episode.r3, episode.steps[0].r2]).all()
 
 
+def test_equal_memories_are_indexed_once(micro, monkeypatch):
+    indexed = []
+
+    def index(texts, *options):
+        indexed.append(texts)
+        return make_index(texts, *options)
+
+    monkeypatch.setattr("memalpha.reading.make_index", index)
+    instances = [tiny(PETS[0]), tiny(PETS[0], questions=BOTH), tiny(PETS[1]), tiny(PETS[0])]
+    writer = scripted_writer(micro.env, lambda turn: insert(turn.text))
+    episodes = run_episodes(micro.env, instances, writer)
+    # The lists of entries that there are: none (all episodic ones), and each pet.
+    assert sorted(indexed) == [[], [PETS[0]], [PETS[1]]]
+    assert [episode.r1 for episode in episodes] == [1.0, 0.5, 0.0, 1.0]
+
+
+def test_a_scripted_writer_renders_a_prompt_only_where_it_is_asked_for(micro, monkeypatch):
+    rendered = []
+
+    def fit(*arguments):
+        rendered.append(arguments)
+        return fit_prompt(*arguments)
+
+    monkeypatch.setattr("memalpha.rollout.fit_prompt", fit)
+    (silent,) = run_episodes(micro.env, [tiny(*PETS)], says(micro.env, "", ""))
+    assert not rendered and [step.response.prompt.size for step in silent.steps] == [0, 0]
+    writer = scripted_writer(micro.env, lambda turn: "", with_prompts=True)
+    (shown,) = run_episodes(micro.env, [tiny(*PETS)], writer)
+    assert len(rendered) == 2
+    for step, arguments in zip(shown.steps, rendered, strict=True):
+        assert step.response.prompt.tolist() == fit_prompt(*arguments)
+
+
 def test_a_prompt_that_cannot_fit_says_so(micro):
+    writer = scripted_writer(micro.env, lambda turn: "", with_prompts=True)
     with pytest.raises(PromptTooLong, match="its budget is 320.*shorter chunks"):
-        run_episodes(micro.env, [tiny("unheard " * 400)], perfect_writer(micro.env))
+        run_episodes(micro.env, [tiny("unheard " * 400)], writer)
 
 
 def test_first_ids_are_drawn_from_their_range_by_seed(micro):
@@ -382,7 +423,7 @@ def test_an_episode_without_any_answer_is_masked(micro):
 
 def test_rows_of_a_batch(micro):
     instances = [synthetic.generate("facts", "train", n, chunks=n + 1) for n in (1, 1, 2, 2)]
-    episodes = run_episodes(micro.env, instances, poor_writer(micro.env))
+    episodes = run_episodes(micro.env, instances, poor_writer(micro.env, with_prompts=True))
     batch = to_batch(episodes, 2, 320, 160, 12)
     steps = [(e, step) for e, episode in enumerate(episodes) for step in episode.steps]
     assert batch.tokens.completion.shape == (12, 160) and batch.tokens.prompt.shape == (12, 320)

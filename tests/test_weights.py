@@ -336,8 +336,6 @@ SHARDED = """
 import sys, numpy as np, jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from safetensors.numpy import load_file
-from configs import tiny
-from experiments.lib.setup import build_model, check
 from memalpha import weights
 from memalpha.hub import read_config
 

@@ -44,7 +44,7 @@ def says_much(env):
         calls = ("new_memory_insert", insert), ("memory_update", core)
         return "\n".join(format_call(*call, env.prompt.dialect) for call in calls)
 
-    return scripted_writer(env, respond)
+    return scripted_writer(env, respond, with_prompts=True)
 
 
 @pytest.mark.parametrize("dialect", ["qwen3", "qwen_agent"])
@@ -61,10 +61,9 @@ def test_all_prompts_begin_with_the_common_prefix(env, dialect, enabled):
 
 
 def sampled(env, micro, params, min_prefix):
+    env = env.replace(prompt_tokens=3072)
     instances = [synthetic.generate("facts", "train", i, chunks=2) for i in range(3)]
-    writer = policy_writer(
-        params, micro.model, env, (3072,), ROWS, jax.random.key(1), min_prefix=min_prefix
-    )
+    writer = policy_writer(params, micro.model, env, ROWS, jax.random.key(1), min_prefix=min_prefix)
     episodes = run_episodes(env, instances, writer)
     return [step.response for episode in episodes for step in episode.steps]
 
