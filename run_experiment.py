@@ -75,8 +75,10 @@ def main(argv: list[str]) -> None:
         join_processes(FLAGS.distributed)
     from experiments import main_job
     from experiments.lib.needs import advice
+    from memalpha.paths import user_path
 
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(WORKDIR.value) + "/jax_cache")
+    cache = user_path(WORKDIR.value).absolute() / "jax_cache"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         main_job.run(config, WORKDIR.value, FLAGS.tensorboard)
