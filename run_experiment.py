@@ -75,10 +75,11 @@ def main(argv: list[str]) -> None:
         join_processes(FLAGS.distributed)
     from experiments import main_job
     from experiments.lib.needs import advice
+    from memalpha.paths import user_path
 
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR comes first
-        folder = os.path.abspath(WORKDIR.value) + "/jax_cache"
-        jax.config.update("jax_compilation_cache_dir", folder)
+        cache = user_path(WORKDIR.value).absolute() / "jax_cache"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         main_job.run(config, WORKDIR.value, FLAGS.tensorboard)

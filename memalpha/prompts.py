@@ -106,9 +106,12 @@ def load_template(name_or_folder: str) -> Template:
 
     Raises ValueError that names the file: missing, not UTF-8, or with wrong placeholders.
     """
-    folder = BUILT_IN / name_or_folder
-    if name_or_folder not in ("full", "compact"):
-        folder = user_path(name_or_folder)
+    is_built_in = name_or_folder in ("full", "compact")
+    folder = BUILT_IN / name_or_folder if is_built_in else user_path(name_or_folder)
+    if is_built_in and not folder.is_dir():
+        raise ValueError(
+            f"{folder} is missing: memalpha is installed without its templates, install it again"
+        )
     if not folder.is_dir():
         raise ValueError(
             f"template {name_or_folder!r} is neither built in (full, compact) nor a folder"

@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from memalpha.data import download
-from memalpha.data.download import LOCK, REMOTES, Remote, fetch
+from memalpha.data.download import REMOTES, Remote, fetch
+from memalpha.data.files import DOWNLOADS
 
 CONTENT = bytes(range(256)) * 40
 
@@ -51,10 +52,10 @@ def test_a_file_is_fetched_once_and_pinned(server, tmp_path):
     digest = hashlib.sha256(CONTENT).hexdigest()
     path = fetch(remote(server, sha256=digest), tmp_path)
     assert path == tmp_path / "a" / "file.json" and path.read_bytes() == CONTENT
-    assert json.loads((path.parent / LOCK).read_text())["file.json"]["sha256"] == digest
+    assert json.loads((path.parent / DOWNLOADS).read_text())["file.json"]["sha256"] == digest
     assert fetch(remote(server, sha256=digest), tmp_path) == path
     assert server.asked == [0]
-    assert sorted(p.name for p in path.parent.iterdir()) == [LOCK, "file.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [DOWNLOADS, "file.json"]
 
 
 def test_a_fetch_that_broke_off_goes_on(server, tmp_path):
@@ -118,7 +119,7 @@ def test_the_hub_is_asked_for_the_pinned_commit(tmp_path, monkeypatch):
     assert asked == ["o/d", call, call]  # the second time the commit is known
     fetch(Remote("y.parquet", "m/y.parquet", repository="o/d", revision="fee1"), tmp_path)
     assert asked[3:] == [("o/d", "y.parquet", "dataset", "fee1")]  # not asked which is the newest
-    assert json.loads((tmp_path / "m" / LOCK).read_text())["y.parquet"]["origin"] == "fee1"
+    assert json.loads((tmp_path / "m" / DOWNLOADS).read_text())["y.parquet"]["origin"] == "fee1"
 
 
 def test_a_hub_that_is_not_reached_says_what_to_do(tmp_path, monkeypatch):

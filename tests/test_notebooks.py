@@ -24,19 +24,30 @@ def cells(path, kind):
     return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
 
 
-def execute(name, monkeypatch, **variables):
-    """Executes a notebook where it lies; returns all that its cells put out, as one text."""
+def execute(names, monkeypatch, between=None, **variables):
+    """Executes notebooks one after the other in one kernel; returns {name: all that its cells put
+    out, as one text}. `between`: name -> code that runs before that notebook."""
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     for variable, value in variables.items():
         monkeypatch.setenv(f"MEMALPHA_{variable}", str(value))
-    book = nbformat.read(ROOT / "colab" / f"{name}.ipynb", 4)
-    folder = {"metadata": {"path": str(ROOT / "colab")}}
-    NotebookClient(book, timeout=600, kernel_name="python3", resources=folder).execute()
-    outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
-    texts = [output.get("text", "") for output in outputs]
-    for output in outputs:
-        texts += map(str, output.get("data", {}).values())
-    return "\n".join(texts)
+    book, starts = nbformat.v4.new_notebook(), {}
+    for name in names:
+        starts[name] = len(book.cells)
+        code = f"os.chdir({str(ROOT / 'colab')!r})\n" + (between or {}).get(name, "")
+        book.cells += [nbformat.v4.new_code_cell("import os\n" + code)]
+        book.cells += nbformat.read(ROOT / "colab" / f"{name}.ipynb", 4).cells
+    NotebookClient(book, timeout=600, kernel_name="python3").execute()
+    ends = [*starts.values(), len(book.cells)][1:]
+    return {
+        name: "\n".join(text for cell in book.cells[starts[name] : end] for text in texts(cell))
+        for name, end in zip(names, ends, strict=True)
+    }
+
+
+def texts(cell):
+    for output in cell.get("outputs", ()):
+        yield output.get("text", "")
+        yield from map(str, output.get("data", {}).values())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -62,32 +73,41 @@ def test_the_install_cell_says_what_it_lacks_outside_of_a_clone(tmp_path, monkey
         exec(cells(NOTEBOOKS[0], "code")[0].source, {})
 
 
-def test_the_tour(tmp_path, monkeypatch):
-    seen = execute("tour", monkeypatch, WORKDIR=tmp_path / "tour", ARGUMENTS=SMALL)
-    assert "['OK', 'DUPLICATE']" in seen and "Alpina Press is in Basel" in seen
-    assert "‹/new_chunk>" in seen  # the chunk did not close its tag
-    assert "perfect, chunk 1: r1 1.00" in seen and "train 2/2" in seen
-    assert len(read_metrics(tmp_path / "tour" / "metrics.jsonl")) == 2
+STOP = """
+import shutil
+from pathlib import Path
+run = Path(os.environ["MEMALPHA_WORKDIR"])
+shutil.copy(run / "metrics.jsonl", run / "metrics_before.jsonl")
+(run / "checkpoints" / "rl" / "2").rename(run / "lost")  # as after a stop behind the first step
+"""
 
 
-def test_train_on_a_mesh_resume_then_evaluate_and_inspect(tmp_path, monkeypatch):
-    run = {"WORKDIR": tmp_path / "run", "ARGUMENTS": SMALL + ",mesh.data=-1"}
+def test_all_four_one_after_the_other_on_one_run(tmp_path, monkeypatch):
+    """The tour trains on a mesh of two; the training notebook finds a run that was stopped after
+    its first step and continues it; the others read what it left."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    seen = execute("train", monkeypatch, **run)
-    assert "2 x cpu" in seen and "after RL" in seen and "srcdoc=" in seen
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
-
-    (tmp_path / "run" / "summary.json").unlink()  # as after a stop behind the first step
-    last = tmp_path / "run" / "checkpoints" / "rl" / "2"
-    last.rename(tmp_path / "lost")
-    again = execute("train", monkeypatch, **run)
-    assert last.exists() and "train 1/2" not in again and "train 2/2" in again
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
-
-    monkeypatch.delenv("XLA_FLAGS")
-    seen = execute("evaluate", monkeypatch, INSTANCES=1)
-    assert seen.count("store everything") >= 3 and "rl step 2" in seen
-    assert "untrained (warm start)" in seen
-    seen = execute("inspect_memories", monkeypatch, STORE=tmp_path / "me.db", CHUNKS=2)
-    assert "Tara Imhof" in seen and "undo" in seen and "before training" in seen
-    assert (tmp_path / "run" / "timeline_inspected.html").exists()
+    run = tmp_path / "run"
+    seen = execute(
+        ["tour", "train", "evaluate", "inspect_memories"],
+        monkeypatch,
+        between={"train": STOP},
+        WORKDIR=run,
+        ARGUMENTS=SMALL + ",mesh.data=-1",
+        INSTANCES=1,
+        STORE=tmp_path / "me.db",
+        CHUNKS=2,
+    )
+    tour, train = seen["tour"], seen["train"]
+    assert "['OK', 'DUPLICATE']" in tour and "Alpina Press is in Basel" in tour
+    assert "‹/new_chunk>" in tour  # the chunk did not close its tag
+    assert "perfect, chunk 1: r1 1.00" in tour and "train 2/2" in tour
+    assert "2 x cpu" in train and "after RL" in train and "srcdoc=" in train
+    assert (run / "checkpoints" / "rl" / "2").exists()
+    assert "train 1/2" not in train and "train 2/2" in train
+    assert len(read_metrics(run / "metrics.jsonl")) == 2
+    assert (run / "metrics.jsonl").read_text() == (run / "metrics_before.jsonl").read_text()
+    assert seen["evaluate"].count("store everything") >= 3 and "rl step 2" in seen["evaluate"]
+    assert "untrained (warm start)" in seen["evaluate"]
+    inspected = seen["inspect_memories"]
+    assert "Tara Imhof" in inspected and "undo" in inspected and "before training" in inspected
+    assert (run / "timeline_inspected.html").exists()

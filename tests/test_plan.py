@@ -1,6 +1,7 @@
 """The footprint on a pod: stored bytes against real arrays, and figures worked by hand."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -46,8 +47,14 @@ def measured():
     return footprint.measure_footprint(SETTING)
 
 
-def test_a_footprint_counts_what_is_stored_and_compiles_the_rest(measured):
-    params = init_params(MODEL, jax.random.key(0))
+@pytest.fixture(scope="module")
+def params():
+    """Arrays of MODEL; their values are of no matter here."""
+    shapes = jax.eval_shape(partial(init_params, MODEL), jax.random.key(0))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def test_a_footprint_counts_what_is_stored_and_compiles_the_rest(measured, params):
     state = learner.init_state(params, SETTING.optimizer)
     sizes = [sum(x.nbytes for x in jax.tree.leaves(t)) for t in (params, state.opt_state)]
     names = ("parameters", "start and reference", "optimiser")
@@ -66,8 +73,7 @@ def test_a_footprint_counts_what_is_stored_and_compiles_the_rest(measured):
     assert measured.peak == persistent + max(rollout, update)
 
 
-def test_a_loop_over_layers_needs_their_weights_and_gradients_once_more():
-    params = init_params(MODEL, jax.random.key(0))
+def test_a_loop_over_layers_needs_their_weights_and_gradients_once_more(params):
     layers = {name: x for name, x in params.items() if name.startswith("layers_")}
     size = sum(x.nbytes for x in jax.tree.leaves(layers))
     whole = footprint.abstract_params(MODEL, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.lib.progress import CUT, LINES, WORRIES, progress, worries
-from experiments.train import describe_step
+from experiments.lib.step_log import describe_step
 
 ROOT = Path(__file__).parent.parent
 WORK = """

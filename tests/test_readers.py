@@ -13,7 +13,7 @@ from experiments.lib.failures import ReaderFailureError, check_answers
 from experiments.lib.measure import summarise, validate
 from experiments.lib.objects import build_environment
 from experiments.lib.readers import build_engines, check_readers, probe, with_readers
-from experiments.lib.workdir import WorkdirError, open_workdir
+from experiments.lib.workdir import WorkdirError, claim_workdir
 from memalpha.data import synthetic
 from memalpha.judge_rules import judge_contents
 from memalpha.reader_rules import extractive_answers
@@ -109,30 +109,30 @@ def test_the_key_is_nowhere_in_the_workdir(chat_server, monkeypatch, tmp_path):
     made = config(*server(chat_server.url, key_variable="LM_TEST_KEY"))
     probe(build_engines(made))
     assert chat_server.keys == ["Bearer sk-a-key-of-the-tests"]
-    folder = open_workdir(str(tmp_path), made)
+    folder = claim_workdir(str(tmp_path), made)
     assert "sk-a-key" not in (folder / "config.json").read_text()
     assert "LM_TEST_KEY" in (folder / "config.json").read_text()
 
 
 def test_a_run_goes_on_where_only_the_way_to_its_server_changed(tmp_path):
-    open_workdir(str(tmp_path), config(*server(URL)))
+    claim_workdir(str(tmp_path), config(*server(URL)))
     (tmp_path / "tokenizer").mkdir()
     moved = config(*server("http://127.0.0.1:10/v1", concurrency=2, timeout=1.0))
-    folder = open_workdir(str(tmp_path), moved)
+    folder = claim_workdir(str(tmp_path), moved)
     assert json.loads((folder / "config.json").read_text())["reader"]["concurrency"] == 2
     with pytest.raises(WorkdirError, match="reader.model: was 'm', is 'n'"):
-        open_workdir(str(tmp_path), config(*server(URL, model="n")))
+        claim_workdir(str(tmp_path), config(*server(URL, model="n")))
 
 
 def test_a_run_from_before_there_were_language_models_was_offline(tmp_path):
-    path = open_workdir(str(tmp_path), config()) / "config.json"
+    path = claim_workdir(str(tmp_path), config()) / "config.json"
     before = json.loads(path.read_text())
     del before["reader"], before["judge"]
     path.write_text(json.dumps(before))
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(WorkdirError, match="reader.engine: was 'offline', is 'server'"):
-        open_workdir(str(tmp_path), config(*server(URL)))
-    open_workdir(str(tmp_path), config("reader.max_new_tokens=9"))
+        claim_workdir(str(tmp_path), config(*server(URL)))
+    claim_workdir(str(tmp_path), config("reader.max_new_tokens=9"))
     assert build_engines(before) == {}
 
 

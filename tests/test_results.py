@@ -30,11 +30,12 @@ def episode(name="one", scores=(1.0, 0.0), r1=0.5):
     answers = [Answer(None if math.isnan(s) else "said", (7, 9), (1.0, 0.5), 12) for s in scores]
     return Episode(
         instance,
+        Recall([], memory_tokens=5),
         answers=answers,
         scores=list(scores),
+        verdicts=[""] * len(scores),
         r1=r1,
         r3=0.75,
-        memory_tokens=5,
         chunk_tokens=20,
     )
 
@@ -60,9 +61,8 @@ def test_rows_by_hand():
 
 
 def test_a_baseline_whose_model_failed_has_no_sizes_and_is_kept(tmp_path):
-    failed = episode(scores=(math.nan,), r1=math.nan)
-    failed.r3, failed.memory_tokens = math.nan, 0  # as `run_baseline` leaves them
-    failed.recall = Recall([], 0, failure="no answer")
+    recall = Recall([], 0, failure="no answer")  # as `run_baseline` leaves it
+    failed = replace(episode(scores=(math.nan,), r1=math.nan), r3=math.nan, recall=recall)
     with Results(tmp_path, ABOUT) as results:
         results.add("a", [failed], (1.0, 0.1))
     ((row,), (asked,)) = (read_lines(tmp_path / name) for name in (INSTANCES, QUESTIONS))
@@ -72,16 +72,15 @@ def test_a_baseline_whose_model_failed_has_no_sizes_and_is_kept(tmp_path):
 
 def test_steps_without_a_verdict_are_left_out_of_r4(tmp_path):
     def step(r4):
-        return Step(0, [], Response([]), "", [], [], [], 0.5, r4)
+        return Step(0, Response([]), "", [], [], [], 0.5, r4)
 
-    made = episode()
-    made.steps = [step(1.0), step(math.nan), step(0.5)]
+    made = replace(episode(), steps=[step(1.0), step(math.nan), step(0.5)])
     with Results(tmp_path, ABOUT) as results:
         results.add("a", [made], (1.0, 0.1))
     (row,) = read_lines(tmp_path / INSTANCES)
     assert (row["r2"], row["r4"]) == (0.5, 0.75)
-    made.steps = [step(math.nan)]
-    assert instance_row("a", made, 1.0)["r4"] is None
+    unjudged = replace(made, steps=[step(math.nan)])
+    assert instance_row("a", unjudged, 1.0)["r4"] is None
 
 
 def test_what_is_written_is_found_again(tmp_path):

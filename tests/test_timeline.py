@@ -11,7 +11,7 @@ from absl import app
 
 from configs import tiny
 from experiments import timeline
-from experiments.lib import page, setup
+from experiments.lib import objects, page
 from experiments.timeline import write_timeline
 from memalpha.checkpoint import CheckpointError
 from memalpha.data.instance import Instance, Question
@@ -57,7 +57,7 @@ def env(micro):
 
 
 def run(env, respond, one=instance, **options):
-    writer = scripted_writer(env, respond)
+    writer = scripted_writer(env, respond, with_prompts=True)
     return run_episodes(env, [one], writer, **({"keep_views": True} | options))
 
 
@@ -268,8 +268,8 @@ def test_what_can_stand_side_by_side(monkeypatch, tmp_path, env):
     def load(folder, stage="rl", step=None):
         return policy(f"{folder} {stage} {step}", env, answerer="another", top_k=3)
 
-    monkeypatch.setattr(timeline, "load_run", load)
-    monkeypatch.setattr(setup, "load_run", load)
+    monkeypatch.setattr(timeline, "load_policy", load)
+    monkeypatch.setattr(objects, "load_policy", load)
     here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
     config, trained = tiny.get_config(), policy("trained", env, answerer="its own")
     choose = lambda *args: timeline.choose_policies(config, here, trained, *args)
@@ -292,7 +292,7 @@ def test_what_can_stand_side_by_side(monkeypatch, tmp_path, env):
 
 
 def test_without_a_warm_start_the_run_began_with_its_model(monkeypatch, tmp_path, env):
-    monkeypatch.setattr(setup, "build_model", lambda config, size: ("model", f"params of {size}"))
+    monkeypatch.setattr(objects, "build_model", lambda config, size: ("model", f"params of {size}"))
     config = tiny.get_config("warm_start.steps=0")
     chosen = timeline.choose_policies(config, tmp_path, policy("trained", env))
     assert chosen["before training"].params == f"params of {len(env.prompt.tokenizer)}"
@@ -319,7 +319,7 @@ def test_a_checkpoint_that_is_not_kept_ends_the_command_with_those_that_are(monk
     monkeypatch.setattr(
         timeline, "open_trained", lambda folder: ("config", SimpleNamespace(env=None))
     )
-    monkeypatch.setattr(timeline, "load_run", load)
+    monkeypatch.setattr(timeline, "load_policy", load)
     given = {"WORKDIR": str(tmp_path), "CHECKPOINTS": ["7", "200"], "COMPARE": None}
     for name, value in given.items():
         monkeypatch.setattr(timeline, name, SimpleNamespace(value=value), raising=False)

@@ -10,7 +10,13 @@ import pytest
 from ml_collections import config_dict
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments.lib.workdir import MetricsLog, WorkdirError, open_workdir, read_metrics, write_json
+from experiments.lib.workdir import (
+    MetricsLog,
+    WorkdirError,
+    claim_workdir,
+    read_metrics,
+    write_json,
+)
 
 
 def config(**rl):
@@ -21,7 +27,7 @@ def config(**rl):
 
 
 def test_a_new_folder_gets_its_config_and_the_same_config_opens_it_again(tmp_path):
-    folder = open_workdir(str(tmp_path / "new" / "run"), config())
+    folder = claim_workdir(str(tmp_path / "new" / "run"), config())
     assert folder.is_absolute() and folder.is_dir()
     written = json.loads((folder / "config.json").read_text())
     assert written["rl"] == {"rate": 1e-4, "steps": 3}
@@ -29,16 +35,16 @@ def test_a_new_folder_gets_its_config_and_the_same_config_opens_it_again(tmp_pat
     assert [path.name for path in folder.iterdir()] == [
         "config.json"
     ]  # nothing written aside stays
-    assert open_workdir(str(folder), config()) == folder
+    assert claim_workdir(str(folder), config()) == folder
 
 
 def test_another_config_is_refused_and_the_fields_are_named(tmp_path):
-    open_workdir(str(tmp_path), config())
+    claim_workdir(str(tmp_path), config())
     (tmp_path / "tokenizer").mkdir()
     other = config(steps=7, extra=True)
     other.data.sources = ("a",)
     with pytest.raises(WorkdirError) as caught:
-        open_workdir(str(tmp_path), other)
+        claim_workdir(str(tmp_path), other)
     text = str(caught.value)
     assert str(tmp_path) in text
     assert "rl.steps: was 3, is 7" in text
@@ -49,8 +55,8 @@ def test_another_config_is_refused_and_the_fields_are_named(tmp_path):
 
 
 def test_a_run_that_failed_before_it_began_does_not_claim_its_workdir(tmp_path):
-    open_workdir(str(tmp_path), config())
-    open_workdir(str(tmp_path), config(steps=7))
+    claim_workdir(str(tmp_path), config())
+    claim_workdir(str(tmp_path), config(steps=7))
     assert json.loads((tmp_path / "config.json").read_text())["rl"]["steps"] == 7
 
 
@@ -59,7 +65,7 @@ def test_a_workdir_that_is_a_file(tmp_path, inside):
     path = tmp_path / "file"
     path.write_text("mine")
     with pytest.raises(WorkdirError, match="is not a folder"):
-        open_workdir(str(path / inside), config())
+        claim_workdir(str(path / inside), config())
     assert path.read_text() == "mine"
 
 
@@ -141,7 +147,9 @@ def test_events_can_be_asked_for_later(tmp_path):
 
 
 def test_events_need_neither_tensorflow_nor_torch():
-    code = "import sys, experiments.tensorboard; print({'tensorflow', 'torch'} & {*sys.modules})"
+    code = (
+        "import sys, experiments.lib.tensorboard; print({'tensorflow', 'torch'} & {*sys.modules})"
+    )
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr

@@ -27,6 +27,7 @@ from memalpha.prompts import (
     escape,
     fit_messages,
     load_template,
+    read_form,
     render_judge,
     render_reader,
 )
@@ -51,6 +52,7 @@ CHAT_MARKS = ("<s>", "</s>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_tu
 VERDICT_TAGS = tuple(
     tag for name in ("question", "expected", "reply") for tag in (f"<{name}>", f"</{name}>")
 )
+FRAME_FIELDS = ("criteria", "question", "expected", "reply")  # placeholders of verdict/frame.txt
 # Question type of LongMemEval -> the file with the criteria for its replies.
 CRITERIA = {
     "single-session-user": "answer",
@@ -134,7 +136,7 @@ def render_verdict(claim: Claim) -> Chat:
 
 @lru_cache
 def _text(name: str) -> str:
-    return (BUILT_IN / "verdict" / f"{name}.txt").read_text(encoding="utf-8").strip()
+    return read_form(BUILT_IN / "verdict" / f"{name}.txt", (), FRAME_FIELDS).strip()
 
 
 def lm_content_judge(
