@@ -10,16 +10,16 @@ compare.json, compare.md and compare.png, and in NAME/ the rows of each run, fro
 command continues where it was stopped.
 """
 
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.evaluate import describe, evaluate, keep_compiled
 from experiments.lib import sources as measured
+from experiments.lib.command import command
 from experiments.lib.intervals import estimate
 from experiments.lib.pictures import draw_matrix
 from experiments.lib.progress import console
@@ -111,11 +111,8 @@ def interval_text(cell: Sequence[float | None] | None) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
     args, folder = flags.FLAGS, user_path(flags.FLAGS.out)
-    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
-    try:
+    with command(argv):
         workdirs = parse_runs(args.runs)
         runs = {name: open_workdir(path, measured.changes()) for name, path in workdirs.items()}
         check_reading(runs)
@@ -133,10 +130,6 @@ def main(argv: list[str]) -> None:
         trained_on = {name: ", ".join(run.config.data.sources) for name, run in runs.items()}
         table = compare_table(f"r1 of trained writers, {args.split} split", result, trained_on)
         write_text(folder / "compare.md", markdown([table]))
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues after the last finished batch.")
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print(markdown([table]))
     console.print(f"picture {draw_matrix(folder, result)}")
 

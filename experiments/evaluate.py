@@ -12,18 +12,18 @@ stopped, and new systems, sources and instances can be added to a folder. `exper
 tables of one or more such folders.
 """
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
 from experiments.lib import sources as measured
+from experiments.lib.command import command
 from experiments.lib.failures import check_answers
 from experiments.lib.progress import console, progress
 from experiments.lib.readers import accounts
@@ -134,12 +134,9 @@ def keep_compiled(workdir: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
     args = flags.FLAGS
-    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     keep_compiled(args.workdir)
-    try:
+    with command(argv, args.debug):
         run = open_workdir(args.workdir, measured.changes())
         flat = open_workdir(args.flat, measured.changes()) if args.flat else None
         sources, about = measured.from_flags(run.config)
@@ -147,12 +144,6 @@ def main(argv: list[str]) -> None:
         systems = open_systems(args.systems, run, flat, batch, args.budget)
         with Results(args.out, describe(run, args.split, systems, about)) as results:
             evaluate(run.config, systems, sources, results, batch)
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues after the last finished batch.")
-    except (ValueError, RuntimeError, OSError) as error:
-        if args.debug:
-            raise
-        sys.exit(f"{type(error).__name__}: {error}")
     console.print(results_overview(user_path(args.out)))
     for line in [line for used in (run, flat) if used for line in accounts(used.engines)]:
         console.print(line)

@@ -7,10 +7,9 @@ can load.
 Writes config.json, safetensors and the tokenizer; adapters are merged and a critic is left out.
 """
 
-import sys
+from absl import app, flags
 
-from absl import app, flags, logging
-
+from experiments.lib.command import command
 from experiments.lib.progress import console
 from memalpha.policy import load_policy
 from memalpha.weights import export
@@ -22,15 +21,12 @@ OUT = flags.DEFINE_string("out", None, "Folder to write; must not be there yet."
 DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; none: as trained.")
 
 
-def main(_) -> None:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
-    try:
+def main(argv: list[str]) -> None:
+    with command(argv):
         policy = load_policy(WORKDIR.value)
         done = export(
             policy.params, policy.model, OUT.value, policy.env.prompt.tokenizer, DTYPE.value
         )
-    except ValueError as error:
-        sys.exit(str(error))
     console.print(f"written {done}")
 
 

@@ -11,7 +11,6 @@ needs config.json and metrics.jsonl alone, so it also works on a run that is sti
 
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from experiments.lib.command import command
 from experiments.lib.pictures import column, draw_curves, plot_lengths, plt, smooth
 from experiments.lib.progress import progress
 from experiments.lib.workdir import read_metrics
@@ -167,18 +167,16 @@ def draw_all(folders: Sequence[Path], length: str, out: Path) -> list[Path]:
     return paths
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
     args = flags.FLAGS
     folders = [Path(name) for name in args.workdir]
-    try:
+    with command(argv):
         if args.curves:
             with progress("curves", len(folders)) as report:
                 for number, folder in enumerate(folders, start=1):
                     report(number, str(redraw_curves(folder)))
         else:
             draw_all(folders, args.length, Path(args.out))
-    except ValueError as error:
-        sys.exit(str(error))
 
 
 def define_flags() -> None:

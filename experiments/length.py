@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.evaluate import keep_compiled
+from experiments.lib.command import command
 from experiments.lib.failures import check_answers
 from experiments.lib.instances import build_every, build_instances
 from experiments.lib.measure import table_rows
@@ -59,9 +60,13 @@ def measured(path: Path, of: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def main(_) -> None:
-    args = flags.FLAGS
-    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
+def main(argv: list[str]) -> None:
+    with command(argv):
+        measure_lengths(flags.FLAGS)
+
+
+def measure_lengths(args: flags.FlagValues) -> None:
+    """Measures every length that length.json does not have yet, and draws the picture."""
     keep_compiled(args.workdir)
     folder = user_path(args.workdir)
     config, policy = open_trained(folder)

@@ -8,7 +8,6 @@ by `run_experiment.py` at the end.
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -19,6 +18,7 @@ from absl import app, flags
 
 from experiments.lib import page
 from experiments.lib.charts import Chart, chart_svg, run_charts
+from experiments.lib.command import command
 from experiments.lib.pictures import LEGEND
 from experiments.lib.progress import CUT, WORRIES, worries
 from experiments.lib.workdir import read_metrics
@@ -207,11 +207,9 @@ def _raw(folder: Path) -> str:
     return f"<h2>Raw files</h2><p>{', '.join(links)}</p>"
 
 
-def main(_) -> None:
-    try:
+def main(argv: list[str]) -> None:
+    with command(argv):
         print(f"report {write_report(WORKDIR.value)}")
-    except ValueError as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,18 @@ stopped.
 """
 
 import itertools
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.compare import interval_text, matrix, wanted_rows
 from experiments.evaluate import describe, keep_compiled
 from experiments.lib import sources as measured
+from experiments.lib.command import command
 from experiments.lib.failures import check_answers
 from experiments.lib.pictures import draw_sweep
 from experiments.lib.progress import console, progress
@@ -115,12 +115,9 @@ def sweep_table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
     args, folder = flags.FLAGS, user_path(flags.FLAGS.out)
-    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
     keep_compiled(args.workdir)
-    try:
+    with command(argv):
         run = open_workdir(args.workdir, measured.changes())
         sources, about = measured.from_flags(run.config)
         applicable = {
@@ -151,10 +148,6 @@ def main(argv: list[str]) -> None:
         write_json(folder / "sweep.json", {"system": args.system} | {"results": results})
         table = sweep_table(f"Retriever and top k, {args.system}, {args.split} split", results)
         write_text(folder / "sweep.md", markdown([table]))
-    except KeyboardInterrupt:
-        sys.exit("\nStopped. The same command continues after the last finished batch.")
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print(markdown([table]))
     console.print(f"picture {draw_sweep(folder, results)}")
 

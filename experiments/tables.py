@@ -14,7 +14,6 @@ and 9, those that differ in the seed are put together, and all others show the f
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from experiments.lib.command import command
 from experiments.lib.data_tables import data_tables, small_sizes
 from experiments.lib.intervals import Estimate
 from experiments.lib.pool import Cell, Key, Pool, Weights, mean_over_columns, performance, read_pool
@@ -250,10 +250,8 @@ def _odd_averages(published: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
     args = flags.FLAGS
-    try:
+    with command(argv):
         pool = read_pool(args.results, args.small, args.first_box)
         tables = [*paper_tables(pool), *data_tables(args.data, args.full_data)]
         tables = [*small_tables(pool), *tables]
@@ -264,8 +262,6 @@ def main(argv: list[str]) -> None:
             write_text(folder / "tables.tex", latex(tables)),
             write_text(folder / "tables.html", html("Results", tables)),
         ]
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     print(markdown(tables))
     print("\n".join(map(str, written)))
 

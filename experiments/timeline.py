@@ -10,20 +10,19 @@ or the trained one of another; or several checkpoints of the run. Step with the 
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments.lib import page
+from experiments.lib.command import command
 from experiments.lib.instances import build_every
 from experiments.lib.objects import open_stage, open_trained
 from experiments.lib.progress import console
 from memalpha.agent.contents import difference, texts_of
-from memalpha.checkpoint import CheckpointError
 from memalpha.data.files import write_text
 from memalpha.episode import Environment, Episode, Step
 from memalpha.memory import MemoryView
@@ -188,18 +187,15 @@ def choose_policies(
     return dict(zip(names, (trained, beside), strict=True))
 
 
-def main(_) -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax tells much of every checkpoint
-    folder = user_path(WORKDIR.value)
-    config, trained = open_trained(folder)
-    try:
+def main(argv: list[str]) -> None:
+    with command(argv):
+        folder = user_path(WORKDIR.value)
+        config, trained = open_trained(folder)
         steps = map(int, CHECKPOINTS.value or ())
         policies = choose_policies(config, folder, trained, COMPARE.value, steps)
-    except (ValueError, CheckpointError) as error:
-        sys.exit(str(error))
-    path = user_path(OUT.value or folder / "timeline.html")
-    show_policies(path, config, policies, PER_SOURCE.value, CHUNKS.value)
-    console.print(f"timeline {path}")
+        path = user_path(OUT.value or folder / "timeline.html")
+        show_policies(path, config, policies, PER_SOURCE.value, CHUNKS.value)
+        console.print(f"timeline {path}")
 
 
 if __name__ == "__main__":
