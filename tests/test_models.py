@@ -145,7 +145,7 @@ def test_the_export_command_takes_a_file_too(small, tmp_path, monkeypatch):
     given = {"WORKDIR": "small", "OUT": str(tmp_path / "out"), "DTYPE": "bfloat16"}
     for name, value in given.items():
         monkeypatch.setattr(export_command, name, SimpleNamespace(value=value))
-    export_command.main(None)
+    export_command.main([])
     assert read_config(tmp_path / "out") == read_config(small)
     assert len(load_tokenizer(str(tmp_path / "out"))) == 261
 
