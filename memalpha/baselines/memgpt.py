@@ -3,8 +3,8 @@
 The main context has a working context, a first-in-first-out queue of messages, and a recursive
 summary of the messages that were evicted from the queue. External storage is an archive and the
 recall storage, which holds the evicted messages. The model edits and searches by function calls; a
-"heartbeat" in a call gives it another turn, so that calls can be chained. A chunk is one message, or
-several if it is long. At about 70 % of the window the model is warned; when the window is full,
+"heartbeat" in a call gives it another turn, so that calls can be chained. A chunk is one message,
+or several if it is long. At about 70 % of the window the model is warned; when the window is full,
 messages are evicted until the queue fills half of its room, and one call rewrites the summary (the
 paper, section 2).
 
@@ -236,7 +236,7 @@ class _Main:
     # -------------------------------------------------------------------------------- the calls
 
     def act(self, reply: str, chunk: int) -> bool:
-        """Runs the calls of a reply; returns whether the model gets another turn at this message."""
+        """Runs the calls of a reply; True if the model gets another turn at this message."""
         again = False
         for done, raw in enumerate(read_calls(reply, self.env.prompt.dialect)):
             if done >= self.env.memory.max_calls:

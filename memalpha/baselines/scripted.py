@@ -18,7 +18,7 @@ from memalpha.memory import MemoryView
 
 @dataclass(frozen=True)
 class Flaws:
-    """Probabilities that the poor writer skips a note, puts it into the wrong memory, breaks a call,
+    """Probabilities that the poor writer skips a note, uses the wrong memory for it, breaks a call,
     and (once per chunk) stores a useless line.
 
     `skip` is the mean over chunks: some chunks are skipped almost entirely, others not at all. If
