@@ -31,7 +31,7 @@ _STYLE = {
 class Chart:
     """Curves of metrics against the step.
 
-    lines, dots: name of a metric -> label; `dots` are drawn as points. top: upper limit of the y axis.
+    lines, dots: name of a metric -> label; `dots` are drawn as points. top: limit of the y axis.
     """
 
     title: str

@@ -69,7 +69,7 @@ def _check_counts(config: ConfigDict) -> None:
 
 
 def _check_batch_sizes(config: ConfigDict, mesh: Mesh | None) -> None:
-    """Raises ValueError where the rows of a step do not divide by minibatch, micro-batch or mesh."""
+    """Raises ValueError if the rows of a step are not divisible as the config demands."""
     rl, stage = config.rl, config.warm_start
     rows = rl.instances * rl.rollouts * config.data.chunks
     if rl.rollout_rows < 0:

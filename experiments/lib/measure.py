@@ -96,7 +96,7 @@ def table_of_baseline(env: Environment, instances: Sequence[Instance], recall: R
 
 
 def table_rows(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
-    """Source -> `summarise` of its episodes, and "mean": the mean over the sources, as in the paper."""
+    """Source -> `summarise` of its episodes; "mean": the mean over sources, as in the paper."""
     rows = {source: summarise(its_episodes) for source, its_episodes in by_source(episodes).items()}
     names = next(iter(rows.values())).keys()
     mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in names}

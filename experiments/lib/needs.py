@@ -30,8 +30,8 @@ def advice(error: Exception) -> str:
 
 
 def check_memory(config: ConfigDict) -> None:
-    """Raises ValueError, which names what is too large, if the persistent arrays of a run do not fit
-    the devices of this machine. On CPU all devices share the memory of the machine."""
+    """Raises ValueError, which names what is too large, if the persistent arrays of a run do not
+    fit the devices of this machine. On CPU all devices share the memory of the machine."""
     capacity = device_memory(jax.local_devices()[0])
     some_left = -1 in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_fits(build_setting(config, jax.device_count() if some_left else 0), capacity)

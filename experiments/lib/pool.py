@@ -49,8 +49,8 @@ class Key(NamedTuple):
 class Pool:
     """Rows by cell, then by instance.
 
-    main: reward weights of the first folder. reading: how its memories were read. small: cells of the
-    small tables. descriptions: column or system -> the folder it was first in, and its settings.
+    main: reward weights of the first folder. reading: how its memories were read. small: cells of
+    the small tables. descriptions: column or system -> its first folder, and its settings.
     """
 
     main: Weights
@@ -71,7 +71,7 @@ class Pool:
             )
 
     def systems(self, split: str, small: bool) -> list[str]:
-        """Systems measured with the weights of the first folder, in the order of their first row."""
+        """Systems measured with the weights of the first folder, ordered by their first row."""
         keys = self.small if small else self.rows
         names = (k.system for k in keys if (k.split, k.weights) == (split, self.main))
         return list(dict.fromkeys(names))
@@ -138,8 +138,8 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = (), first_box: bool
     `score_first_boxes`.
 
     Raises:
-        ResultsError: no folder; a folder without results; or folders that differ in the reader or in
-            the settings of a column or system.
+        ResultsError: no folder; a folder without results; or folders that differ in the reader or
+            in the settings of a column or system.
     """
     pool: Pool | None = None
     for folder, aside in [*((f, False) for f in folders), *((f, True) for f in small)]:

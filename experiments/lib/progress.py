@@ -58,7 +58,7 @@ class Reporter:
             console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")
 
     def warn(self, step: int, *texts: str) -> None:
-        """Prints each warning once, at the first step with it; later ones are only in the metrics."""
+        """Prints each warning once, at its first step; the metrics count the others."""
         for text in texts:
             if text not in self.warned:
                 self.warned.add(text)

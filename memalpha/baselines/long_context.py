@@ -14,8 +14,8 @@ BUDGET = 32_000  # tokens
 def recall(
     env: Environment, instances: Sequence[Instance], *, budget: int = BUDGET
 ) -> list[Recall]:
-    """One request per question, all with the same text: the last whole chunks of the stream, at most
-    `budget` tokens in total, or the end of the last chunk if it alone is longer."""
+    """One request per question, all with the same text: the last whole chunks of the stream,
+    at most `budget` tokens in total, or the end of the last chunk if it alone is longer."""
     if budget < 1:
         raise ValueError(f"long_context: budget = {budget}; give at least 1 token")
     return [_recall(env, instance, budget) for instance in instances]
