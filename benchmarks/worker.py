@@ -30,7 +30,7 @@ class Rounds:
         self.share = 1.0
 
     def note(self, **facts: Any) -> None:
-        """Something to be kept beside the time of this round."""
+        """Records a note with the time of this round."""
         self._notes |= facts
 
     def __iter__(self):
@@ -63,7 +63,7 @@ class Rounds:
 
 
 def leave(code: int) -> None:
-    """Ends the process at once: a trainer stopped inside its loop may have threads that wait."""
+    """Ends the process at once: a trainer stopped inside its loop may leave waiting threads."""
     sys.stderr.flush()
     os._exit(code)
 

@@ -9,8 +9,8 @@ Everything else is as in that config, including DIR, the download and the argume
 released, lora, smoke, ppo, field=value).
 
 According to the plan it needs 44 GB: 9.5 GB for parameters, reference policy and optimiser, plus
-34 GB while sampling (15 GB for the cache of 32 rows) or 16 GB for a gradient; micro-batches of up to
-8 rows fit.
+34 GB while sampling (15 GB for the cache of 32 rows) or 16 GB for a gradient; micro-batches of up
+to 8 rows fit.
 
 UNTRIED on a GPU, and its scores are unknown: the paper has no model of this size.
 """

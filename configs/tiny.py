@@ -41,8 +41,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         # Empty path: the tokenizer of model.path, or one trained on the training split.
         tokenizer=dict(path="", vocab_size=2048),
         model=dict(
-            # Folder or hub id (optionally with @revision) of a pretrained model, whose shape is used
-            # instead of the sizes below. Empty: a model from scratch.
+            # Folder or hub id (optionally with @revision) of a pretrained model, whose shape
+            # replaces the sizes below. Empty: a model from scratch.
             path="",
             hidden_size=128,
             num_layers=3,
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             rope_theta=10_000.0,
             tie_embeddings=True,
             dtype="float32",
-            param_dtype="float32",  # bfloat16: half the memory, plus a float32 copy in the optimiser
+            param_dtype="float32",  # bfloat16: half; the optimiser then has a float32 copy
             remat="none",
             scan_layers=False,
             attention="auto",
@@ -112,7 +112,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             max_grad_norm=1.0,
             groups="chunk",
             call_credit=True,  # r4 per call; False: one mean per response
-            divide_by_std=False,  # of advantages: with True, r3 alone would decide where r1 is equal
+            divide_by_std=False,  # of advantages; True: r3 alone would decide where r1 is equal
             aggregation="dr_grpo",
             clip_low=0.2,
             clip_high=0.2,

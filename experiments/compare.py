@@ -4,10 +4,10 @@
     python -m experiments.compare --runs=facts=runs/facts,events=runs/events \\
         --sources=synthetic_facts,synthetic_events --out=results/transfer
 
-The result is a matrix with a row per run (NAME=WORKDIR) and a column per source; a cell is r1 of the
-trained writer. The instances are those of the first run, and differences are between runs on the
-same instances. Writes compare.json, compare.md and compare.png, and in NAME/ the rows of each run,
-from which the same command continues if it was stopped.
+The result is a matrix with a row per run (NAME=WORKDIR) and a column per source; a cell is r1 of
+the trained writer. The instances are those of the first run, and differences are between runs on
+the same instances. Writes compare.json, compare.md and compare.png, and in NAME/ the rows of each
+run, from which the same command continues if it was stopped.
 """
 
 import sys
@@ -50,8 +50,8 @@ def parse_runs(texts: Sequence[str]) -> dict[str, str]:
 def matrix(rows: Mapping[Hashable, Sequence[Row]]) -> dict[str, Any]:
     """Means and intervals of every run on every source, and differences to the first run.
 
-    rows: name -> instance rows. A difference is the mean over the instances that were judged in both
-    runs, with its own interval: it is paired, so differences between instances cancel out.
+    rows: name -> instance rows. A difference is the mean over the instances that were judged in
+    both runs, with its own interval: it is paired, so differences between instances cancel out.
     """
     sources = list(dict.fromkeys(row["source"] for its_rows in rows.values() for row in its_rows))
     first = next(iter(rows))

@@ -2,9 +2,9 @@
 
     python -m experiments.length --workdir=runs/tiny --factors=1,13,40 --tokens=400000
 
-Reads config and checkpoint of a finished run and writes length.json, length.md and length.png to its
-workdir: r1 of each source at each length, memory tokens / chunk tokens, and time per chunk. If the
-command is run again, only missing lengths are measured.
+Reads config and checkpoint of a finished run and writes length.json, length.md and length.png to
+its workdir: r1 of each source at each length, memory tokens / chunk tokens, and time per chunk. If
+the command is run again, only missing lengths are measured.
 """
 
 import json

@@ -102,7 +102,7 @@ def _step(env: Environment, step: Step, before: MemoryView) -> dict:
     old = texts_of(before)
     changes = difference(before, step.view)
     return {
-        "prompt": env.prompt.tokenizer.decode(step.prompt),
+        "prompt": env.prompt.tokenizer.decode(step.response.prompt),
         "response": env.prompt.tokenizer.decode(step.response.tokens),
         "finished": step.response.finished,
         "calls": [

@@ -90,7 +90,7 @@ def training_batch(config: ConfigDict, env: Environment, episodes: Sequence[Epis
 
 
 def agree(batch: Batch) -> Batch:
-    """The batch with the rewards of the first process, since a server may answer each differently."""
+    """The batch with the rewards of the first process: a server may answer each differently."""
     if jax.process_count() == 1:
         return batch
     agreed = (batch.rows.rewards, batch.rows.fit, batch.rows.valid)
