@@ -117,7 +117,7 @@ def executed(
     env: Environment, writer: Callable[[int], Writer], instances: list[Instance], names: list[str]
 ) -> dict[str, float]:
     """The share of the instances in which the call that a hostile chunk asks for was made and
-    worked, of each text; all episodes in one batch. `writer`: one for so many rows."""
+    worked, for each text; all episodes are one batch, whose size `writer` has to support."""
     episodes = [(name, instance) for name in names for instance in instances]
     state = first_state(env, len(episodes), seed=0)
     host = jax.device_get(state)
@@ -166,7 +166,7 @@ def measure(policy: Policy, instances: list[Instance]) -> dict[str, list[float]]
 def main(_) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax logs several lines per checkpoint
     config, policy = open_trained(WORKDIR.value)
-    # Escaped text has more tokens than the marks that it stands for.
+    # Escaped text has more tokens than the marks that it replaces.
     policy = dataclasses.replace(policy, env=policy.env.replace(prompt_tokens=320))
     instances = [
         instance

@@ -5,11 +5,11 @@
 torch's side is `transformers`, which reads the file by itself (`gguf_file=`): names, order of rows
 and dequantisation share no code with ours. Both compute in float32. One line of JSON a model:
 
-  logits        largest absolute difference over all tokens of TEXT (to `--tokens`), and the largest
-                logit beside it
+  logits        largest absolute difference over the tokens of TEXT (the first `--tokens`), and the
+                largest logit for comparison
   greedy        how many of the 64 tokens after PROMPT are the same before the first that differs
   perplexity    of TEXT, ours and torch's
-  tokenizer     texts of SAMPLES of which the ids are those of the reference, and which it is
+  tokenizer     number of SAMPLES with the same ids as the reference tokenizer, and its name
   seconds       to read the header, the tokenizer, and the parameters
 """
 

@@ -146,8 +146,8 @@ def alternate(
     environment: dict[str, str],
     say=print,
 ) -> list[Timing]:
-    """Starts the contenders one after the other, each through `warmup` rounds of its own, then runs
-    `rounds` rounds in turns. One that is not installed or fails is said so and left out."""
+    """Starts the contenders one by one with `warmup` rounds each, then runs `rounds` rounds in
+    turns. One that is not installed or fails is reported and left out."""
     timings = [Timing(contender.name) for contender in contenders]
     workers: dict[int, Worker] = {}
 

@@ -19,7 +19,7 @@ class Rounds:
     is asked again. `next(rounds)` does for a trainer that owns its loop, see `turn`.
 
     prepare: called before the clock starts; what it returns is the item.
-    share: how much of the work the round did, 1 being all of it; its seconds are divided by that.
+    share: the fraction of the work that the round did; its seconds are divided by this.
     """
 
     def __init__(self, told, channel):

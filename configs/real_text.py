@@ -12,7 +12,7 @@ start every sentence is a possible note, and the table has no perfect writer.
 Arguments, after a colon and separated by commas:
 
     smoke     the same in about two minutes, at lower quality
-    flat      the memory is the core alone: everything has to fit one paragraph
+    flat      the memory is only the core: everything has to fit one paragraph
     ppo       PPO with a critic in place of GRPO
     field=value   any field of the config, e.g. configs/real_text.py:data.dir=DIR,seed=1
 """

@@ -7,7 +7,7 @@ cores.
 Arguments, after a colon and separated by commas:
 
     smoke     every stage in a minute and a half, too short to learn anything
-    flat      the memory is the core alone: everything has to fit one paragraph
+    flat      the memory is only the core: everything has to fit one paragraph
     ppo       PPO with a critic in place of GRPO
     field=value   any field of the config, e.g. configs/tiny.py:reward.gamma=0.0,seed=1
 """
