@@ -26,7 +26,7 @@ from rich.table import Table
 from experiments.lib import sources as measured
 from experiments.lib.failures import check_answers
 from experiments.lib.progress import console, progress
-from experiments.lib.readers import accounts
+from experiments.lib.readers import describe_usage
 from experiments.lib.results import Results, read_results
 from experiments.lib.systems import (
     BASELINES,
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
             raise
         sys.exit(f"{type(error).__name__}: {error}")
     console.print(results_overview(user_path(args.out)))
-    for line in [line for used in (run, flat) if used for line in accounts(used.engines)]:
+    for line in [line for used in (run, flat) if used for line in describe_usage(used.engines)]:
         console.print(line)
     console.print(f"rows {args.out}; tables: python -m experiments.tables --results={args.out}")
 

@@ -131,7 +131,7 @@ def probe(engines: Mapping[str, Counted]) -> None:
             raise ValueError(f"config.{role}: {engine.name} does not answer: {generation.error}")
 
 
-def accounts(engines: Mapping[str, Counted]) -> list[str]:
+def describe_usage(engines: Mapping[str, Counted]) -> list[str]:
     """A line per engine with its numbers of chats and tokens; roles may share an engine."""
     return [
         f"{engine.name}: {used.chats} chats, {used.cached} of them from the cache, {used.failed}"
