@@ -16,7 +16,7 @@ from functools import partial
 
 from memalpha import calls, replies, scoring, tools
 from memalpha.baselines import mem0, mem1, memgpt
-from memalpha.judge import judge
+from memalpha.judge_rules import judge_contents
 from memalpha.lm.interface import Generation
 from memalpha.lm.roles import lm_content_judge, lm_score_judge, read_verdict
 from memalpha.scoring import Claim
@@ -94,7 +94,7 @@ def readers() -> dict[str, Callable[[str], object]]:
         ends = [0, *(c.end for c in parsed), len(text)]
         assert ends == sorted(ends)
         json.dumps([c.arguments for c in parsed]).encode()
-        judge(parsed)
+        judge_contents(parsed)
         ops = tools.calls_to_ops([parsed], lambda t: list(t.encode())[:9], 9, 8)
         return (ops.kind[ops.kind > 0] < 4).any()
 
