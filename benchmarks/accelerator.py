@@ -1,13 +1,14 @@
-"""Sampling and training on one GPU or TPU against what its memory and its matrix units can do.
+"""Sampling and training on one GPU or TPU, relative to its memory bandwidth and peak FLOP/s.
 
     python -m benchmarks.accelerator [--model=qwen3_4b] [--only=decode] [--profile] [--quick]
 
-Random weights in bfloat16. First the ceilings: bytes a second of a large copy (read and written)
-and operations a second of a large matrix product. Decoding is held against its floor, the time to
-read the weights and every row's keys and values once a step; a training step (micro-batches, AdamW
-in float32) against the operations of a step without those that remat repeats. Shares are of the
-measured ceiling and of the maker's figure (MFU), which is known for the devices below. `--profile`
-prints the kernels that took longest. `--quick` is a small model, to see that it runs.
+Uses random weights in bfloat16. First it measures the ceilings: bytes per second of a large copy
+(read and written) and operations per second of a large matrix product. Decoding is compared with
+its lower bound, the time to read the weights and the keys and values of all rows once per step; a
+training step (micro-batches, AdamW in float32) with the operations of a step, not counting those
+that remat repeats. Shares are given of the measured ceiling and of the vendor's figure (MFU), for
+the devices listed below. `--profile` prints the slowest kernels. `--quick` uses a small model, to
+check that everything runs.
 """
 
 import argparse
@@ -69,7 +70,8 @@ def parse() -> argparse.Namespace:
 
 
 def seconds(work, rounds: int, queued: int = 1) -> float:
-    """The median of some rounds, after one that compiles; of one of so many calls in a row."""
+    """Median seconds of one call over the rounds after the one that compiles; a round has several
+    calls in a row."""
     jax.block_until_ready(work())
     taken = []
     for _ in range(rounds):
@@ -82,7 +84,7 @@ def seconds(work, rounds: int, queued: int = 1) -> float:
 
 
 def ceilings(quick: bool) -> tuple[float, float]:
-    """Bytes a second of a copy, operations a second of a product in bfloat16."""
+    """Bytes per second of a copy, and operations per second of a matrix product in bfloat16."""
     size, side = (2**20, 256) if quick else (2**31, 8192)
     flip = jax.jit(jnp.negative)
     x = jax.random.normal(jax.random.key(0), (size,), jnp.bfloat16)
@@ -109,14 +111,14 @@ def build(args) -> tuple[ModelConfig, Params]:
 
 
 def kernels(config: ModelConfig) -> int:
-    """Weights that a token is multiplied with, the head among them."""
+    """The number of weights that a token is multiplied with, including the head."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     layer = 2 * config.hidden_size * (q + kv) + 3 * config.hidden_size * config.mlp_size
     return config.num_layers * layer + config.hidden_size * config.vocab_size
 
 
 def decode(args, config: ModelConfig, params: Params, rows: int, bandwidths: list[float]) -> str:
-    """A row of the table: what a step takes, and its share of the floor."""
+    """A row of the table: the time of a decoding step, and its lower bound as a share of it."""
     prompts = np.random.default_rng(0).integers(10, config.vocab_size, (rows, args.prompt))
     mask, keys = np.ones(prompts.shape, bool), row_keys(jax.random.key(1), np.arange(rows))
 
@@ -138,7 +140,7 @@ def decode(args, config: ModelConfig, params: Params, rows: int, bandwidths: lis
 
 
 def train(args, size: int, rates: list[float]) -> str:
-    """A row of the table: seconds of a step and what share of the ceiling it reaches."""
+    """A row of the table: the time of a training step, and the share of the ceiling it reaches."""
     config, params = build(args)
     rows, p, t = args.rows, args.prompt, args.response
     rng = np.random.default_rng(0)
@@ -179,7 +181,7 @@ def shares(reached: float, ceilings: list[float]) -> str:
 
 
 def profile(name: str, work) -> None:
-    """Prints the kernels of one round by the time they took."""
+    """Prints the kernels of one round, slowest first."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(work())

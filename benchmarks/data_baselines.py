@@ -3,9 +3,9 @@
     python -m memalpha.data build --source=all --raw_dir=DIR --out=OUT --shrink
     python -m benchmarks.data_baselines OUT [--instances=2] [--questions=20] [--tokenizer=PATH]
 
-One line a folder of OUT: the score of no memory, of storing every line and of RAG-Top2, and the
-tokens that the last two hold. Sources that a judge grades are graded by `scoring.recall_judge`,
-a rule. Not comparable with the paper's tables, whose reader is a language model.
+Prints one line per folder of OUT: the scores of no memory, of storing every line and of RAG-Top2,
+and the memory tokens of the last two. Sources that need a judge are scored by the rules of
+`scoring.recall_judge`. Not comparable with the paper's tables, whose reader is a language model.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SYSTEMS = {name: SIMPLE_MEMORIES[name] for name in ("no memory", "store everythi
 
 
 def sample(folder: Path, instances: int, questions: int) -> list[Instance]:
-    """The first instances of a build with the first of their questions."""
+    """The first instances of a built set, each with its first questions."""
     built = built_sets.Built(folder)
     selected = [built[index] for index in range(min(instances, len(built)))]
     return [replace(instance, questions=instance.questions[:questions]) for instance in selected]

@@ -1,11 +1,11 @@
-"""A whole training step of configs/tiny.py, stage by stage, and the share of the host.
+"""A whole training step of configs/tiny.py: the time of each stage, and the share of the host.
 
     python -m benchmarks.episode [--quick] [--workdir runs/tiny]
 
-With a workdir, its trained policy writes. Without one the policy is untrained: it does its work on
-the device, and the responses that count are those of the scripted writer, so that parsing, memory,
-retrieval and reader have something to do. `device`: sampling, memory operations, log-probs and
-gradients, until they are done; all else is the host's.
+With a workdir, its trained policy writes. Without one, an untrained policy samples on the device,
+but its responses are replaced by those of the scripted writer, so that parsing, memory, retrieval
+and reader have realistic work. `device` is the time until sampling, memory operations, log-probs
+and gradients are finished; everything else is counted for the host.
 """
 
 import sys
@@ -39,7 +39,7 @@ from memalpha.rollout import run_episodes
 from memalpha.writer import policy_writer
 
 QUICK = "rl.instances=2,rl.rollouts=2,rl.micro_batch=4"
-# What is timed apart within a stage: (where, name, stage it belongs to, is it the device's).
+# Functions that are timed separately within a stage: (module, name, stage, runs on the device).
 PARTS = (
     (sampler, "generate", "write", True),
     (memory, "apply_batch", "apply", True),
@@ -49,7 +49,7 @@ PARTS = (
 
 
 def load(settings: dict):
-    """Config, environment, model and parameters."""
+    """Loads config, environment, model and parameters."""
     if settings["workdir"]:
         config, policy = open_trained(settings["workdir"])
         return config, policy.env, policy.model, policy.params
@@ -60,7 +60,7 @@ def load(settings: dict):
 
 
 def blocking(function: Callable, clock: Clock, name: str) -> Callable:
-    """`function`, timed until what it returns is computed."""
+    """`function`, timed until its results are computed."""
 
     def timed(*args, **kwargs):
         with clock(name):
@@ -115,7 +115,7 @@ def training_step(settings: dict, rounds) -> None:
 
 
 def shares(clock: dict[str, float], inner: dict[str, float]) -> dict[str, float]:
-    """Seconds of every stage, those that both have a part in cut in two: "write, device"."""
+    """Seconds of every stage; a stage on both host and device has two rows: "write, device"."""
     seconds = dict(clock)
     for stage, device in dict.fromkeys((stage, device) for _, _, stage, device in PARTS):
         part = sum(inner[name] for _, name, its_stage, _ in PARTS if its_stage == stage)

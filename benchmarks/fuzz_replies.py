@@ -1,10 +1,10 @@
-"""Random and broken replies through every function that reads one: none may raise.
+"""Passes random and broken replies to every function that reads replies: none may raise.
 
     python -m benchmarks.fuzz_replies 100000
 
-Replies are sound ones that were spliced, cut or repeated, and heaps of marks and brackets. Prints
-for every reader how many replies it used at all, and its seconds; ends with an error at the first
-exception.
+The replies are valid ones that were spliced, cut or repeated, and random sequences of marks and
+brackets. Prints for every reader how many replies it could use, and its time; stops with an error
+at the first exception.
 """
 
 import json
@@ -32,7 +32,7 @@ LONGEST = 100_000  # characters: far above what a writer may say
 
 
 def sound(rng: random.Random) -> str:
-    """A reply as it should be, to one of the readers."""
+    """A valid reply for one of the readers."""
     text = "".join(rng.choice(PIECES) for _ in range(rng.randrange(1, 5)))
     entry = {"memory_type": rng.choice(["core", "semantic"]), "content": text}
     dialect = rng.choice(calls.DIALECTS)
@@ -51,7 +51,7 @@ def sound(rng: random.Random) -> str:
 
 
 def reply(rng: random.Random) -> str:
-    """A reply that a model could give, or could not."""
+    """A random reply, plausible or not."""
     kind = rng.random()
     if kind < 0.25:
         return "".join(rng.choice(PIECES) for _ in range(rng.randrange(30)))
@@ -67,7 +67,7 @@ def reply(rng: random.Random) -> str:
 
 
 class Says:
-    """A language model that says the one reply it is given."""
+    """A language model that always returns the given reply."""
 
     name = "says"
 
@@ -79,7 +79,7 @@ class Says:
 
 
 def readers() -> dict[str, Callable[[str], object]]:
-    """Every function that reads a reply; each gives something true if it could use it."""
+    """All functions that read replies; each returns a true value if it could use the reply."""
     model, silent = Says(), lambda _: None
     call = tools.Call(tools.INSERT, {"memory_type": "core", "content": "Ida is a boat."})
     claim = Claim("lme_train", "Who?", "Ida", ("Ida",))

@@ -1,9 +1,9 @@
-"""Tokens sampled a second: ours, Hugging Face transformers, google-tunix.
+"""Sampled tokens per second: ours, Hugging Face transformers, google-tunix.
 
     python -m benchmarks.generate [--quick]
 
 Batch 32, prompts of 256 tokens, 64 new ones at temperature 1, Qwen3 of 5.2M parameters in float32,
-on CPU. Ours and tunix give log-probs too. A peer that is not installed is left out.
+on CPU. Ours and tunix compute log-probs too. Libraries that are not installed are left out.
 """
 
 from benchmarks.shapes import Shape, settings

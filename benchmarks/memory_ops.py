@@ -1,10 +1,10 @@
-"""What an operation on the memory costs, at 100, 1,000 and 10,000 entries a list.
+"""The cost of a memory operation with 100, 1,000 and 10,000 entries per list.
 
     python -m benchmarks.memory_ops [--quick] [--rows 8]
 
-A step of 16 inserts, updates and deletes on each of `rows` memories whose lists hold so many
-entries: until the outcomes are on the host; and with what a chunk of an episode adds to it, the
-view that the writer is shown.
+A step is 16 inserts, updates and deletes on each of `rows` memories whose lists have that many
+entries. It is timed until the outcomes are on the host, with and without the view for the writer
+that each chunk of an episode also needs.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ STEPS = 4  # of a round; SMALLEST >= STEPS * OPERATIONS, so that no entry is nam
 
 
 def filled(rows: int, entries: int, rng: np.random.Generator) -> MemoryState:
-    """Memories of `entries` random entries a list, with room for a step (numpy)."""
+    """Memories with `entries` random entries per list and capacity for a step (numpy)."""
     capacity = memory.capacity_bucket(entries + OPERATIONS)
     empty = jax.device_get(memory.init(rows, capacity, ENTRY_TOKENS, CORE_TOKENS))
     used = np.arange(capacity) < entries
@@ -43,7 +43,7 @@ def filled(rows: int, entries: int, rng: np.random.Generator) -> MemoryState:
 
 
 def draw_steps(host: MemoryState, rng: np.random.Generator) -> list[Ops]:
-    """Operations of the steps of a round, all of which succeed, the same for every row."""
+    """The operations of a round; all of them succeed, and every row gets the same ones."""
     rows, entries = host.id.shape[0], int(host.count[0, 0])
     places = rng.permutation(entries)[: STEPS * OPERATIONS].reshape(STEPS, OPERATIONS)
     kind = np.resize(np.array(CYCLE, np.int32), OPERATIONS)
@@ -74,7 +74,7 @@ def operate(settings: dict, rounds) -> None:
     start, chunk = filled(rows, settings["entries"], rng), np.zeros(rows, np.int32)
 
     def prepare():  # not timed
-        # Arrays of the device's own: those of numpy could not be donated, and be copied in a step.
+        # Device arrays: numpy arrays cannot be donated and would be copied in the timed step.
         return jax.block_until_ready(copied(start)), draw_steps(start, rng)
 
     rounds.prepare = prepare
@@ -109,7 +109,7 @@ def show(title: str, timings: Sequence[Timing], rows: int) -> None:
         for kind in ("seconds", "cpu_seconds"):
             taken, fewest = getattr(timing, kind), getattr(timings[0], kind)
             micros = [1e6 * seconds / (STEPS * OPERATIONS * rows) for seconds in taken]
-            # `ratios` says how many times as fast its first argument is.
+            # `ratios` returns the speed of its first argument relative to the second.
             for three in (spread(micros), ratios(fewest, taken)):
                 cells.append(" / ".join(f"{x:,.2f}" for x in three))
         print(f"| {timing.name} | {' | '.join(cells)} |")

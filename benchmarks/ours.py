@@ -1,4 +1,4 @@
-"""Our side: rollout, one GRPO step, and a whole GRPO iteration, as in `experiments/train.py`."""
+"""Our contenders: rollout, GRPO step, and whole GRPO iteration, as in `experiments/train.py`."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def build(shape: Shape) -> tuple[ModelConfig, Params]:
 def rollout(
     shape: Shape, config: ModelConfig, params: Params, prompts: np.ndarray, number: int
 ) -> Samples:
-    """`shape.new` tokens for each of prompts [B, P], on the host; no row stops earlier."""
+    """Samples exactly `shape.new` tokens for each of prompts [B, P]; returns them on the host."""
     keys = row_keys(jax.random.key(number), np.arange(shape.batch))
     samples = sample(
         params, config, prompts, np.ones_like(prompts, bool), keys, 1.0, 1.0,
@@ -51,7 +51,7 @@ def rollout(
 
 
 def draw_prompts(shape: Shape, rng: np.random.Generator) -> np.ndarray:
-    """Random prompts [B, P], each `group` times."""
+    """Random prompts [B, P], each repeated `group` times."""
     different = rng.integers(FIRST_ID, shape.vocab, (shape.batch // shape.group, shape.prompt))
     return np.repeat(different, shape.group, axis=0).astype(np.int32)
 

@@ -85,7 +85,7 @@ def step(settings: dict, rounds) -> None:
 
 
 def _loss(model, tokens, given, advantages):
-    """Clipped surrogate and k3 estimate of the KL to the reference, summed; `given` [R, T] stands
+    """Clipped surrogate and k3 estimate of the KL to the reference, summed; `given` [R, T] is used
     for the old and the reference log-probs."""
     count = given.shape[1]
     out = model(

@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.peer_hf import build
 from benchmarks.shapes import BETA, CLIP, FIRST_ID, LEARNING_RATE, MAX_NORM, Shape
 
-ENDLESS = 10**6  # iterations: the benchmark says when it is over
+ENDLESS = 10**6  # iterations; the benchmark ends the process earlier
 
 
 def make_trainer(shape: Shape, reward, folder: str) -> GRPOTrainer:
@@ -87,7 +87,7 @@ def step(settings: dict, rounds) -> None:
 
 
 def iteration(settings: dict, rounds) -> None:
-    """From one call of the reward to the next lies a whole iteration of the trainer."""
+    """One round is a whole iteration of the trainer: from one call of the reward to the next."""
     shape = Shape(**settings)
 
     def reward(completion_ids, **_):

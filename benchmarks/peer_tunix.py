@@ -25,7 +25,7 @@ from benchmarks.shapes import (
 )
 
 NEVER = 10**9  # steps
-PLENTY = 10**4  # iterations: the benchmark says when it is over
+PLENTY = 10**4  # iterations; the benchmark ends the process earlier
 
 
 class Ids:
@@ -146,7 +146,7 @@ def step(settings: dict, rounds) -> None:
 
 
 def iteration(settings: dict, rounds) -> None:
-    """From one call of the reward to the next lies a whole iteration of the learner."""
+    """One round is a whole iteration of the learner: from one call of the reward to the next."""
     shape = Shape(**settings)
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     different = shape.batch // shape.group
@@ -192,5 +192,5 @@ def iteration(settings: dict, rounds) -> None:
 
 
 def finish_all() -> None:
-    """Waits for all dispatched work: it belongs to this round, and to no other contender's."""
+    """Waits for all dispatched work, so that it is counted in this round."""
     jax.block_until_ready(jax.live_arrays())

@@ -1,15 +1,15 @@
-"""A GGUF file in our model and in torch: the same logits, the same greedy tokens?
+"""Compares a GGUF file in our model and in torch: logits and greedy tokens.
 
     python -m benchmarks.real_models smollm2 ~/models/qwen2.5-0.5b.Q4_K_M.gguf
 
 torch's side is `transformers`, which reads the file by itself (`gguf_file=`): names, order of rows
 and dequantisation share no code with ours. Both compute in float32. One line of JSON a model:
 
-  logits        largest absolute difference over all tokens of TEXT (to `--tokens`), and the largest
-                logit beside it
+  logits        largest absolute difference over the tokens of TEXT (the first `--tokens`), and the
+                largest logit for comparison
   greedy        how many of the 64 tokens after PROMPT are the same before the first that differs
   perplexity    of TEXT, ours and torch's
-  tokenizer     texts of SAMPLES of which the ids are those of the reference, and which it is
+  tokenizer     number of SAMPLES with the same ids as the reference tokenizer, and its name
   seconds       to read the header, the tokenizer, and the parameters
 """
 
@@ -68,7 +68,7 @@ def our_logits(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Ar
 
 
 def our_greedy(params: Params, prompt: list[int], config: ModelConfig) -> list[int]:
-    """GREEDY tokens after a prompt; none of them ends it."""
+    """GREEDY tokens after a prompt; no token stops the generation."""
     tokens, mask = sampler.pad_prompts([prompt], [len(prompt)], 1)
     keys, never = sampler.row_keys(jax.random.key(0), [0]), jnp.asarray([-1], jnp.int32)
     limits = np.array([GREEDY])
@@ -88,7 +88,7 @@ def their_greedy(model, prompt: list[int]) -> list[int]:
 
 
 def perplexity(scores: np.ndarray, tokens: np.ndarray) -> float:
-    """Of tokens [S] after the first, from logits [S, V]."""
+    """Perplexity of tokens [S] after the first, from logits [S, V]."""
     scores = scores[:-1].astype(np.float64)
     scores -= scores.max(axis=1, keepdims=True)
     picked = np.take_along_axis(scores, tokens[1:, None], axis=1)[:, 0]

@@ -1,4 +1,4 @@
-"""How far ScaNN over hashed BM25 vectors agrees with exact BM25, and what each costs.
+"""The agreement of ScaNN over hashed BM25 vectors with exact BM25, and the time of each.
 
     python benchmarks/retrieval_agreement.py [--documents FILE] [--sizes 10,100,1000,10000]
 

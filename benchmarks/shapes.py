@@ -1,4 +1,4 @@
-"""The model and the sizes that every contender is given (2 CPU cores: about a second each)."""
+"""The model and batch sizes of all contenders (about a second per round on 2 CPU cores)."""
 
 from dataclasses import asdict, dataclass
 

@@ -86,7 +86,7 @@ class Worker:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # `answer` says why
+            pass  # `answer` reports the reason
         return self.answer()
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ def installed(package: str) -> str | None:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """What every contender runs in: threads, allocator, no network, no accelerator."""
+    """Environment variables of every contender: threads, allocator, no network or accelerator."""
     defaults = {
         "GLIBC_TUNABLES": ALLOCATOR,
         "JAX_PLATFORMS": "cpu",
@@ -129,7 +129,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def use_cores(threads: int) -> None:
-    """Keeps this process and those it starts on so many cores: XLA sizes its pool by them."""
+    """Restricts this process and its children to some cores; XLA sizes its thread pool by them."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
@@ -146,8 +146,8 @@ def alternate(
     environment: dict[str, str],
     say=print,
 ) -> list[Timing]:
-    """Starts the contenders one after the other, each through `warmup` rounds of its own, then runs
-    `rounds` rounds in turns. One that is not installed or fails is said so and left out."""
+    """Starts the contenders one by one with `warmup` rounds each, then runs `rounds` rounds in
+    turns. One that is not installed or fails is reported and left out."""
     timings = [Timing(contender.name) for contender in contenders]
     workers: dict[int, Worker] = {}
 
@@ -192,7 +192,7 @@ def alternate(
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Least, median, largest."""
+    """(minimum, median, maximum)."""
     return min(values), statistics.median(values), max(values)
 
 
@@ -231,7 +231,7 @@ def table(timings: Sequence[Timing], units: float = 0, unit: str = "") -> str:
 
 
 def arguments(doc: str, rounds: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """A parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )

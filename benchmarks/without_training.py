@@ -1,4 +1,4 @@
-"""What the sources of a config score before any training: the range that a policy can move in.
+"""Scores of simple writers on the sources of a config: the range that training can move in.
 
     python -m benchmarks.without_training --config=configs/real_text.py --config.data.dir=DIR \\
         --workdir=runs/real_text [--instances=60]

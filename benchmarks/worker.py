@@ -19,7 +19,7 @@ class Rounds:
     is asked again. `next(rounds)` does for a trainer that owns its loop, see `turn`.
 
     prepare: called before the clock starts; what it returns is the item.
-    share: how much of the work the round did, 1 being all of it; its seconds are divided by that.
+    share: the fraction of the work that the round did; its seconds are divided by this.
     """
 
     def __init__(self, told, channel):
@@ -30,7 +30,7 @@ class Rounds:
         self.share = 1.0
 
     def note(self, **facts: Any) -> None:
-        """Something to be kept beside the time of this round."""
+        """Records a note with the time of this round."""
         self._notes |= facts
 
     def __iter__(self):
@@ -63,7 +63,7 @@ class Rounds:
 
 
 def leave(code: int) -> None:
-    """Ends the process at once: a trainer stopped inside its loop may have threads that wait."""
+    """Ends the process at once: a trainer stopped inside its loop may leave waiting threads."""
     sys.stderr.flush()
     os._exit(code)
 

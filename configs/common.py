@@ -35,7 +35,7 @@ def language_model(**changes: Any) -> dict[str, Any]:
     """The fields of `config.reader` and `config.judge`; docs/evaluation.md says what they do."""
     return dict(
         engine="offline",  # or flax, server
-        model="",  # flax: folder or hub id (with @revision); server: its name there
+        model="",  # flax: folder or hub id (with @revision); server: model name
         template="full",  # the built-in one for pretrained models, or a folder
         max_new_tokens=2048,
         temperature=0.0,
@@ -49,14 +49,14 @@ def language_model(**changes: Any) -> dict[str, Any]:
         concurrency=16,
         timeout=120.0,  # seconds
         retries=6,  # after waits of 1, 2, 4 ... s: about a minute in all
-        cache="~/.cache/memalpha/lm.sqlite",  # empty: none
+        cache="~/.cache/memalpha/lm.sqlite",  # empty: no cache
         extra="",  # JSON: further fields of a request
     ) | changes  # fmt: skip
 
 
 def smoke(config: config_dict.ConfigDict) -> None:
     """Preset: every stage in a minute and a half, too short to learn anything."""
-    # Most of so short a run is compiling: one layer, and all rows at once, in few shapes.
+    # Such a short run mostly compiles, so use one layer and few shapes (all rows at once).
     config.model.num_layers = 1
     config.warm_start.update(steps=60, copy_steps=20, quote_steps=20)
     config.warm_start.update(copy_rows=48, rows=16, micro_batch=0)

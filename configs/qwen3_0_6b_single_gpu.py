@@ -4,14 +4,15 @@
         --workdir=runs/qwen3_0_6b
     python -m experiments.plan --config=configs/qwen3_0_6b_single_gpu.py     (what it needs)
 
-Batches of 4 instances x 8 rollouts, prompts to 3,072 tokens and responses to 1,024; all else is as
-there, and so are DIR, the download and the arguments (beta, gamma, released, lora, smoke, ppo,
-field=value).
+Batches of 4 instances x 8 rollouts, prompts of up to 3,072 tokens and responses of up to 1,024.
+Everything else is as in that config, including DIR, the download and the arguments (beta, gamma,
+released, lora, smoke, ppo, field=value).
 
-By the plan it needs 44 GB: 9.5 for parameters, the start and the optimiser, and on top of them 34
-while sampling (15 of it the cache of 32 rows) or 16 in a gradient; micro-batches of up to 8 fit.
+According to the plan it needs 44 GB: 9.5 GB for parameters, reference policy and optimiser, plus
+34 GB while sampling (15 GB for the cache of 32 rows) or 16 GB for a gradient; micro-batches of up
+to 8 rows fit.
 
-UNTRIED on a GPU, and nothing is known of what it gives: the paper has no model of this size.
+UNTRIED on a GPU, and its scores are unknown: the paper has no model of this size.
 """
 
 from ml_collections import config_dict

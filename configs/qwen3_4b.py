@@ -4,13 +4,13 @@
         --config.data.dir=DIR --workdir=runs/qwen3_4b        (the same command on every host)
     python -m experiments.plan --config=configs/qwen3_4b.py --devices=32      (what it needs)
 
-Meant for 32 GPUs of 80 GB; fsdp=-1 takes however many there are. The workdir is a folder that all
-hosts see. Downloads Qwen/Qwen3-4B unless `model.path` is a folder of it; DIR holds the published
+Meant for 32 GPUs of 80 GB; fsdp=-1 uses all devices. The workdir must be a folder that all hosts
+share. Downloads Qwen/Qwen3-4B unless `model.path` is a folder of it; DIR holds the published
 files, as for configs/real_text.py.
 
 UNTRIED: nobody has run this at full size. The paper reports 0.642 on its validation set, from 0.389
-before training. That is not to be expected as is: its set has eight sources and this one the three
-that can be read here, and its reader is Qwen3-32B where this one quotes by rule.
+before training. These figures cannot be compared directly: the paper has eight sources and this
+config three, and the reader of the paper is Qwen3-32B while this one quotes by rules.
 
 Arguments, after a colon and separated by commas:
 
@@ -35,7 +35,7 @@ from configs.common import finish, ppo
 def get_config(arg: str = "") -> config_dict.ConfigDict:
     config = base()
     config.title = "Qwen3-4B, settings of Mem-alpha"
-    # Sizes are read from the model; they stand here for a plan without it.
+    # The sizes are read from the model; they are stated here for a plan without its files.
     config.model.update(path="Qwen/Qwen3-4B", hidden_size=2560, num_layers=36, num_heads=32)
     config.model.update(num_kv_heads=8, head_dim=128, mlp_size=9728)
     config.mesh.update(data=1, fsdp=-1, tensor=1)
@@ -60,7 +60,7 @@ def base() -> config_dict.ConfigDict:
     config.prompt.update(template="full", recent=5, tokens=6144, response_tokens=2048)
     config.memory.update(core_tokens=512, entry_tokens=512, max_calls=64, first_ids=(1, 1))
     config.reward.update(beta=0.05, gamma=0.1, retriever="bm25", top_k=20)
-    config.warm_start.steps = 0  # it can write already
+    config.warm_start.steps = 0  # a pretrained model can write already
     config.rl.update(
         steps=205,
         instances=32,
@@ -97,7 +97,7 @@ def released(config: config_dict.ConfigDict) -> None:
 
 
 def lora(config: config_dict.ConfigDict) -> None:
-    """Preset: adapters, which want a higher learning rate."""
+    """Preset: adapters, which need a higher learning rate."""
     config.lora.update(rank=32, alpha=64.0)
     config.rl.learning_rate = 1e-5
 

@@ -6,13 +6,13 @@
 DIR holds the published files: squad/train*.json and squad/dev*.json, trec/train_5500.label and
 trec/TREC_10.label, nlu/*.csv. Without the flag it is the environment variable MEMALPHA_DATA_DIR, or
 else the folder `data`. All else is as in configs/tiny.py: policy and tokenizer from scratch. About
-half an hour on 2 CPU cores. Nobody can say of real text what is worth storing before it is asked
-for, so the warm start shows every sentence as a possible note and the table has no perfect writer.
+half an hour on 2 CPU cores. Real text has no notes that say what is worth storing, so in the warm
+start every sentence is a possible note, and the table has no perfect writer.
 
 Arguments, after a colon and separated by commas:
 
     smoke     the same in about two minutes, at lower quality
-    flat      the memory is the core alone: everything has to fit one paragraph
+    flat      the memory is only the core: everything has to fit one paragraph
     ppo       PPO with a critic in place of GRPO
     field=value   any field of the config, e.g. configs/real_text.py:data.dir=DIR,seed=1
 """
@@ -31,8 +31,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.data.update(
         sources=("squad", "trec_coarse", "nlu"),
         dir=os.environ.get("MEMALPHA_DATA_DIR", "data"),
-        # Counted in words (and bytes past ASCII), not in tokens: the tokenizer is trained on these
-        # instances. The 12 or 13 words around the content count. About 1.4 tokens a word.
+        # Counted in words (and bytes outside of ASCII) instead of tokens, because the tokenizer is
+        # trained on these instances. Includes the 12 or 13 words around the content. About 1.4
+        # tokens per word.
         chunk_tokens=72,
         max_questions=6,
         instances=400,  # of each source, repeated in epochs
@@ -41,9 +42,9 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     # A response holds a sentence or two of SQuAD, or six requests of NLU.
     config.prompt.update(recent=2, tokens=256, response_tokens=96)
     config.memory.update(core_tokens=48, entry_tokens=96)
-    # A line of SQuAD is a whole passage, so that "a line that is worth nothing" is not to be had.
+    # A line of SQuAD is a whole passage, so there are no useless lines (keep_filler) to store.
     config.warm_start.update(keep_filler=0.0, steps=700)
-    # As its table in docs/results.md was made; a step costs about twice one of tiny.
+    # The settings of the table in docs/results.md; a step takes about twice as long as in tiny.
     config.rl.update(steps=150, instances=6, schedule="stable_decay")
     config.rl.update(optimizer="adamw", learning_rate=6e-4)
     config.reward.gamma = 0.1

@@ -7,7 +7,7 @@ cores.
 Arguments, after a colon and separated by commas:
 
     smoke     every stage in a minute and a half, too short to learn anything
-    flat      the memory is the core alone: everything has to fit one paragraph
+    flat      the memory is only the core: everything has to fit one paragraph
     ppo       PPO with a critic in place of GRPO
     field=value   any field of the config, e.g. configs/tiny.py:reward.gamma=0.0,seed=1
 """
@@ -30,19 +30,19 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
                 "synthetic_updates",
             ),
             dir="",  # folder of the published files, for real sources
-            built="",  # or of what `python -m memalpha.data build` made of them
-            chunks=2,  # a training episode
+            built="",  # or the output folder of `python -m memalpha.data build`
+            chunks=2,  # of a training episode
             facts_per_chunk=3,
             filler_share=0.5,
             chunk_tokens=100,  # real sources only
             max_questions=100,
             instances=0,  # real sources: built for training; synthetic ones are never repeated
         ),
-        # Empty path: that of the model, or from scratch too, trained on the training split.
+        # Empty path: the tokenizer of model.path, or one trained on the training split.
         tokenizer=dict(path="", vocab_size=2048),
         model=dict(
-            # Folder or hub id (with @revision, if need be) of a pretrained model, which then gives
-            # the shape in place of the sizes below. Empty: from scratch.
+            # Folder or hub id (optionally with @revision) of a pretrained model, whose shape
+            # replaces the sizes below. Empty: a model from scratch.
             path="",
             hidden_size=128,
             num_layers=3,
@@ -53,15 +53,15 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             rope_theta=10_000.0,
             tie_embeddings=True,
             dtype="float32",
-            param_dtype="float32",  # bfloat16: halved, beside a float32 copy in the optimiser
+            param_dtype="float32",  # bfloat16: half; the optimiser then has a float32 copy
             remat="none",
             scan_layers=False,
             attention="auto",
         ),
-        # Devices: data x fsdp x tensor = all there are, one of them -1: what is left; 1, 1, 1: one
-        # device. gather: sample from a copy that is not cut over fsdp.
+        # data x fsdp x tensor is the number of devices; one of them can be -1: the remaining ones.
+        # 1, 1, 1: one device. gather: sample from a copy that is not sharded over fsdp.
         mesh=dict(data=1, fsdp=1, tensor=1, gather=True),
-        # rank 0: all of the model is trained; else adapters to the kernels whose path is matched.
+        # rank 0: the whole model is trained; else adapters for kernels whose path matches layers.
         lora=dict(rank=0, alpha=32.0, layers="_proj"),
         prompt=dict(template="compact", dialect="qwen3", recent=2, tokens=160, response_tokens=72),
         memory=dict(
@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         ),
         reward=dict(
             beta=0.05,
-            gamma=0.2,  # twice the paper's, since each call is paid its own content (call_credit)
+            gamma=0.2,  # twice the paper's, because r4 is credited per call (call_credit)
             retriever="scann",
             dimensions=512,
             top_k=20,
@@ -89,7 +89,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             quote_steps=110,  # and then: calls that store pieces of a chunk's lines
             copy_rows=96,
             rows=32,
-            micro_batch=8,  # small ones are padded least; 0: all rows at once
+            micro_batch=8,  # small ones have the least padding; 0: all rows at once
             optimizer="muon",
             learning_rate=4e-3,
             skip=0.5,
@@ -102,28 +102,28 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             steps=145,
             instances=5,
             rollouts=8,
-            rollout_rows=0,  # episodes sampled at once, while the others wait; 0: all
-            optimizer="muon",  # strays less from the warm start than adamw, and learns faster
+            rollout_rows=0,  # episodes sampled at the same time; 0: all
+            optimizer="muon",  # stays closer to the warm start than adamw, and learns faster
             learning_rate=6e-4,
             warmup_steps=10,
-            b2=0.99,  # of AdamW (muon: of the embedding): the first gradients are far larger
+            b2=0.99,  # of AdamW (muon: for the embedding); the first gradients are much larger
             schedule="cosine",  # at a constant rate r1 stops rising after some 60 steps
             weight_decay=0.0,
             max_grad_norm=1.0,
             groups="chunk",
-            call_credit=True,  # r4 pays every call for its own content; False: the mean of all
-            divide_by_std=False,  # of advantages: where r1 ties, r3 alone would decide
+            call_credit=True,  # r4 per call; False: one mean per response
+            divide_by_std=False,  # of advantages; True: r3 alone would decide where r1 is equal
             aggregation="dr_grpo",
             clip_low=0.2,
             clip_high=0.2,
-            kl="k3",  # to the warm start: without it quoting wears off
+            kl="k3",  # to the warm start; without it the ability to quote degrades
             kl_coef=0.01,
             entropy_coef=0.0,
             is_cap=0.0,  # 0: no importance weight
             temperature=0.7,
             top_p=1.0,
             micro_batch=8,
-            head_chunk=0,  # positions whose logits stand at once; 0: all
+            head_chunk=0,  # positions whose logits are in memory at the same time; 0: all
             # PPO only
             epochs=1,
             minibatches=1,

@@ -4,10 +4,10 @@
     python -m experiments.compare --runs=facts=runs/facts,events=runs/events \\
         --sources=synthetic_facts,synthetic_events --out=results/transfer
 
-A matrix: a row a run (NAME=WORKDIR), a column a source, in a cell r1 of its trained writer. The
-instances are those of the first run. Differences are between runs on the same instances. Leaves
-compare.json, compare.md and compare.png, and in NAME/ the rows of each run, from which the same
-command continues where it was stopped.
+The result is a matrix with a row per run (NAME=WORKDIR) and a column per source; a cell is r1 of
+the trained writer. The instances are those of the first run, and differences are between runs on
+the same instances. Writes compare.json, compare.md and compare.png, and in NAME/ the rows of each
+run, from which the same command continues if it was stopped.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -35,7 +35,7 @@ SYSTEM = "trained"
 
 
 def parse_runs(texts: Sequence[str]) -> dict[str, str]:
-    """{name: workdir} of NAME=WORKDIR texts; ValueError for another form or a name twice."""
+    """{name: workdir} of NAME=WORKDIR texts; ValueError for another form or a duplicate name."""
     runs: dict[str, str] = {}
     for text in texts:
         name, equals, workdir = text.partition("=")
@@ -50,8 +50,8 @@ def parse_runs(texts: Sequence[str]) -> dict[str, str]:
 def matrix(rows: Mapping[Hashable, Sequence[Row]]) -> dict[str, Any]:
     """Means and intervals of every run on every source, and differences to the first run.
 
-    rows: name -> instance rows. A difference is a mean over the instances that both have judged,
-    with an interval of its own: the same instances, so what they share cancels out.
+    rows: name -> instance rows. A difference is the mean over the instances that were judged in
+    both runs, with its own interval: it is paired, so differences between instances cancel out.
     """
     sources = list(dict.fromkeys(row["source"] for its_rows in rows.values() for row in its_rows))
     first = next(iter(rows))
@@ -75,7 +75,7 @@ def matrix(rows: Mapping[Hashable, Sequence[Row]]) -> dict[str, Any]:
 
 
 def _by_source(rows: Sequence[Row], name: str, sources: Sequence[str]) -> dict[str, dict]:
-    """{source: {instance: value}} of what was judged."""
+    """{source: {instance: value}}, without missing values."""
     values: dict[str, dict[str, float]] = {source: {} for source in sources}
     for row in rows:
         if row[name] is not None:
@@ -84,7 +84,7 @@ def _by_source(rows: Sequence[Row], name: str, sources: Sequence[str]) -> dict[s
 
 
 def _estimate(columns: Sequence[Sequence[float]]) -> list[float | None] | None:
-    """[mean, low, high]; None where a column has no judged instance."""
+    """[mean, low, high]; None if a column has no judged instance."""
     if not all(columns):
         return None
     result = estimate(columns)
@@ -92,7 +92,7 @@ def _estimate(columns: Sequence[Sequence[float]]) -> list[float | None] | None:
 
 
 def compare_table(title: str, result: Mapping[str, Any], trained_on: Mapping[str, str]) -> Table:
-    """The matrix as a table, with who was trained on what below it."""
+    """The matrix as a table; its notes say what each run was trained on."""
     sources = result["sources"]
     short = [source.removeprefix("synthetic_") for source in sources]
     rows = []
@@ -106,7 +106,7 @@ def compare_table(title: str, result: Mapping[str, Any], trained_on: Mapping[str
 
 
 def interval_text(cell: Sequence[float | None] | None) -> str:
-    """Of [mean, low, high]; nothing of None."""
+    """The text of [mean, low, high]; "" for None."""
     return "" if cell is None else interval(cell[0], None if cell[1] is None else cell[1:])
 
 
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
 
 
 def wanted_rows(folder: Path, system: str, sources: Mapping[str, Sequence[Instance]]) -> list[Row]:
-    """Of the system and instances asked for: an earlier command may have measured more."""
+    """The rows of a system and of `sources`; the folder may have others from earlier commands."""
     wanted = {(system, s, i.instance_id) for s, instances in sources.items() for i in instances}
     rows = read_results(folder)[1]
     return [r for r in rows if (r["system"], r["source"], r["instance"]) in wanted]

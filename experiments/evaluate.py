@@ -1,15 +1,15 @@
-"""Measure systems on sources: one row a question, one row an instance.
+"""Measure systems on sources: one row per question, one row per instance.
 
     python -m experiments.evaluate --workdir=runs/tiny --out=results/tiny
     python -m experiments.evaluate --workdir=runs/tiny --systems=trained,rag_top2 --data=BUILT \\
         --sources=squad,nlu --split=validation --instances=20 --out=results/real
 
-Systems: `trained`, the writer of the run; `untrained`, its warm start; `perfect`, which stores what
-the notes of synthetic text say; `flat`, the writer of a second run (--flat); and the baselines.
-Sources: synthetic ones, real ones from the publishers' files (data.dir of the config) or from
-folders that `python -m memalpha.data build` made (--data). The same command continues where it was
-stopped, and new systems, sources and instances can be added to a folder. `experiments.tables` makes
-tables of one or more such folders.
+Systems: `trained`, the writer of the run; `untrained`, its warm start; `perfect`, which stores the
+notes of synthetic text; `flat`, the writer of a second run (--flat); and the baselines. Sources:
+synthetic ones, and real ones from the published files (data.dir of the config) or from the output
+of `python -m memalpha.data build` (--data). The same command continues a run that was stopped, and
+adds new systems, sources and instances to a folder. `experiments.tables` makes tables from one or
+more such folders.
 """
 
 import time
@@ -26,7 +26,7 @@ from experiments.lib import sources as measured
 from experiments.lib.command import command
 from experiments.lib.failures import check_answers
 from experiments.lib.progress import console, progress
-from experiments.lib.readers import accounts
+from experiments.lib.readers import describe_usage
 from experiments.lib.results import Results, read_results
 from experiments.lib.systems import (
     BASELINES,
@@ -54,12 +54,12 @@ def evaluate(
 ) -> None:
     """Measures what is missing in `results`, a batch of instances of one source at a time.
 
-    A batch is always made of the same instances, so that a run that was stopped gives the rows of
-    one that was not. Questions without an answer are masked and counted.
+    Batches always consist of the same instances, so that a run that was stopped and continued gives
+    the same rows as an uninterrupted one. Questions without an answer are masked and counted.
 
     Raises:
-        ReaderFailureError: more of a batch than `config.max_failed_share` went unanswered; nothing
-            of that batch is written.
+        ReaderFailureError: more than `config.max_failed_share` of a batch has no answer; nothing of
+            that batch is written.
     """
     work = [
         (name, system, source, instances[start : start + batch])
@@ -84,7 +84,7 @@ def evaluate(
             seconds = time.perf_counter() - began
             check_answers(config, episodes, where)
             questions = sum(len(instance.questions) for instance in part)
-            # A baseline has no steps, and no clock inside: all of its time.
+            # Baselines are not timed stage by stage, so all of their time counts as reading.
             reading = clock["retrieve"] + clock["read"] if episodes[0].steps else seconds
             new = [episode for episode, ask in zip(episodes, wanted, strict=True) if ask]
             results.add(name, new, (seconds / len(part), reading / questions))
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def results_overview(folder: Path) -> Table:
-    """Means of a results folder, for the terminal: r1 of each system on each source."""
+    """Mean r1 of each system on each source of a results folder, for the terminal."""
     about, rows = read_results(folder)
     sources = list(dict.fromkeys(row["source"] for row in rows))
     table = Table(title=f"r1, {about['split']} split")
@@ -113,7 +113,7 @@ def results_overview(folder: Path) -> Table:
 def describe(
     run: Run, split: str, systems: Mapping[str, System], sources: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the rows of an evaluation depend on. sources: name -> what its instances depend on."""
+    """The settings that the rows depend on. sources: name -> settings of its instances."""
     return {
         "title": run.config.title,
         "split": split,
@@ -145,7 +145,7 @@ def main(argv: list[str]) -> None:
         with Results(args.out, describe(run, args.split, systems, about)) as results:
             evaluate(run.config, systems, sources, results, batch)
     console.print(results_overview(user_path(args.out)))
-    for line in [line for used in (run, flat) if used for line in accounts(used.engines)]:
+    for line in [line for used in (run, flat) if used for line in describe_usage(used.engines)]:
         console.print(line)
     console.print(f"rows {args.out}; tables: python -m experiments.tables --results={args.out}")
 

@@ -1,10 +1,10 @@
-"""The trained writer of a run, or a GGUF file, as a folder that `transformers` and serving engines
-can load.
+"""Export the trained writer of a run, or a GGUF file, for `transformers` and serving engines.
 
     python -m experiments.export --workdir=runs/tiny --out=writer
     python -m experiments.export --workdir=model.Q4_K_M.gguf --out=model --dtype=bfloat16
 
-Writes config.json, safetensors and the tokenizer; adapters are merged and a critic is left out.
+Writes a folder with config.json, safetensors and the tokenizer. Adapters are merged into the model,
+and a critic is left out.
 """
 
 from absl import app, flags

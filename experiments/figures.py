@@ -6,7 +6,7 @@
 The first command writes seeds.png (r1 against steps, a line a run), systems.png (r1 of each system
 as bars, a dot a run) and, with `--length`, length.png (r1 against the length of the stream, from
 the length.json of `experiments.length`). It reads metrics.jsonl and summary.json. The second one
-needs config.json and metrics.jsonl alone, so it also works on a run that is still going.
+needs only config.json and metrics.jsonl, so it also works during a run.
 """  # noqa: E501 (a command is one line)
 
 import json
@@ -25,7 +25,7 @@ from experiments.lib.progress import progress
 from experiments.lib.workdir import read_metrics
 
 PAPER = {"dpi": 110, "facecolor": "white"}  # opaque: readable on a light and on a dark page
-TRAINED = ("after RL", "after RL, greedy")  # systems that stand out among the bars
+TRAINED = ("after RL", "after RL, greedy")  # systems whose bars are highlighted
 
 
 def draw_seeds(runs: Mapping[str, Sequence[Mapping]], path: Path) -> Path:

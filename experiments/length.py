@@ -1,10 +1,10 @@
-"""Length generalisation: the trained writer on streams many times as long as it was trained on.
+"""Length generalisation: the trained writer on streams much longer than those of training.
 
     python -m experiments.length --workdir=runs/tiny --factors=1,13,40 --tokens=400000
 
-Reads config and checkpoint of a finished run and writes length.json, length.md and length.png
-beside them: r1 of each family at each length, memory over chunk tokens, and time a chunk. The same
-command after a crash measures only the lengths that are missing.
+Reads config and checkpoint of a finished run and writes length.json, length.md and length.png to
+its workdir: r1 of each source at each length, memory tokens / chunk tokens, and time per chunk. If
+the command is run again, only missing lengths are measured.
 """
 
 import json
@@ -33,7 +33,7 @@ from memalpha.rollout import run_episodes
 
 
 def length_table(results: Sequence[Mapping]) -> Table:
-    """A row a length: r1 of each source and their mean, the memory, and the time of writing."""
+    """One row per length: r1 of each source and their mean, size of the memory, time of writing."""
     names = dict.fromkeys(source for result in results for source in result["rows"])
     sources = [source for source in names if source != "mean"]
     rows = []
@@ -50,7 +50,7 @@ def length_table(results: Sequence[Mapping]) -> Table:
 
 
 def measured(path: Path, of: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Name -> result of the lengths that the file holds for the same writer and settings."""
+    """Name -> result, for the lengths in the file that have the same writer and settings."""
     if not path.exists():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""The whole way: warm start, train, evaluate, show."""
+"""A whole run: warm start, training, evaluation, pictures and report."""
 
 import sys
 import time
@@ -39,7 +39,7 @@ from memalpha.policy_spec import write_spec
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 
-SIMPLE_MEMORIES = {  # as the table calls them
+SIMPLE_MEMORIES = {  # name in the final table -> baseline
     "store everything": BASELINES["store_everything"],
     "RAG-Top2": BASELINES["rag_top2"],
     "no memory": BASELINES["no_memory"],
@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
     trained = train(config, folder, env, model, untrained, events)
     results, examples = final_table(config, env, model, untrained, trained)
     if jax.process_index():
-        return {"results": results}  # the first process writes it up
+        return {"results": results}  # only the first process writes files
     console.print(results_table(f"test instances, {config.title}", results))
     console.print(f"{LEGEND}.", markup=False)
     write_timeline(folder / "timeline.html", config.title, dict.fromkeys(examples, env), examples)
@@ -103,8 +103,8 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
 def final_table(
     config: ConfigDict, env: Environment, model: ModelConfig, untrained: Params, trained: Params
 ) -> tuple[dict, dict[str, list[Episode]]]:
-    """Results of every system on the same test instances, and an episode of each source before and
-    after training, with the memory after every step: see `widest_first`."""
+    """Results of every system on the same test instances, and example episodes: one of each source
+    before and after training, with views, in the order of `widest_first`."""
     instances = build_every(config, "test", config.eval.test_instances)
     rows = rollout_rows(config)
     writers = {"perfect writer": perfect_writer(env)} if _scripted(instances) else {}
@@ -133,8 +133,9 @@ def final_table(
 
 
 def widest_first(examples: dict[str, list[Episode]]) -> dict[str, list[Episode]]:
-    """The same episodes, those whose r1 gained most from the first writer to the last in front; a
-    tie stays as it was, and an episode that was not judged comes last."""
+    """The same episodes, sorted by the gain of r1 from the first writer to the last, largest first.
+
+    The sort is stable; episodes without r1 come last."""
     before, after = list(examples.values())[0], list(examples.values())[-1]
     gains = np.nan_to_num([b.r1 - a.r1 for a, b in zip(before, after, strict=True)], nan=-np.inf)
     order = np.argsort(-gains, kind="stable")
@@ -142,7 +143,7 @@ def widest_first(examples: dict[str, list[Episode]]) -> dict[str, list[Episode]]
 
 
 def which_example(examples: dict[str, list[Episode]]) -> str:
-    """How the episode shown first was chosen: it is no average."""
+    """A sentence that says how the first example was chosen: it is not an average one."""
     first, *_ = examples.values()
     return (
         f"Of {len(first)} test instances, the first of each source, this is the one whose r1 gained"
@@ -151,7 +152,7 @@ def which_example(examples: dict[str, list[Episode]]) -> str:
 
 
 def _scripted(instances: Sequence[Instance]) -> bool:
-    """Notes of synthetic data say what a perfect writer stores; those of real text hold all."""
+    """Whether there is a perfect writer: only the notes of synthetic text say what to store."""
     return all(is_synthetic(instance.source) for instance in instances)
 
 
@@ -159,7 +160,7 @@ HOST_STAGES = ("render", "parse", "judge", "retrieve", "read")
 
 
 def host_share(folder: Path) -> float:
-    """Share of a training step spent on host work (HOST_STAGES): the median."""
+    """The median share of a training step that is spent on host work (HOST_STAGES)."""
     shares = []
     for line in read_metrics(folder / "timing.jsonl"):
         host = sum(line.get(stage, 0.0) for stage in HOST_STAGES)

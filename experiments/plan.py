@@ -1,8 +1,8 @@
-"""What a config needs on a pod, before there is one.
+"""Plan a run: the memory per device and the work per step that a config needs.
 
     python -m experiments.plan --config=configs/qwen3_4b.py --devices=32
 
-Memory of a device and work of a step (`memalpha.footprint`), as tables.
+Prints tables from `memalpha.footprint`; runs on CPU, without the devices that are planned for.
 """
 
 import os

@@ -1,9 +1,9 @@
-"""The report of a run: report.html in its workdir, one file that needs nothing else.
+"""The report of a run: report.html in its workdir, one file without external files.
 
     python -m experiments.report --workdir=runs/tiny
 
-Reads the files of the workdir alone, so it can be made again at any moment of a run. It is written
-by `run_experiment.py` at the end.
+Reads only files of the workdir, so it can be written at any time during a run. `run_experiment.py`
+writes it at the end.
 """
 
 import json
@@ -26,13 +26,13 @@ from experiments.tables import PUBLISHED
 from memalpha.data.files import write_text
 from memalpha.paths import user_path
 
-RAW = (  # files that the report links to, where they are there
+RAW = (  # files that the report links to if they exist
     "config.json", "summary.json", "metrics.jsonl", "timing.jsonl", "warm_start.jsonl",
     "starts.jsonl", "memory.txt", "timeline.html", "curves.png", "length.json", "length.png",
 )  # fmt: skip
 REWARDS, SIZES = ("r2", "r3", "r4"), ("memory_tokens", "reader_tokens")
-TRAINED = "after RL"  # the row of the table that a run is about
-COUNTERPART = {  # row -> row of the paper, and in which of its tables; the last one goes first
+TRAINED = "after RL"  # the row of the trained writer, which is highlighted
+COUNTERPART = {  # row -> row of the paper, and its tables; later tables take precedence
     TRAINED: ("trained", "21"),
     "untrained (warm start)": ("untrained", "3"),
     "RAG-Top2": ("rag_top2", "21"),
@@ -42,9 +42,9 @@ MAX_MEMORY_TEXT = 40_000  # characters of memory.txt shown on the page
 
 
 def write_report(folder: Path) -> Path:
-    """Writes report.html from what the workdir holds so far.
+    """Writes report.html from the files that the workdir has so far.
 
-    Raises ValueError for a folder that holds no run, or a file in it that cannot be read.
+    Raises ValueError for a folder without a run, or if a file in it cannot be read.
     """
     folder = user_path(folder)
     config, summary = _json(folder / "config.json"), _json(folder / "summary.json")
@@ -85,7 +85,7 @@ def _state(config: Mapping, metrics: Sequence[Mapping], summary: Mapping | None)
 
 
 def _warnings(metrics: Sequence[Mapping]) -> str:
-    """What a reader of the curves should know first; nothing where all is well."""
+    """Warnings to be read before the curves; "" if there are none."""
     counts = {text: sum(bool(line.get(n)) for line in metrics) for n, text in WORRIES.items()}
     warnings = [f"{count} steps with {text}" for text, count in counts.items() if count]
     if metrics and CUT in worries(metrics[-1]):
@@ -120,7 +120,7 @@ def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def _published(system: str) -> dict[str, float]:
-    """Source -> what the paper has for this row of the table; empty where it has none."""
+    """Source -> figure of the paper for this row of the table; empty if it has none."""
     name, numbers = COUNTERPART.get(system, ("", ""))
     figures: dict[str, float] = {}
     for table in (PUBLISHED[number] for number in numbers):

@@ -3,9 +3,8 @@
     python -m experiments.sweep --workdir=runs/tiny --top_k=1,2,5,10,20 --out=results/sweep
 
 The writer reads every instance once; then the questions are asked again for every retriever and
-every k (entries of each list that the reader is given). Leaves sweep.json, sweep.md and sweep.png,
-and in RETRIEVER-K/ the rows of each reading, from which the same command continues where it was
-stopped.
+every k (entries of each list that the reader gets). Writes sweep.json, sweep.md and sweep.png, and
+in RETRIEVER-K/ the rows of each reading, from which the same command continues if it was stopped.
 """
 
 import itertools
@@ -38,7 +37,7 @@ Reading = tuple[str, int]  # retriever, top k
 
 
 def read_again(env: Environment, episodes: Sequence[Episode]) -> list[Episode]:
-    """The same memories, asked through another environment: other answers, scores, r1."""
+    """The same memories read in another environment: new answers, scores and r1."""
     instances = [episode.instance for episode in episodes]
     recalls = [
         replace(episode.recall, requests=recall.requests)
@@ -57,10 +56,10 @@ def sweep(
     readings: Mapping[Reading, Results],
     batch: int,
 ) -> None:
-    """Adds what is missing in each reading: a batch is written once, and read in every way.
+    """Measures what is missing in each reading: a batch is written once and read in every way.
 
-    Raises ReaderFailureError where more of a reading than `config.max_failed_share` went
-    unanswered; nothing of that reading of the batch is written.
+    Raises ReaderFailureError if more than `config.max_failed_share` of a reading has no answer;
+    nothing of that reading of the batch is stored.
     """
     work = [
         (source, instances[start : start + batch])
@@ -92,14 +91,14 @@ def sweep(
 
 
 def summarise(rows: Mapping[Reading, Sequence[Row]]) -> list[dict[str, Any]]:
-    """One result a reading: r1 of each source and their mean, the difference to the first reading
-    on the same instances, tokens of the memory and of what the reader was given."""
+    """One result per reading: r1 of each source and their mean, the difference to the first reading
+    on the same instances, memory tokens and reader tokens."""
     runs = matrix(rows)["runs"]
     return [{"retriever": retriever, "top_k": k} | run for (retriever, k), run in runs.items()]
 
 
 def sweep_table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
-    """r1 of each source, their mean with its interval, and what the reader was given."""
+    """r1 of each source, their mean with its interval, and the tokens of the reader."""
     sources = [name for name in results[0]["r1"] if name != "mean"]
     short = [name.removeprefix("synthetic_") for name in sources]
     rows = []
@@ -129,7 +128,7 @@ def main(argv: list[str]) -> None:
         systems = open_systems([args.system], run, None, batch)
         with ExitStack() as stack:
             readings = {}
-            # Each once: a folder has one writer.
+            # Without duplicates, because a results folder can be opened only once.
             asked = dict.fromkeys(itertools.product(args.retrievers, map(int, args.top_k)))
             for retriever, k in asked:
                 reads = replace(run, env=run.env.replace(retriever=retriever, top_k=k))

@@ -4,13 +4,14 @@
     python -m experiments.tables --results=results/real,results/beta0.4 --small=results/small \\
         --data=BUILT --out=tables
 
-Reads folders of `experiments.evaluate` and leaves tables.md, tables.tex and tables.html. Perf. is
-the mean over instances of the share of questions answered, with a 95 % bootstrap interval over
-instances; Mem. is what the memory holds at the end, in thousands of tokens; Avg. is the mean over
+Reads folders of `experiments.evaluate` and writes tables.md, tables.tex and tables.html. Perf. is
+the mean score of the questions, averaged over instances, with a 95 % bootstrap interval over
+instances; Mem. is the size of the final memory in thousands of tokens; Avg. is the mean over
 columns. A cell that was not measured is empty. Validation instances go to tables 1, 3 and 4, test
-instances to 2 and 9. Synthetic sources, and all sources of folders under --small, get tables of the
-same form without published figures. Folders that differ in beta or gamma are the rows of tables 4
-and 9, those that differ in the seed are put together, and all others show the first folder's.
+instances to tables 2 and 9. Synthetic sources, and all sources of folders under --small, get tables
+of the same form without published figures. Folders that differ in beta or gamma are the rows of
+tables 4 and 9; the other tables show the beta and gamma of the first folder. Folders that differ
+only in the seed are combined.
 """
 
 import json
@@ -81,7 +82,7 @@ def paper_tables(pool: Pool) -> list[Table]:
 
 
 def small_tables(pool: Pool) -> list[Table]:
-    """The same tables for columns of their own, without published figures; none without rows."""
+    """The same tables for the small columns, without published figures; empty ones are left out."""
     tables = []
     for split in pool.splits():
         columns, systems = pool.small_columns(split), pool.systems(split, small=True)
@@ -109,7 +110,7 @@ def _by_weights(weights: Sequence[Weights]) -> dict[str, tuple[str, Weights]]:
 
 
 def _weights(name: str) -> Weights:
-    """Of a published row, such as beta0.05_gamma0.1."""
+    """The weights in the name of a published row, such as beta0.05_gamma0.1."""
     beta, gamma = name.removeprefix("beta").split("_gamma")
     return Weights(float(beta), float(gamma))
 
@@ -122,7 +123,7 @@ def system_table(
     rows: Mapping[str, tuple[str, Weights]],
     published: Mapping[str, Mapping[str, list[float]]] | None = None,
 ) -> Table:
-    """Two lines a system, Perf. and Mem.; those of the paper above ours.
+    """Two lines per system, Perf. and Mem.; those of the paper come before ours.
 
     rows: name -> (system, weights of its reward).
     """
@@ -182,7 +183,7 @@ def _interval(value: Estimate | None) -> str:
 
 
 def thousands(tokens: float) -> str:
-    """Tokens in thousands, three figures: 0.0304, 10.1, 129."""
+    """Tokens in thousands with three significant digits: 0.0304, 10.1, 129."""
     value = tokens / 1000
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
@@ -205,7 +206,7 @@ def _short(column: str) -> str:
 def _sizes(
     columns: Sequence[str], split: str, measured: Sequence[Sequence[Cell | None]], paper: bool
 ):
-    """How many instances stand behind the columns, and how long they are."""
+    """A note with the number and the mean length of the instances of each column."""
     texts = []
     for index, column in enumerate(columns):
         column_cells = [cells[index] for cells in measured if cells[index]]
@@ -239,7 +240,7 @@ def _shared_note(columns: Sequence[str], shared: Sequence[int]) -> str:
 
 
 def _odd_averages(published: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where the average that the paper gives is not the mean of its figures."""
+    """A note on the rows of the paper whose stated average is not the mean of their figures."""
     texts = [
         f"{_label(name)}: {rows['perf'][-1]:.3f} (mean {np.mean(rows['perf'][:-1]):.3f})"
         for name, rows in published.items()

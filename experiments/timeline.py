@@ -1,11 +1,11 @@
-"""The memory timeline: episodes chunk by chunk, as one HTML file that needs nothing else.
+"""The memory timeline: episodes chunk by chunk, as one HTML file without external files.
 
     python -m experiments.timeline --workdir=runs/tiny
     python -m experiments.timeline --workdir=runs/tiny --compare=runs/other --chunks=20
     python -m experiments.timeline --workdir=runs/tiny --checkpoints=125,145 --out=two.html
 
-Shows test instances as the writer of the run read them, beside the untrained writer of the same run
-or the trained one of another; or several checkpoints of the run. Step with the arrow keys.
+Shows how the trained writer of the run reads test instances, side by side with the untrained writer
+of the same run or the trained writer of another; or several checkpoints. Step with the arrow keys.
 """
 
 import json
@@ -39,10 +39,10 @@ def write_timeline(
     envs: Mapping[str, Environment],
     runs: Mapping[str, Sequence[Episode]],
 ) -> Path:
-    """Writes the page. `runs`: writer -> its episodes of the same instances in the same order, made
-    by `run_episodes` with keep_views=True. `envs`: writer -> what it wrote in.
+    """Writes the page. `runs`: writer -> its episodes of the same instances in the same order, from
+    `run_episodes` with keep_views=True. `envs`: writer -> its environment.
 
-    Raises ValueError where runs are of other instances or have no views.
+    Raises ValueError if runs have different instances or no views.
     """
     episodes = [_shared(envs, dict(zip(runs, each, strict=True))) for each in _aligned(runs)]
     body = page.fill_template("timeline.html", title=title)
@@ -66,7 +66,7 @@ def _aligned(runs: Mapping[str, Sequence[Episode]]) -> list[tuple[Episode, ...]]
 
 
 def _shared(envs: Mapping[str, Environment], runs: Mapping[str, Episode]) -> dict:
-    """What all runs of one instance share, and each run."""
+    """The data of one instance: its text and questions, and the run of each writer."""
     instance = next(iter(runs.values())).instance
     return {
         "name": f"{instance.source} {instance.instance_id}",
@@ -116,7 +116,7 @@ def _step(env: Environment, step: Step, before: MemoryView) -> dict:
         "r2": step.r2,
         "r4": step.r4,
         "tokens": step.view.tokens,
-        # Memory, id, text before, text after, in the order of the ids; the page replays them.
+        # (memory, id, text before, text after), ordered by id; the page replays these changes.
         "changes": [[*key, old.get(key), changes[key]] for key in sorted(changes)],
     }
 
@@ -149,7 +149,7 @@ def show_policies(
     per_source: int = 1,
     chunks: int = 0,
 ) -> Path:
-    """The page of test instances of every source of `config`, as each policy reads them."""
+    """Writes the page with test instances of every source of `config`, read by each policy."""
     instances = build_every(config, "test", per_source, chunks=chunks)
     runs = {
         name: run_episodes(policy.env, instances, policy.writer(len(instances)), keep_views=True)
@@ -166,9 +166,8 @@ def choose_policies(
     other: str | None = None,
     steps: Iterable[int] = (),
 ) -> dict[str, Policy]:
-    """What stands side by side: checkpoints of the run, or it and another run, or its two ends.
-
-    Reader and judges are those of `trained` for all of them.
+    """The policies to compare: checkpoints `steps` of the run, else the run and `other`, else the
+    run before and after training. All use the reader and judges of `trained`.
     """
     env = trained.env
     if chosen := {f"step {n}": replace(load_policy(folder, step=n), env=env) for n in steps}:

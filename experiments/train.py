@@ -36,11 +36,11 @@ def train(
     params: Params,
     events: bool = False,
 ) -> Params:
-    """Trains the writer by reinforcement; continues from its own checkpoints.
+    """Trains the writer by reinforcement learning; continues from its last checkpoint.
 
-    Returns the parameters after `config.rl.steps` steps. `params` stay as they are: they are the
-    reference policy, and what adapters are attached to. `events`: write TensorBoard events beside
-    the logs.
+    Returns the parameters after `config.rl.steps` steps. `params` are not changed: they are the
+    reference policy and the base model of adapters. `events`: write TensorBoard events beside the
+    logs.
     """
     adapters = build_lora(config)
     optimizer = build_optimizer(config)
@@ -82,7 +82,7 @@ def rollout(
 
 
 def training_batch(config: ConfigDict, env: Environment, episodes: Sequence[Episode]) -> Batch:
-    """What a step learns from, of as many rows as its episodes can have."""
+    """The batch of a step, padded to the largest number of rows that its episodes can have."""
     rl, prompt = config.rl, config.prompt
     room = len(episodes) * config.data.chunks
     batch = to_batch(episodes, rl.rollouts, prompt.tokens, prompt.response_tokens, room)
@@ -90,7 +90,7 @@ def training_batch(config: ConfigDict, env: Environment, episodes: Sequence[Epis
 
 
 def agree(batch: Batch) -> Batch:
-    """With the rewards of the first process: a server may answer each process differently."""
+    """The batch with the rewards of the first process: a server may answer each differently."""
     if jax.process_count() == 1:
         return batch
     agreed = (batch.rows.rewards, batch.rows.fit, batch.rows.valid)
@@ -115,8 +115,8 @@ def make_learner(
     optimizer: optax.GradientTransformation,
     reference: Params,
 ) -> Learner:
-    """The learner of `config.rl.algorithm`. `reference` is what the KL is taken to, and what
-    adapters are attached to."""
+    """The learner of `config.rl.algorithm`. `reference`: the reference policy of the KL term and
+    the base model of adapters."""
     rl, loss = config.rl, build_loss(config)
     attach = partial(lora.attach, config=build_lora(config))
     apply = make_update(model, loss, optimizer, attach)
@@ -159,8 +159,8 @@ def make_learner(
 
 
 def group_advantages(config: ConfigDict, batch: Batch) -> tuple[Batch, dict]:
-    """Advantages of each row among those of its group (`config.rl.groups`); with
-    `config.rl.call_credit` each call is paid for its own content."""
+    """Adds advantages, relative to the group of each row (`config.rl.groups`); with
+    `config.rl.call_credit` each call gets the reward of its own content."""
     rl, reward, rows = config.rl, config.reward, batch.rows
     groups = losses.group_ids(rows.instance, rows.episode, rows.chunk, rl.groups)
     of_response = reward_weights(config) | ({"r4": 0.0} if rl.call_credit else {})
@@ -180,7 +180,7 @@ def reward_weights(config: ConfigDict) -> dict[str, float]:
 
 
 def minibatches(config: ConfigDict, batch: Batch, step: int) -> list[np.ndarray]:
-    """Row numbers of every update of a PPO step, in order."""
+    """The row indices of each update of a PPO step, in order."""
     rng = np.random.default_rng([config.seed, step, 13])
     size, count = len(batch.tokens.completion), config.rl.minibatches
     epochs = [np.array_split(rng.permutation(size), count) for _ in range(config.rl.epochs)]

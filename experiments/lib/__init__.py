@@ -1,1 +1,1 @@
-"""What the commands of `experiments` share: objects from configs, folders, charts, pages."""
+"""Code that the commands of `experiments` share: objects from configs, folders, charts, pages."""

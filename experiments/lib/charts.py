@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.lib.pictures import REWARDS, column, smooth
 
-INK = "#010203"  # stands for the colour of the text around a picture, whatever that is
+INK = "#010203"  # placeholder that `svg` replaces by the text colour of the page
 _STYLE = {
     **dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
@@ -29,7 +29,10 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves against the step: name of a metric -> label; `dots` are drawn as points."""
+    """Curves of metrics against the step.
+
+    lines, dots: name of a metric -> label; `dots` are drawn as points. top: limit of the y axis.
+    """
 
     title: str
     lines: Mapping[str, str]
@@ -39,7 +42,7 @@ class Chart:
 
 
 def chart_svg(chart: Chart, metrics: Sequence[Mapping]) -> str:
-    """One picture, or "" where the metrics have nothing to draw."""
+    """One picture; "" if the metrics have no values for it."""
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": chart.title}):
         figure = Figure(figsize=(4.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
@@ -64,7 +67,7 @@ def chart_svg(chart: Chart, metrics: Sequence[Mapping]) -> str:
 
 
 def svg(figure: Figure, title: str) -> str:
-    """The figure as an svg element that takes the width and the text colour of its place."""
+    """The figure as an svg element with the width and the text colour of the element around it."""
     buffer = io.StringIO()
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
@@ -72,14 +75,14 @@ def svg(figure: Figure, title: str) -> str:
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    # Ids are unique in a picture; the page holds many.
+    # Ids are only unique within a picture, and a page has many pictures.
     mark = f"c{zlib.crc32(title.encode()):08x}-"
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{mark}", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
 
 
 def run_charts(metrics: Sequence[Mapping]) -> list[Chart]:
-    """What the report draws of metrics.jsonl."""
+    """The charts that the report draws from metrics.jsonl."""
     names = dict.fromkeys(name for line in metrics for name in line)
     prefix = "validation_r1_"
     sources = {

@@ -1,4 +1,4 @@
-"""Settings of a config that would only fail after minutes of work, and memory that is too small."""
+"""Checks of a config before a run starts."""
 
 import numpy as np
 from jax.sharding import Mesh

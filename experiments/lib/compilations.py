@@ -1,14 +1,14 @@
-"""How many programs XLA has been asked for: after the first steps of a run there should be none."""
+"""Counts XLA compilations; after the first steps of a run there should be no more of them."""
 
 import jax
 
-# Timed by JAX around every program that it has no executable of yet, be it compiled or on disk.
+# JAX fires this event on every compilation and every load from the compilation cache on disk.
 EVENT = "/jax/core/compile/backend_compile_duration"
 _seen = 0
 
 
 def compilations() -> int:
-    """Programs compiled, or loaded from the cache on disk, since this module was imported."""
+    """Programs compiled or loaded from the cache on disk since this module was imported."""
     return _seen
 
 

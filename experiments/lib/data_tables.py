@@ -1,4 +1,4 @@
-"""Tables 6 to 8: the sizes of the data, as published and as built."""
+"""Tables 6 to 8: the published sizes of the data and those of built data."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,14 +21,14 @@ def data_tables(data: str = "", full_data: str = "") -> list[Table]:
     """Tables 6, 7 and 8; "" for a folder leaves our cells empty.
 
     Args:
-        data: what `python -m memalpha.data build` made, of any splits.
-        full_data: the same with --full, for table 6.
+        data: output folder of `python -m memalpha.data build`, with any splits.
+        full_data: output folder of the same command with --full, for table 6.
     """
     return [_full_training(full_data), *(_sizes(t, s, data) for t, s in TITLES.items())]
 
 
 def built_sizes(folder: str, split: str) -> dict[str, tuple[Mapping[str, float], str]]:
-    """Statistics of the built sets of a split by column, and what counted their tokens.
+    """Column -> statistics of its built set of a split, and the tokenizer that counted tokens.
 
     Raises ValueError for a folder without any built set.
     """
@@ -71,7 +71,7 @@ def _sizes(title: str, splits: Sequence[str], folder: str) -> Table:
 
 
 def small_sizes(pool: Pool, split: str) -> Table:
-    """The same of what was measured, for the small tables."""
+    """The same sizes for the instances that were measured, for the small tables."""
     rows = []
     for column in pool.small_columns(split):
         measured = {

@@ -1,4 +1,4 @@
-"""When readers, judges or writers fail too often for a figure to mean anything."""
+"""Stops a run whose reader, judge or writer failed too often for its results to be meaningful."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from memalpha.episode import Episode
 
 
 class ReaderFailureError(RuntimeError):
-    """Too much went unanswered for rewards or results to mean anything."""
+    """Too many questions or calls are without a score for rewards or results to be meaningful."""
 
 
 def check_answers(config: ConfigDict, episodes: Sequence[Episode], where: str) -> None:
-    """Raises ReaderFailureError where more than `max_failed_share` of the questions have no score,
-    or of the steps no verdict of the content judge; with the last account of a failure."""
+    """Raises ReaderFailureError if more than `config.max_failed_share` of the questions have no
+    score, or of the steps no verdict of the content judge; quotes the last error message."""
     scores = np.concatenate([episode.scores for episode in episodes])
     content = np.array([step.r4 for episode in episodes for step in episode.steps])
     for failed, what in (
@@ -23,8 +23,8 @@ def check_answers(config: ConfigDict, episodes: Sequence[Episode], where: str) -
     ):
         share = failed.mean() if failed.size else 0.0
         if share > config.max_failed_share:
-            accounts = [episode.failure for episode in episodes if episode.failure]
-            words = f". The last failure: {accounts[-1]}" if accounts else ""
+            messages = [episode.failure for episode in episodes if episode.failure]
+            words = f". The last failure: {messages[-1]}" if messages else ""
             raise ReaderFailureError(
                 f"{where}: {what.format(share)}, more than max_failed_share="
                 f"{config.max_failed_share:.0%}{words}. What is on disk is kept"

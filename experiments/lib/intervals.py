@@ -11,7 +11,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its interval; without one (None) where a column has fewer than two instances."""
+    """A mean and its interval, which is None if a column has fewer than two instances."""
 
     mean: float
     low: float | None = None
@@ -21,11 +21,11 @@ class Estimate:
 def estimate(columns: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     """The mean over columns of the mean over the instances of each, as in the paper's tables.
 
-    The interval is the percentile bootstrap: instances are drawn with replacement in each column,
-    which stays as large as it is. The same values and seed give the same interval.
+    The interval is the percentile bootstrap: as many instances as a column has are drawn from it
+    with replacement. The same values and seed give the same interval.
 
     Args:
-        columns: one value an instance, a column a source; none empty, no NaN.
+        columns: one column per source, with one value per instance; no empty column and no NaN.
     """
     values = [np.asarray(column, np.float64) for column in columns]
     if not values or any(not len(column) or np.isnan(column).any() for column in values):
@@ -40,6 +40,6 @@ def estimate(columns: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
 
 
 def _resampled_means(rng: np.random.Generator, column: np.ndarray) -> np.ndarray:
-    """[DRAWS] float64. How often each instance is drawn is multinomial."""
+    """[DRAWS] float64, means of resampled columns; the counts of the instances are multinomial."""
     count = len(column)
     return rng.multinomial(count, np.full(count, 1 / count), DRAWS) @ column / count

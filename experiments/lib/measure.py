@@ -1,4 +1,4 @@
-"""Episodes in numbers: what training logs and the final table shows."""
+"""Summary statistics of episodes, for the logs of training and the final table."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,10 @@ from memalpha.rollout import run_episodes
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Means of the rewards and sizes; those of calls over steps, the rest over episodes.
+    """Means of rewards and sizes: metrics of calls over steps, all others over episodes.
 
     Episodes without a judged question are left out of r1 and counted in `failed`; `unanswered` is
-    the share of questions without a score. A system that writes nothing has no row for what is said
-    of steps.
+    the share of questions without a score. Metrics of steps are missing for systems without steps.
     """
     steps = [step for episode in episodes for step in episode.steps]
     judged = [episode.r1 for episode in episodes if episode.valid]
@@ -67,7 +66,7 @@ def by_source(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 def validate(
     config: ConfigDict, env: Environment, model: ModelConfig, params: Params
 ) -> dict[str, float]:
-    """Rewards on validation instances, all together and r1 of each source."""
+    """Rewards on validation instances over all sources, and r1 of each source."""
     instances = build_every(config, "validation", config.eval.instances)
     rows = rollout_rows(config)
     writer = trained_writer(config, env, model, params, rows)
@@ -85,18 +84,19 @@ _SHOWN = ("r1", "r2", "r3", "r4", "failed", "unanswered")
 def table_of_writer(
     env: Environment, instances: Sequence[Instance], writer: Writer, rows: int = 0
 ) -> tuple[dict[str, dict[str, float]], list[Episode]]:
-    """One row a source and their mean (`mean`): a mean over sources, as in the paper's tables.
-    rows: episodes at once, see `run_episodes`."""
+    """Runs a writer; returns `table_rows` of its episodes, and the episodes. rows: how many run at
+    the same time, see `run_episodes`."""
     episodes = run_episodes(env, instances, writer, rows=rows)
     return table_rows(episodes), episodes
 
 
 def table_of_baseline(env: Environment, instances: Sequence[Instance], recall: Recaller) -> dict:
-    """The same rows for a system of `memalpha.baselines` that writes nothing."""
+    """`table_rows` for a system of `memalpha.baselines`."""
     return table_rows(run_baseline(env, instances, recall))
 
 
 def table_rows(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
+    """Source -> `summarise` of its episodes; "mean": the mean over sources, as in the paper."""
     rows = {source: summarise(its_episodes) for source, its_episodes in by_source(episodes).items()}
     names = next(iter(rows.values())).keys()
     mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in names}

@@ -1,4 +1,4 @@
-"""What a config asks of its devices: the setting of a plan, and whether it can fit at all."""
+"""The device memory that a config needs: input of the plan command, and a check before a run."""
 
 import math
 
@@ -25,24 +25,25 @@ more devices. What takes how much: python -m experiments.plan --config=..."""
 
 
 def advice(error: Exception) -> str:
-    """What to change where an error says that a device has no memory left; else nothing."""
+    """Advice for an error that says that a device is out of memory; "" for other errors."""
     return OUT_OF_MEMORY if "RESOURCE_EXHAUSTED" in str(error) else ""
 
 
 def check_memory(config: ConfigDict) -> None:
-    """Raises ValueError, which names what is too large, where the devices here cannot hold what a
-    run of the config keeps all the time. On CPU the devices share the memory of the machine."""
+    """Raises ValueError, which names what is too large, if the persistent arrays of a run do not
+    fit the devices of this machine. On CPU all devices share the memory of the machine."""
     capacity = device_memory(jax.local_devices()[0])
     some_left = -1 in (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_fits(build_setting(config, jax.device_count() if some_left else 0), capacity)
 
 
 def build_setting(config: ConfigDict, devices: int) -> Setting:
-    """The setting of a config. The shape is that of `model.path` where it is here, else the
-    sizes in `config.model`, with `tokenizer.vocab_size` tokens.
+    """The setting of a config for the plan command. The shape of the model is read from
+    `config.model.path` if that is on this machine; else it is the sizes in `config.model` with
+    `config.tokenizer.vocab_size` tokens.
 
     Raises:
-        ValueError: the mesh is not one of that many devices, or a size that the config refuses.
+        ValueError: the mesh does not have `devices` devices, or a size is invalid.
     """
     rl, start = config.rl, config.model.path
     if start and (start in MODELS or user_path(start).exists()):
@@ -66,7 +67,7 @@ def build_setting(config: ConfigDict, devices: int) -> Setting:
 
 
 def mesh_sizes(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """data, fsdp, tensor, with a -1 filled in. ValueError where they do not make `devices`."""
+    """(data, fsdp, tensor) with a -1 resolved; ValueError if their product is not `devices`."""
     given = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     devices = devices or math.prod(size for size in given if size != -1)
     sizes = complete(given, devices)

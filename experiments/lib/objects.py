@@ -1,4 +1,4 @@
-"""From a config to the objects of `memalpha`, which never sees a config itself."""
+"""Builds the objects of `memalpha` from a config; `memalpha` itself never sees a config."""
 
 import json
 import sys
@@ -42,14 +42,14 @@ from memalpha.tokenizer import load_tokenizer, train_tokenizer
 from memalpha.tools import fixed_fragments
 from memalpha.weights import load_params
 
-TOKENIZER = "tokenizer"  # a folder in the workdir, for one that was trained on the spot
-# Fields of config.model that are ours to choose for a loaded model.
+TOKENIZER = "tokenizer"  # folder in the workdir for a tokenizer that the run trained
+# Fields of config.model that also apply to a loaded model.
 CHOICES = ("dtype", "param_dtype", "remat", "scan_layers", "attention")
 
 
 def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the config, else that of the model it starts from, else one trained on the
-    training split and kept in the workdir."""
+    """The tokenizer of `config.tokenizer.path`, else of `config.model.path`, else one that is
+    trained on the training split and stored in the workdir."""
     if config.tokenizer.path or config.model.path:
         return load_tokenizer(config.tokenizer.path or config.model.path)
     folder = workdir / TOKENIZER
@@ -63,14 +63,14 @@ def build_tokenizer(config: ConfigDict, workdir: Path) -> PreTrainedTokenizerBas
             phrases += PHRASES
         aside = workdir / "tokenizer.tmp"
         train_tokenizer(corpus, config.tokenizer.vocab_size, phrases).save_pretrained(aside)
-        aside.rename(folder)  # whole or not at all
+        aside.rename(folder)  # so that the folder is complete or missing
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("tokenizer")
     return load_tokenizer(str(folder))
 
 
 def environment_spec(config: ConfigDict) -> EnvironmentSpec:
-    """What of an environment is plain values."""
+    """The part of the environment that is plain values."""
     prompt, memory, reward = config.prompt, config.memory, config.reward
     return EnvironmentSpec(
         PromptSettings(
@@ -92,8 +92,7 @@ def environment_spec(config: ConfigDict) -> EnvironmentSpec:
 
 
 def policy_spec(config: ConfigDict, model: ModelConfig) -> PolicySpec:
-    """What a run leaves beside its checkpoints, so that its writer can be loaded without a
-    config."""
+    """The contents of `policy.json`, from which the writer of a run is loaded without a config."""
     return PolicySpec(
         title=config.title,
         tokenizer=config.tokenizer.path or config.model.path or TOKENIZER,
@@ -109,16 +108,16 @@ def build_environment(
     tokenizer: PreTrainedTokenizerBase,
     engines: Mapping[str, Counted] | None = None,
 ) -> Environment:
-    """The environment of a config; `engines` None: those of its reader and judge are built."""
+    """The environment of a config; `engines` None: those of reader and judge are built here."""
     engines = build_engines(config, build_mesh(config)) if engines is None else engines
     return with_readers(environment_spec(config).build(tokenizer), config, engines)
 
 
 def find_model(config: ConfigDict) -> tuple[Path, ModelConfig]:
-    """The folder that `config.model.path` stands for, and the model in it; downloads it if need be.
+    """The local folder of `config.model.path`, downloaded if necessary, and its configuration.
 
     Raises:
-        ValueError: there is none, or it is not of a kind that can be loaded.
+        ValueError: no such model, or one that cannot be loaded.
     """
     folder = find_folder(config.model.path)
     choices = {name: config.model[name] for name in CHOICES}
@@ -126,7 +125,7 @@ def find_model(config: ConfigDict) -> tuple[Path, ModelConfig]:
 
 
 def model_config(config: ConfigDict, vocab_size: int) -> ModelConfig:
-    """The model of a config from scratch."""
+    """The configuration of a model that is trained from scratch."""
     sizes = {name: value for name, value in config.model.to_dict().items() if name != "path"}
     return ModelConfig(vocab_size=vocab_size, value_head=has_critic(config), **sizes)
 
@@ -136,12 +135,12 @@ def has_critic(config: ConfigDict) -> bool:
 
 
 def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Params]:
-    """A model from scratch, or that of `config.model.path`, which then gives the shape; its
-    parameters on the mesh of the config.
+    """The model of `config.model.path`, or a model from scratch, and its parameters, sharded over
+    the mesh of the config.
 
     Raises:
-        ValueError: the folder cannot be loaded, or holds fewer tokens than the tokenizer; or the
-            mesh does not divide the devices or a parameter.
+        ValueError: the model cannot be loaded, has fewer tokens than the tokenizer, or is not
+            divisible by the mesh; or the mesh does not match the devices.
     """
     mesh = build_mesh(config)
     if config.model.path:
@@ -162,8 +161,8 @@ def build_model(config: ConfigDict, vocab_size: int) -> tuple[ModelConfig, Param
 
 
 def open_trained(workdir: str | Path) -> tuple[ConfigDict, Policy]:
-    """The config and the trained writer of a run, with reader and judge as configured there; ends
-    the program where there is none, or one of them does not answer."""
+    """The config and the trained writer of a run, with the reader and judge of the config. Ends the
+    program if there is no trained writer, or if reader or judge do not answer."""
     try:
         policy = load_policy(workdir, "rl")
         config = ConfigDict(json.loads((user_path(workdir) / "config.json").read_text()))
@@ -176,8 +175,8 @@ def open_trained(workdir: str | Path) -> tuple[ConfigDict, Policy]:
 
 
 def open_stage(config: ConfigDict, workdir: str | Path, stage: str, env: Environment) -> Policy:
-    """The writer of a run as of its last checkpoint of a stage ("rl" or "warm_start"), in `env`;
-    where there was no warm start, what the run began with."""
+    """The writer of the last checkpoint of a stage ("rl" or "warm_start"), in `env`. Without a warm
+    start, "warm_start" is the model that the run started from."""
     if stage == "warm_start" and not config.warm_start.steps:
         model, params = build_model(config, len(env.prompt.tokenizer))
         return Policy(f"{config.title}, as it was", model, params, env)
@@ -190,7 +189,7 @@ def build_mesh(config: ConfigDict) -> Mesh | None:
 
 
 def parameter_shardings(model: ModelConfig, mesh: Mesh | None):
-    """Where the parameters go; ValueError where the mesh does not divide the model."""
+    """The shardings of the parameters; ValueError if the model is not divisible by the mesh."""
     if mesh is None:
         return None
     check_heads(mesh, model.num_kv_heads)
@@ -223,14 +222,14 @@ def build_loss(config: ConfigDict) -> LossConfig:
 
 
 def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
-    """The state before the first step, of a copy of the model or of adapters to it."""
+    """The state before the first step: a copy of the model, or new adapters for it."""
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
     return init_state(shard(lora.init(params, build_lora(config), key), mesh_of(params)), optimizer)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     rl = config.rl
-    updates = rl.epochs * rl.minibatches if rl.algorithm == "ppo" else 1  # of a step
+    updates = rl.epochs * rl.minibatches if rl.algorithm == "ppo" else 1  # per step
     return make_optimizer(
         OptimizerConfig(
             learning_rate=rl.learning_rate,

@@ -1,4 +1,4 @@
-"""What a person looks at after a run: learning curves, the table, a memory before and after."""
+"""Pictures and text for people: learning curves, the results table, one episode as text."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -98,7 +98,7 @@ def plot_lengths(ax: plt.Axes, results: Sequence[Mapping]) -> None:
 
 
 def draw_sweep(folder: Path, results: Sequence[Mapping]) -> Path:
-    """sweep.png: r1 against top k, and against what the reader was given (experiments.sweep)."""
+    """sweep.png: r1 against top k, and against the tokens of the reader (experiments.sweep)."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     retrievers = dict.fromkeys(result["retriever"] for result in results)
     for retriever, form in zip(retrievers, itertools.cycle(("o-", "x--")), strict=False):
@@ -107,7 +107,9 @@ def draw_sweep(folder: Path, results: Sequence[Mapping]) -> Path:
         )
         r1 = [(results[i]["r1"]["mean"] or [np.nan])[0] for _, i in points]
         read = [results[i]["reader_tokens"] for _, i in points]
-        axes[0].plot([k for k, _ in points], r1, form, label=retriever)  # forms: they may coincide
+        axes[0].plot(
+            [k for k, _ in points], r1, form, label=retriever
+        )  # other markers: curves may overlap
         axes[1].plot(read, r1, form, label=retriever)
     ks = sorted({result["top_k"] for result in results})
     axes[0].set(title="r1, mean over sources", xlabel="top k", ylim=(0, 1.05), xscale="log")
@@ -143,13 +145,13 @@ def draw_matrix(folder: Path, result: Mapping) -> Path:
 
 
 def column(lines: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric, where it was logged."""
+    """Steps and values of one metric; steps without it are skipped."""
     points = [(line["step"], line[name]) for line in lines if name in line]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def smooth(lines: Sequence[Mapping], name: str) -> tuple[list[int], np.ndarray]:
-    """Steps and running means of one metric over WINDOW values, or as many as there are so far."""
+    """Steps and running means of one metric over the last WINDOW values, or fewer at the start."""
     steps, values = column(lines, name)
     values = np.asarray(values, float)
     sums = np.cumsum(np.insert(values, 0, 0.0))
@@ -159,7 +161,7 @@ def smooth(lines: Sequence[Mapping], name: str) -> tuple[list[int], np.ndarray]:
 
 
 def results_table(title: str, results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
-    """A row a system: r1 over all sources, r1 of each, then the other rewards and the memory."""
+    """One row per system: mean r1, r1 of each source, the other rewards, size of the memory."""
     sources = [name for name in next(iter(results.values())) if name != "mean"]
     table = Table(title=title)
     table.add_column("writer")
@@ -176,7 +178,7 @@ def results_table(title: str, results: Mapping[str, Mapping[str, Mapping[str, fl
 
 
 def describe_episode(title: str, episode: Episode) -> str:
-    """One episode as plain text: every chunk, what was written, and the questions at the end."""
+    """One episode as plain text: chunks and responses, the final memory, and the questions."""
     parts = [f"{'=' * 20} {title} {'=' * 20}"]
     for step in episode.steps:
         parts.append(f"--- chunk {step.chunk}\n{episode.instance.chunks[step.chunk]}")

@@ -1,7 +1,7 @@
-"""Instance rows of one or more results folders, put together for tables.
+"""Instance rows of one or more results folders, combined for tables.
 
-Rows of one instance from several runs (seeds) are averaged first, so that an instance counts once:
-the intervals are over instances.
+Rows of one instance from several runs (seeds) are averaged first, because intervals are over
+instances and each instance must count once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,19 +25,19 @@ from memalpha import scoring
 from memalpha.paths import user_path
 from memalpha.rewards import correctness
 
-# Names of a table's columns where they are not those of the family of the metric.
+# Family of the metric -> name of the table column, where they differ.
 COLUMN_OF = {"longmemeval": "longmemeval_s", "clinc150": "clinic150"}
 
 
 class Weights(NamedTuple):
-    """Of compression and content in the reward: what the ablation tables go by."""
+    """Weights of compression and content in the reward; the rows of the ablation tables."""
 
     beta: float
     gamma: float
 
 
 class Key(NamedTuple):
-    """What one cell of a table is about."""
+    """Identifies one cell of a table."""
 
     split: str
     weights: Weights
@@ -47,7 +47,11 @@ class Key(NamedTuple):
 
 @dataclass
 class Pool:
-    """Rows by cell and then by instance; `small`: columns of the small tables."""
+    """Rows by cell, then by instance.
+
+    main: reward weights of the first folder. reading: how its memories were read. small: cells of
+    the small tables. descriptions: column or system -> its first folder, and its settings.
+    """
 
     main: Weights
     reading: Row
@@ -56,8 +60,8 @@ class Pool:
     descriptions: dict[tuple, tuple[Path, Row]] = field(default_factory=dict)
 
     def agree(self, place: tuple, folder: Path, description: Row) -> None:
-        """Notes how the rows of a column or system (the end of `place`) were made; ResultsError
-        where those of another folder were made otherwise: a mean would be of two things."""
+        """Stores the settings of a column or system (the last item of `place`). ResultsError if
+        another folder has rows of it with other settings, which must not be averaged."""
         first, before = self.descriptions.setdefault(place, (folder, description))
         if differ := [item for item in differences(before, description) if not _of_a_seed(item[0])]:
             lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
@@ -67,13 +71,13 @@ class Pool:
             )
 
     def systems(self, split: str, small: bool) -> list[str]:
-        """Measured with the weights of the first folder, in the order of their first row."""
+        """Systems measured with the weights of the first folder, ordered by their first row."""
         keys = self.small if small else self.rows
         names = (k.system for k in keys if (k.split, k.weights) == (split, self.main))
         return list(dict.fromkeys(names))
 
     def all_weights(self, split: str, small: bool) -> list[Weights]:
-        """Of every trained writer."""
+        """The reward weights of all trained writers."""
         keys = self.small if small else self.rows
         weights = (k.weights for k in keys if (k.split, k.system) == (split, "trained"))
         return sorted(dict.fromkeys(weights))
@@ -85,14 +89,14 @@ class Pool:
         return list(dict.fromkeys(k.split for k in self.small))
 
     def cell(self, key: Key, small: bool) -> "Cell | None":
-        """The figures of one cell; None where nothing was measured."""
+        """The values of one cell; None if nothing was measured."""
         instances = (self.small if small else self.rows).get(key)
         return Cell.of(instances.values()) if instances else None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value an instance: r1 (of those that were judged), and sizes in tokens."""
+    """One value per instance: r1 (judged instances only), and sizes in tokens."""
 
     r1: np.ndarray
     memory_tokens: np.ndarray
@@ -117,32 +121,32 @@ class Cell:
 
 
 def performance(cells: Sequence[Cell]) -> Estimate | None:
-    """Perf. of one column, or the mean over several; None where an instance is judged nowhere."""
+    """Perf.: the mean over columns; None without columns or if one has no judged instance."""
     columns = [cell.r1 for cell in cells]
     return estimate(columns) if columns and all(map(len, columns)) else None
 
 
 def mean_over_columns(cells: Sequence[Cell], name: str) -> float | None:
-    """Of a size: the mean over columns of the mean over instances; None where one has none."""
+    """The mean over columns of the mean size over instances; None if a column has no values."""
     columns = [getattr(cell, name) for cell in cells]
     return float(np.mean([column.mean() for column in columns])) if all(map(len, columns)) else None
 
 
 def read_pool(folders: Sequence[str], small: Sequence[str] = (), first_box: bool = False) -> Pool:
-    """Puts results folders together; sources of the folders in `small`, and synthetic ones, go to
-    the small tables. The weights of the first folder are those of the main tables. `first_box`:
-    see `score_first_boxes`.
+    """Combines results folders. Synthetic sources and all sources of the folders in `small` go to
+    the small tables. The main tables show the reward weights of the first folder. `first_box`: see
+    `score_first_boxes`.
 
     Raises:
-        ResultsError: no folder, one without results, folders read in different ways (one table, one
-            reader), or a column or system that was made in different ways.
+        ResultsError: no folder; a folder without results; or folders that differ in the reader or
+            in the settings of a column or system.
     """
     pool: Pool | None = None
     for folder, aside in [*((f, False) for f in folders), *((f, True) for f in small)]:
         about, rows = read_results(folder)
         rows = score_first_boxes(folder, rows) if first_box else rows
         weights, reading = Weights(**about["reward"]), dict(about["reading"])
-        reading.pop("tokenizer")  # every run has its own
+        reading.pop("tokenizer")  # differs between runs
         if pool is None:
             pool = Pool(weights, reading)
         elif differ := differences(pool.reading, reading):
@@ -155,8 +159,8 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = (), first_box: bool
 
 
 def score_first_boxes(folder: str | Path, rows: Sequence[Row]) -> list[Row]:
-    r"""The rows with r1 as Mem-alpha's released code has it: of several `\boxed{}` answers in a
-    reply the first counts, not the last (`scoring.scores`). Replies are those in the folder."""
+    r"""The rows with r1 computed as in Mem-alpha's released code: the first of several `\boxed{}`
+    answers counts and not the last (`scoring.scores`). Replies are read from the folder."""
     scored: dict[tuple, list[float]] = {}
     for asked in read_lines(Path(folder) / QUESTIONS):
         if asked["score"] is not None and scoring.reads_box(asked["source"]):
@@ -185,7 +189,7 @@ def _add(
 
 
 def _of_a_seed(name: str) -> bool:
-    """Whether a field may differ between runs that are put together as seeds."""
+    """Whether a field may differ between runs that are combined as seeds."""
     free = ("seed", "rows", "trained.seed", "trained.checkpoint_every", "trained.data.dir")
     return name in free or name.startswith("trained.eval.")
 

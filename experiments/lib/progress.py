@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar where there is one, else a plain line now and then."""
+"""Progress: a live bar on a terminal, otherwise a plain line now and then."""
 
 import sys
 import time
@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(highlight=False)
 if not console.is_terminal:
-    console.width = 140  # a file or a pipe: tables whole, whatever the default says
-LINES = 20  # plain lines a stage, where nobody watches a bar
-WORRIES = {  # metric -> what it means that it is not 0
+    console.width = 140  # for files and pipes: do not wrap tables at the default width
+LINES = 20  # plain lines per stage without a terminal
+WORRIES = {  # metric -> the problem that a value other than 0 means
     "nonfinite": "a loss or gradient that was not finite",
     "nan_logps": "a log-prob that was not a number",
     "failed": "episodes that the reader left unjudged",
@@ -21,7 +21,7 @@ CUT = "more than half of the responses cut by their limit"
 
 
 def worries(metrics: Mapping[str, float]) -> list[str]:
-    """What somebody who watches a run should know of this step; nothing where all is well."""
+    """Warnings about a step for someone who watches the run; empty if there is no problem."""
     texts = [text for name, text in WORRIES.items() if metrics.get(name)]
     return texts + ([CUT] if metrics.get("unfinished", 0) > 0.5 else [])
 
@@ -58,7 +58,7 @@ class Reporter:
             console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")
 
     def warn(self, step: int, *texts: str) -> None:
-        """Says each warning once, at the first step that has it: the metrics count the others."""
+        """Prints each warning once, at its first step; the metrics count the others."""
         for text in texts:
             if text not in self.warned:
                 self.warned.add(text)

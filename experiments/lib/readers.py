@@ -1,8 +1,8 @@
-"""From the fields `config.reader` and `config.judge` to functions on language models.
+"""Builds reader and judges from the fields `config.reader` and `config.judge`.
 
 `engine` is "offline" (rules, no model), "flax" (a model folder, GGUF file or hub id in this
-process) or "server" (OpenAI-compatible). The key of a server comes from the environment variable
-that `key_variable` names and is written nowhere.
+process) or "server" (OpenAI-compatible). The API key of a server is read from the environment
+variable `key_variable` and is never written to a file.
 """
 
 import json
@@ -24,12 +24,12 @@ from memalpha.scoring import recall_judge
 
 ROLES = ("reader", "judge")
 ENGINES = ("offline", "flax", "server")
-OFFLINE = {"engine": "offline"}  # runs from before these fields were there, too
-# Fields that say how an answer is got and not which: they may differ when a run is continued.
+OFFLINE = {"engine": "offline"}  # also for runs of versions without these fields
+# Fields that do not change the answers: they may differ when a run is continued.
 OPERATION = (
     "url", "concurrency", "timeout", "retries", "cache", "key_variable", "tokens_at_once",
 )  # fmt: skip
-SPOKEN = ("template", "max_new_tokens", "temperature")  # of a role and not of its engine
+SPOKEN = ("template", "max_new_tokens", "temperature")  # belong to a role, not to its engine
 
 
 def settings_of(config: Mapping[str, Any], role: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def settings_of(config: Mapping[str, Any], role: str) -> dict[str, Any]:
 
 
 def check_readers(config: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the field, for settings that cannot work; asks nobody."""
+    """Raises ValueError, which names the field, for invalid settings; sends no request."""
     if not 0 <= config["max_failed_share"] <= 1:
         raise ValueError(f"config.max_failed_share={config['max_failed_share']}: give 0 to 1")
     for role in ROLES:
@@ -91,7 +91,7 @@ def _extra(settings: dict[str, Any]) -> dict[str, Any]:
 def build_engines(config: Mapping[str, Any], mesh: Mesh | None = None) -> dict[str, Counted]:
     """The engine of every role that is not offline; roles with the same settings share one.
 
-    Of several processes the first one alone asks a server: the rewards are its own anyway.
+    With several processes only the first one uses a server, because all take its rewards.
     """
     by_settings: dict[str, Counted] = {}
     engines = {}
@@ -123,7 +123,7 @@ def _engine(settings: dict[str, Any], mesh: Mesh | None) -> FlaxModel | ServerMo
 
 
 def probe(engines: Mapping[str, Counted]) -> None:
-    """Asks every engine for a word; ValueError with its own words where it does not answer."""
+    """Sends every engine a short chat; ValueError with its error message if it fails."""
     for role, engine in engines.items():
         asked = [{"role": "user", "content": "Respond with the word yes."}]
         (generation,) = engine.generate([asked], 8)
@@ -131,8 +131,8 @@ def probe(engines: Mapping[str, Counted]) -> None:
             raise ValueError(f"config.{role}: {engine.name} does not answer: {generation.error}")
 
 
-def accounts(engines: Mapping[str, Counted]) -> list[str]:
-    """What every engine was asked for and what that took, in words; roles may share one."""
+def describe_usage(engines: Mapping[str, Counted]) -> list[str]:
+    """A line per engine with its numbers of chats and tokens; roles may share an engine."""
     return [
         f"{engine.name}: {used.chats} chats, {used.cached} of them from the cache, {used.failed}"
         f" failed; {used.prompt_tokens} tokens read and {used.completion_tokens} generated"
@@ -144,8 +144,8 @@ def accounts(engines: Mapping[str, Counted]) -> list[str]:
 def with_readers(
     env: Environment, config: Mapping[str, Any], engines: Mapping[str, Counted]
 ) -> Environment:
-    """The environment with reader and judges of the config; accounts of their failures go to its
-    own `failures`."""
+    """The environment with the reader and judges of the config; their error messages are appended
+    to its `failures`."""
     env = env.replace(answer_judge=recall_judge, failures=deque(maxlen=env.reading.failures.maxlen))
     note = env.reading.failures.append
     if "reader" in engines:
@@ -169,7 +169,7 @@ def _spoken(config: Mapping[str, Any], role: str) -> dict[str, Any]:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A config (plain dict) without what changes no result of its readers."""
+    """A config (plain dict) without the fields of reader and judge that do not change results."""
     result = dict(config)
     for role in ROLES:
         settings = settings_of(config, role)

@@ -1,4 +1,4 @@
-"""Tables of text as Markdown, LaTeX and HTML. Names and notes are data: each form escapes them."""
+"""Tables of text as Markdown, LaTeX and HTML; each format escapes names and notes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ STYLE = "caption { text-align: left; font-weight: 600; padding: .4em 0; }"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are to be read; the first column holds names, the others figures."""
+    """Formatted cells; the first column has names, the others have numbers."""
 
     title: str
     heads: tuple[str, ...]
@@ -33,12 +33,12 @@ class Table:
 
 
 def interval(mean: float, bounds: Sequence[float] | None) -> str:
-    """A mean with its interval, if there is one: 0.594 [0.512, 0.671]."""
+    """A mean, with its interval if there is one: 0.594 [0.512, 0.671]."""
     return f"{mean:.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """One after the other, each below its title."""
+    """The tables one after the other, each below its title."""
     return "\n".join(_markdown(table) for table in tables)
 
 
@@ -59,7 +59,7 @@ def _plain(text: str) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """One table environment each; needs no package. Small print: the widest fits a landscape A4."""
+    """A table environment per table; needs no package. Small type: the widest fits landscape A4."""
     return "\n".join(_latex(table) for table in tables)
 
 
@@ -93,7 +93,7 @@ def _tex(text: str) -> str:
 
 
 def html(title: str, tables: Sequence[Table]) -> str:
-    """A whole document that needs nothing else."""
+    """A complete document without external files."""
     body = "\n".join(_html(table) for table in tables)
     style = page.read("report.css") + STYLE
     return page.page(title, f"<h1>{escape(title)}</h1>\n{body}", style)

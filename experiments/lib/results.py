@@ -1,9 +1,10 @@
-"""A folder of results: what was measured, one row a question and one row an instance.
+"""A folder of results: one row per question and one row per instance.
 
-`about.json` says what the rows depend on, `questions.jsonl` holds a row a question and
-`instances.jsonl` a row an instance, which is written after the rows of its questions: an instance
-counts as finished once its own row is there, newline included. A process that is killed leaves at
-most rows of an unfinished instance behind, and the next one to open the folder drops them.
+`about.json` has the settings that the rows depend on, `questions.jsonl` one row per question and
+`instances.jsonl` one row per instance. The row of an instance is written after those of its
+questions: an instance is finished once its own row is there, newline included. A process that is
+killed leaves at most the rows of an unfinished instance, and the next process that opens the folder
+drops them.
 """
 
 import fcntl
@@ -27,23 +28,22 @@ Row = dict[str, Any]
 
 
 class ResultsError(ValueError):
-    """A results folder that belongs to something else, is in use, or is damaged."""
+    """A results folder with other settings, in use by another process, or damaged."""
 
 
 class Results:
-    """The results in a folder, made if it is not there; a context manager that holds it alone."""
+    """The results in a folder, which is created if necessary; a context manager with a lock."""
 
     def __init__(self, folder: str | Path, about: Row):
-        """Opens the folder and repairs what a kill has left.
+        """Opens the folder and drops the rows of unfinished instances.
 
         Args:
-            about: what the rows depend on. All of it has to be as in the rows that are there,
-                except that `systems` and `sources` ({name: what its rows depend on}) may bring
-                names that are new.
+            about: the settings that the rows depend on. They must equal those of the existing rows,
+                except that `systems` and `sources` ({name: settings}) may have new names.
 
         Raises:
-            ResultsError: rows of something else (says what differs), another process at work in
-                the folder, or a damaged file.
+            ResultsError: rows with other settings (says what differs), another process that writes
+                to the folder, or a damaged file.
         """
         self.folder = user_path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,10 +63,10 @@ class Results:
         return self
 
     def __exit__(self, *_) -> None:
-        self.lock.close()  # which gives it up, as the end of the process does
+        self.lock.close()  # releases the lock, as the end of the process would
 
     def _agree(self, about: Row) -> Row:
-        """What the folder says it is about, with the names that are new."""
+        """The settings of the folder, extended by new systems and sources."""
         path = self.folder / ABOUT
         if not path.exists():
             return about
@@ -87,7 +87,7 @@ class Results:
     def missing(self, system: str, instance: Instance) -> bool:
         """Whether there is no row of this system for an instance yet.
 
-        Raises ResultsError where there is one for other text of the same name.
+        Raises ResultsError if the row is of an instance with the same name and other text.
         """
         measured = self.done.get((system, instance.source, instance.instance_id))
         if measured is not None and measured != digest(instance):
@@ -98,9 +98,9 @@ class Results:
         return measured is None
 
     def add(self, system: str, episodes: Sequence[Episode], seconds: Sequence[float]) -> None:
-        """Writes episodes whose instances are missing; returns when they are on disk.
+        """Writes the rows of new episodes; returns when they are on disk.
 
-        seconds: (of an instance, all in all; of a question, reading alone).
+        seconds: (total time per instance, time of reading per question).
         """
         of_instance, of_question = seconds
         asked = [row for e in episodes for row in question_rows(system, e, of_question)]
@@ -122,7 +122,7 @@ def digest(instance: Instance) -> str:
 
 
 def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
-    """One row a question. A failed answer has neither prediction nor score."""
+    """One row per question. A failed answer has no prediction and no score."""
     verdicts = episode.verdicts or [""] * len(episode.answers)
     asked = zip(episode.instance.questions, episode.answers, episode.scores, verdicts, strict=True)
     return [
@@ -144,8 +144,8 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
 
 
 def instance_row(system: str, episode: Episode, seconds: float) -> Row:
-    """One row an instance. r2 and r4 are None for a system that makes no calls, r1 where every
-    answer failed; where the model of a baseline failed, there is no memory, so no size of one."""
+    """The row of an instance. r2 and r4 are None for a system without calls, r1 if all answers
+    failed; r3 and the sizes of memory and evidence if the model of a baseline failed."""
     steps, complete = episode.steps, episode.has_memory
     read = [answer.tokens for answer in episode.answers]
     calls = [outcome for step in steps for outcome in step.outcomes]
@@ -168,9 +168,9 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
 
 
 def read_results(folder: str | Path) -> tuple[Row, list[Row]]:
-    """What a results folder is about, and the rows of its finished instances.
+    """The settings of a results folder, and the rows of its finished instances.
 
-    Raises ResultsError where there are none.
+    Raises ResultsError if the folder has no results.
     """
     folder = user_path(folder)
     path = folder / ABOUT
@@ -180,9 +180,9 @@ def read_results(folder: str | Path) -> tuple[Row, list[Row]]:
 
 
 def read_lines(path: Path) -> list[Row]:
-    """The rows of a file; what stands after the last newline was cut off by a kill and is left out.
+    """The rows of a file; text after the last newline is of a killed process and is ignored.
 
-    Raises ResultsError for any other line that is no object.
+    Raises ResultsError for any other line that is not a JSON object.
     """
     if not path.exists():
         return []
@@ -225,6 +225,6 @@ def _or_none(value: float) -> float | None:
 
 
 def _mean_or_none(values: Sequence[float]) -> float | None:
-    """Of the steps that have a value: the judge may have failed on some."""
+    """The mean without NaN, which marks steps that the judge failed on; None if all are NaN."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else None

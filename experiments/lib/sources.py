@@ -1,4 +1,4 @@
-"""The sources that systems are measured on: synthetic, from the publishers' files, or built."""
+"""The sources that systems are measured on: synthetic, from published files, or built data."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from memalpha.data.instance import Instance
 
 
 def define_flags() -> None:
-    """The flags that say what is measured."""
+    """Flags that select sources and instances."""
     flags.DEFINE_list("sources", [], "Names; default: those of the config, or all of --data.")
     flags.DEFINE_string("data", "", "Folder that `python -m memalpha.data build` made.")
     flags.DEFINE_string("split", "test", "train, validation or test.")
@@ -23,13 +23,13 @@ def define_flags() -> None:
 
 
 def changes() -> str:
-    """What the flags change in the config of a run."""
+    """The changes to the config of a run that the flags ask for."""
     args = flags.FLAGS
     return ",".join(filter(None, [f"data.built={args.data}" if args.data else "", args.set]))
 
 
 def from_flags(config: ConfigDict) -> tuple[dict[str, list[Instance]], dict[str, Any]]:
-    """The instances that the flags name, by source, and what they depend on.
+    """Source -> instances selected by the flags, and source -> settings they depend on.
 
     Raises ValueError for an unknown source or split.
     """
@@ -61,7 +61,7 @@ def load_sources(
 
 
 def describe_source(config: ConfigDict, name: str, split: str, chunks: int) -> dict[str, Any]:
-    """What the instances of a source depend on."""
+    """The settings that the instances of a source depend on."""
     data = json.loads(config.to_json())["data"]
     if is_synthetic(name):
         settings = {k: data[k] for k in ("facts_per_chunk", "filler_share")}

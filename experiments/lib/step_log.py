@@ -1,4 +1,4 @@
-"""What surrounds a training step: progress bar, logs, validation and checkpoints."""
+"""Everything around a training step: progress bar, logs, validation and checkpoints."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from memalpha.learner import TrainState
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient was not a number."""
+    """Loss or gradient was NaN or infinite."""
 
 
 class StepLog:
@@ -48,9 +48,11 @@ class StepLog:
         self._stack.__exit__(*error)
 
     def restore(self, state: TrainState) -> tuple[TrainState, int]:
-        """The state of the last checkpoint, else `state`, and the first step to run: the number of
-        the checkpoint, which is all the position that a resumed run needs. Later lines of the logs
-        are dropped: their steps are run again."""
+        """The state of the last checkpoint, or `state` without one, and the first step to run.
+
+        The first step is the number of the checkpoint; a resumed run needs no other position. Lines
+        of the logs from that step on are dropped, because those steps are run again.
+        """
         checkpoint = restore(self._checkpoints, state)
         first, state = (0, state) if checkpoint is None else checkpoint
         folder = own_folder(self._workdir)
@@ -60,7 +62,7 @@ class StepLog:
         return state, first
 
     def start(self) -> Clock:
-        """Begins a step; returns the clock that its stages are timed with."""
+        """Begins a step; returns the clock for timing its stages."""
         self._began, self._compiled = time.perf_counter(), compilations()
         self._clock = Clock()
         return self._clock
@@ -72,10 +74,9 @@ class StepLog:
         metrics: Mapping[str, jax.Array],
         episodes: Sequence[Episode],
     ) -> None:
-        """Validates where it is time to, writes both logs, then saves a checkpoint where it is due.
+        """Validates if it is due, writes both logs, then saves a checkpoint if it is due.
 
-        Raises NonFiniteError, after the metrics were written, where loss or gradient was not
-        finite.
+        Raises NonFiniteError, after the metrics were written, if loss or gradient was not finite.
         """
         is_last = step + 1 == self._config.rl.steps
         line = {k: float(v) for k, v in jax.device_get(metrics).items()} | summarise(episodes)
@@ -96,13 +97,13 @@ class StepLog:
 
 
 def describe_step(metrics: Mapping[str, float], seconds: float) -> str:
-    """For the terminal: rewards, and tokens written and trained on a second, validation aside."""
+    """For the terminal: rewards, and trained tokens per second of a step without validation."""
     rewards = "  ".join(f"{name} {metrics[name]:.2f}" for name in ("r1", "r2", "r3", "r4"))
     return f"{rewards}  {metrics['tokens'] / seconds:.0f} tokens/s"
 
 
 def check_finite(metrics: Mapping[str, float], step: int, stage: str) -> None:
-    """Raises NonFiniteError, which names the step; the update was not applied."""
+    """Raises NonFiniteError, which names the step, for a step whose update was skipped."""
     if metrics.get("nonfinite"):
         raise NonFiniteError(
             f"{stage}: loss or gradient was not finite at step {step} (loss {metrics['loss']},"

@@ -1,7 +1,7 @@
 """The systems of the tables by name.
 
-All systems of an evaluation read the same instances and are asked through the same reader. What the
-results of a system depend on goes with it, so that a results folder can tell.
+All systems of an evaluation read the same instances and use the same reader. Each carries the
+settings that its results depend on, which are stored in the results folder.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ Reporter = Callable[[int, int], None]  # (chunks done, chunks in all) of a batch
 
 @dataclass(frozen=True)
 class System:
-    """A row of the tables. `about`: what its results depend on, beside the reading."""
+    """A row of the tables. `about`: settings its results depend on, apart from the reading."""
 
     run: Callable[[Sequence[Instance], Clock, Reporter], list[Episode]]
     about: dict[str, Any]
@@ -43,8 +43,10 @@ class System:
 
 @dataclass(frozen=True)
 class Run:
-    """A workdir as an evaluation sees it: its config, with changes, and what reads its memories;
-    `engines` are the language models among reader and judge, by role."""
+    """A workdir opened for evaluation: its config, with changes applied, and the environment.
+
+    engines: the language models among reader and judge, by role.
+    """
 
     folder: Path
     config: ConfigDict
@@ -53,19 +55,19 @@ class Run:
 
     @property
     def model(self) -> LanguageModel | None:
-        """Writes for the baselines that need a model: the one that reads."""
+        """The model that writes for the baselines that need one: that of the reader."""
         return self.engines.get("reader")
 
 
 def open_workdir(workdir: str | Path, changes: str = "") -> Run:
-    """A workdir with `changes` to its config ("field=value,...", as after the colon of a config).
+    """Opens a workdir for evaluation, with `changes` to its config ("field=value,...").
 
-    Raises ValueError where there is no config or tokenizer of a run, for a change of a field that
-    is not there, or for a reader or judge that cannot work or does not answer.
+    Raises ValueError if config or tokenizer of the run are missing, for a change of an unknown
+    field, or for a reader or judge that is misconfigured or does not answer.
     """
     folder = user_path(workdir)
     settings = _settings(folder)
-    for role in ROLES:  # runs from before these fields, which --set may now change
+    for role in ROLES:  # fields that configs of older versions lack and that --set may change
         settings.setdefault(role, language_model())
     settings["data"].setdefault("built", "")
     config = finish(ConfigDict(settings), changes, {})
@@ -88,7 +90,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def describe_reading(env: Environment) -> dict[str, Any]:
-    """What every result depends on, whatever the system: reader, judge, retrieval, tokens."""
+    """The settings that the results of all systems depend on: reader, judge, retrieval, tokens."""
     vocabulary = json.dumps(sorted(env.prompt.tokenizer.get_vocab().items()))
     return {
         "reader": _name(env.reading.answerer),
@@ -101,9 +103,9 @@ def describe_reading(env: Environment) -> dict[str, Any]:
 
 
 def check_reading(runs: Mapping[str, Run]) -> None:
-    """Raises ValueError where runs are read in different ways, which --set can mend."""
+    """Raises ValueError if the settings of reading differ between runs; --set can align them."""
     (first, one), *others = runs.items()
-    before = describe_reading(one.env) | {"tokenizer": ""}  # every run has its own
+    before = describe_reading(one.env) | {"tokenizer": ""}  # differs between runs
     for name, run in others:
         differ = differences(before, describe_reading(run.env) | {"tokenizer": ""})
         if differ:
@@ -121,8 +123,8 @@ def open_systems(
     """The systems by name; `rows`: episodes of a device batch; `budget`: reader tokens of
     rag_matched.
 
-    Raises ValueError for an unknown name (lists the known), `flat` without its run, or a checkpoint
-    that is not there.
+    Raises ValueError for an unknown name (lists the known), `flat` without its run, or a missing
+    checkpoint.
     """
     known = (*WRITERS, *BASELINES)
     for name in names:
@@ -155,7 +157,7 @@ def _open(name: str, run: Run, flat: Run | None, rows: int, budget: int) -> Syst
 
 
 def trained_system(run: Run, stage: str, rows: int) -> System:
-    """The writer of a run as of its last checkpoint of a stage ("rl" or "warm_start")."""
+    """The writer of the last checkpoint of a stage ("rl" or "warm_start") of a run."""
     policy = open_stage(run.config, run.folder, stage, run.env)
     about = {"checkpoint": policy.name, "rows": rows, "temperature": run.config.eval.temperature}
     about |= {"trained": comparable(_settings(run.folder))} | _sizes(run.config)
@@ -164,7 +166,7 @@ def trained_system(run: Run, stage: str, rows: int) -> System:
 
 
 def _sizes(config: ConfigDict) -> dict[str, Any]:
-    """What a writer is shown and may keep, which --set may have changed."""
+    """The settings of prompt and memory, which --set may have changed."""
     return {name: json.loads(config.to_json())[name] for name in ("prompt", "memory")}
 
 
@@ -178,11 +180,11 @@ def _writes(env: Environment, writer, about: dict[str, Any]) -> System:
 
 
 def applies(name: str, source: str) -> bool:
-    """Whether a system can be measured on a source: only of synthetic text it is known what a
-    perfect writer stores."""
+    """Whether a system can be measured on a source: the perfect writer needs the notes of synthetic
+    text, which say what to store."""
     return name != "perfect" or is_synthetic(source)
 
 
 def describe_reward(config: ConfigDict) -> Mapping[str, float]:
-    """The weights that the ablation tables go by."""
+    """The reward weights, which identify the rows of the ablation tables."""
     return {"beta": config.reward.beta, "gamma": config.reward.gamma}

@@ -3,9 +3,9 @@
     python run_experiment.py --tensorboard --config=configs/tiny.py --workdir=runs/tiny
     tensorboard --logdir=runs/tiny/tensorboard
 
-Every .jsonl file of steps in the workdir is a run there, under the same names. The files are the
-truth: at every start the events are made anew from the lines that stand, so that a resumed run has
-no step twice, and one that was begun without the flag is shown whole.
+Every .jsonl file of steps in the workdir becomes a run of the same name in TensorBoard. At every
+start the events are written again from the lines of these files, so that a resumed run has no
+duplicate steps and a run that was started without the flag is complete.
 """
 
 import shutil
@@ -21,7 +21,7 @@ FOLDER = "tensorboard"
 
 
 class EventLog:
-    """The events that go with the metrics file `path`; they begin with `lines`."""
+    """The events of the metrics file `path`; `lines` are its existing lines."""
 
     def __init__(self, path: Path, lines: Iterable[Mapping[str, float]]):
         own = path.parent / FOLDER / path.stem
@@ -29,12 +29,12 @@ class EventLog:
         own.mkdir(parents=True)
         self.events = EventsWriter(
             str(own / "events")
-        )  # SummaryWriter has a queue: a kill loses it
+        )  # SummaryWriter would lose its queue when killed
         for line in lines:
             self.write(line["step"], line)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One scalar a metric; in the file when this returns."""
+        """Writes one scalar per metric and flushes the file."""
         names = sorted(metrics.keys() - {"step"})
         values = [Summary.Value(tag=name, simple_value=metrics[name]) for name in names]
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))

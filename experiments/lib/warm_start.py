@@ -1,7 +1,7 @@
-"""Warm start: what a from-scratch model has to know before reinforcement can teach it anything.
+"""Warm start: supervised training that a from-scratch model needs before reinforcement learning.
 
-First to copy, which any pretrained model can: spans of random tokens, then pieces of the lines of a
-chunk, put into calls. Then the traces of a deliberately poor writer.
+It first learns to copy, as any pretrained model can: spans of random tokens, then pieces of the
+lines of a chunk inside of calls. Then it learns to imitate a deliberately poor writer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +29,10 @@ from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tokenizer import decode, encode
 from memalpha.tools import INSERT, UPDATE, Call, format_response
 
-COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens: short contexts, where copying is learned soonest
-QUOTE_SHARE, QUOTE_CUT = 0.6, 3  # of the lines; the most tokens one loses at either end
-QUOTE_CORE = 0.3  # of the responses to an empty core write it: the pieces in one content
-TRACES = 100_000_000  # traces are drawn far from the instances that RL trains on
+COPY_CONTEXT, COPY_SPAN = 24, 16  # tokens; copying is learned fastest in short contexts
+QUOTE_SHARE, QUOTE_CUT = 0.6, 3  # share of lines quoted; most tokens cut at either end
+QUOTE_CORE = 0.3  # share of responses to an empty core that write to it
+TRACES = 100_000_000  # index offset: imitation uses other instances than RL does
 
 
 def warm_start(
@@ -93,7 +93,7 @@ def warm_start(
 
 
 def ahead(make: Callable[[int], Batch], steps: Sequence[int]) -> Iterator[tuple[int, Batch]]:
-    """(step, make(step)) for every step; each is made in a thread while the one before is used."""
+    """Yields (step, make(step)); a thread makes the next batch while the current one is used."""
     with ThreadPoolExecutor(1) as thread:
         coming = None
         for step in steps:
@@ -103,7 +103,7 @@ def ahead(make: Callable[[int], Batch], steps: Sequence[int]) -> Iterator[tuple[
 
 
 def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
-    """Rows of random tokens, none twice in a row, of which a span is repeated."""
+    """Rows of distinct random tokens; the completion repeats a span of the prompt."""
     rng = np.random.default_rng([config.seed, step, 17])
     rows, length, span = config.warm_start.copy_rows, COPY_CONTEXT, COPY_SPAN
     context = np.argsort(rng.random((rows, vocab_size)), axis=1)[:, :length].astype(np.int32)
@@ -115,13 +115,12 @@ def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
 
 
 def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
-    """Rows of the usual prompts, answered with calls that store pieces of some lines of the chunk,
-    drawn at random, in reading order: how to quote from any place and go on from there, and nothing
-    about what is worth quoting."""
+    """Rows of normal prompts with calls that store pieces of randomly chosen lines of the chunk, in
+    reading order. They teach how to quote from any position, and nothing about what to quote."""
     rng = np.random.default_rng([config.seed, step, 19])
     lists = MEMORY_NAMES[1:]
     core_share = 1.0 if is_flat(env) else QUOTE_CORE if env.prompt.enabled[0] else 0.0
-    room = config.prompt.response_tokens - 1  # for the end of the response
+    room = config.prompt.response_tokens - 1  # one token is the end of sequence
 
     def quote(turn: Turn) -> str:
         lines = [line for line in turn.instance.chunks[turn.chunk].split("\n") if line.strip()]
@@ -132,7 +131,7 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
         ]
         pieces = [piece.strip() for piece in pieces if piece.strip()]
         core = turn.view.core
-        if core or rng.random() < core_share:  # what is there is kept, and gone on with
+        if core or rng.random() < core_share:  # the existing core is kept and extended
             pieces = pieces[: rng.integers(len(pieces)) + 1] if pieces else []
             joined = (" ".join([core, *pieces[:n]]) for n in range(1, len(pieces) + 1))
             tries = [[_store("core", text.strip())] for text in joined]
@@ -148,7 +147,7 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
 
 
 def _piece(rng: np.random.Generator, tokens: list[int]) -> list[int]:
-    """All but the first and the last few tokens, where there are enough."""
+    """The tokens without a few at either end, if enough are left."""
     first, last = (int(n) for n in rng.integers(QUOTE_CUT + 1, size=2))
     return tokens[first : len(tokens) - last] or tokens
 
@@ -165,7 +164,7 @@ def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
 
 
 def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Writer) -> Batch:
-    """`rows` rows of a writer's episodes; responses over the buffer are left out."""
+    """`rows` rows of episodes of a writer; responses over the token limit are left out."""
     rows, limit = config.warm_start.rows, config.prompt.response_tokens
     instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
     episodes = [
@@ -174,5 +173,5 @@ def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Wri
     ]
     room = sum(len(instance.chunks) for instance in instances)
     batch = take(to_batch(episodes, 1, config.prompt.tokens, limit, room), np.arange(rows))
-    # No questions were asked, so no row has a reward; here a row counts that has a response.
+    # The questions were skipped, so no row has a reward; every row with a response is valid here.
     return Batch(batch.tokens, rows=Rows(valid=batch.tokens.completion_mask.any(axis=1)))

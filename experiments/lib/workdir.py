@@ -24,14 +24,14 @@ class WorkdirError(ValueError):
 
 
 def claim_workdir(workdir: str, config: ConfigDict) -> Path:
-    """Makes the folder and writes config.json; an earlier run must have had the same config, but
-    for where its language models are and how they are asked (`readers.OPERATION`).
+    """Creates the folder and writes config.json. A run that is already there must have the same
+    config, except for the fields in `readers.OPERATION`.
 
-    Of several processes the first one does this.
+    With several processes only the first one does this.
 
     Raises:
-        WorkdirError: the folder holds a run of another config (says which fields differ), or is
-            no folder.
+        WorkdirError: the folder has a run with another config (says which fields differ), or the
+            path is not a folder.
     """
     folder = user_path(workdir).absolute()
     if jax.process_index():
@@ -43,7 +43,7 @@ def claim_workdir(workdir: str, config: ConfigDict) -> Path:
     now = json.loads(config.to_json())
     path = folder / "config.json"
     begun = any((folder / name).exists() for name in ("tokenizer", "checkpoints"))
-    if path.exists() and begun:  # a run that failed before that has nothing to lose
+    if path.exists() and begun:  # a run that failed earlier has nothing to keep
         try:
             before = json.loads(path.read_text())
         except json.JSONDecodeError as error:
@@ -60,8 +60,8 @@ def claim_workdir(workdir: str, config: ConfigDict) -> Path:
 
 
 def own_folder(folder: Path) -> Path:
-    """Where this process writes its own files: the folder of the run for the first one, and
-    process_1 and so on in it for others. Checkpoints and tokenizer are of all together."""
+    """Where this process writes its own files: the first one in the folder of the run, others in
+    its subfolders process_1 and so on. Checkpoints and tokenizer are shared."""
     own = folder / f"process_{jax.process_index()}" if jax.process_index() else folder
     own.mkdir(parents=True, exist_ok=True)
     return own
@@ -83,7 +83,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def log_start(folder: Path, command: Sequence[str]) -> None:
-    """Adds a line to starts.jsonl: when, by which command and on what this process runs."""
+    """Adds a line to starts.jsonl: time, command, devices and versions of this process."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
     line = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -100,8 +100,8 @@ def log_start(folder: Path, command: Sequence[str]) -> None:
 
 
 class MetricsLog:
-    """A file of one JSON object a step. Steps at or after `step` are dropped on opening: they will
-    be run again, since the checkpoint is older than they are. `events`: for TensorBoard too."""
+    """A file of one JSON object per step. Steps from `step` on are dropped on opening: they are
+    newer than the checkpoint and will be run again. `events`: write TensorBoard events too."""
 
     def __init__(self, path: Path, step: int, events: bool = False):
         self.path = path
@@ -118,7 +118,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut off by a kill is left out."""
+    """The lines of a metrics file; a truncated last line of a killed process is ignored."""
     if not path.exists():
         return []
     lines = []

@@ -1,4 +1,4 @@
-"""Writers of a config: the policy, a perfect one, a poor one to imitate."""
+"""Writers of a config: the policy, the perfect writer, and the poor writer to imitate."""
 
 import jax
 from ml_collections import ConfigDict
@@ -37,7 +37,7 @@ def poor_writer(config: ConfigDict, env: Environment, rng) -> Writer:
 
 
 def rollout_rows(config: ConfigDict) -> int:
-    """Rows of a rollout's batch."""
+    """The number of rows of a rollout batch."""
     return config.rl.rollout_rows or config.rl.instances * config.rl.rollouts
 
 
@@ -63,7 +63,7 @@ def training_writer(
     step: int,
     clock: Clock,
 ) -> Writer:
-    """The policy as it samples at a step of training."""
+    """The policy as a writer with the sampling settings and keys of a training step."""
     rl, key = config.rl, jax.random.fold_in(jax.random.key(config.seed), 1)
     return policy_writer(
         for_sampling(config, params), model, env, rollout_rows(config),
@@ -72,5 +72,5 @@ def training_writer(
 
 
 def for_sampling(config: ConfigDict, params: Params) -> Params:
-    """The parameters as the config wants them to be sampled from."""
+    """The parameters for sampling: gathered over fsdp if `config.mesh.gather` is set."""
     return gather(params) if config.mesh.gather else params
