@@ -31,7 +31,7 @@ from experiments.lib.writers import perfect_writer, rollout_rows, trained_writer
 from experiments.report import write_report
 from experiments.timeline import write_timeline
 from experiments.train import train
-from memalpha.baselines import BASELINES
+from memalpha.baselines import BASELINES, LABELS
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Episode
 from memalpha.model import ModelConfig, Params
@@ -40,9 +40,7 @@ from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 
 SIMPLE_MEMORIES = {  # name in the final table -> baseline
-    "store everything": BASELINES["store_everything"],
-    "RAG-Top2": BASELINES["rag_top2"],
-    "no memory": BASELINES["no_memory"],
+    LABELS[name]: BASELINES[name] for name in ("store_everything", "rag_top2", "no_memory")
 }
 
 

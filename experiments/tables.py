@@ -27,6 +27,7 @@ from experiments.lib.data_tables import data_tables, small_sizes
 from experiments.lib.intervals import Estimate
 from experiments.lib.pool import Cell, Key, Pool, Weights, mean_over_columns, performance, read_pool
 from experiments.lib.render import Table, html, interval, latex, markdown
+from memalpha import baselines
 from memalpha.data.files import write_text
 from memalpha.data.sizes import PUBLISHED as SIZES
 from memalpha.paths import user_path
@@ -34,22 +35,16 @@ from memalpha.paths import user_path
 PUBLISHED = json.loads(
     (Path(__file__).parent / "lib" / "published.json").read_text(encoding="utf-8")
 )
-LABELS = {
-    "long_context": "Long-Context",
-    "rag_top2": "RAG-Top2",
-    "rag_matched": "RAG, budget matched",
-    "memagent": "MemAgent",
-    "mem1": "MEM1",
-    "memgpt": "MemGPT",
-    "mem0": "Mem0",
+WRITERS = {
     "gpt_4_1_mini": "gpt-4.1-mini, untrained",
     "untrained": "untrained writer",
     "trained": "Mem-α, trained writer",
     "flat": "trained writer, flat memory",
     "perfect": "perfect scripted writer",
-    "store_everything": "store everything",
-    "no_memory": "no memory",
 }
+LABELS = baselines.LABELS | WRITERS
+ROWS = ("long_context", "rag_top2", "rag_matched", "memagent", "mem1", "memgpt", "mem0", *WRITERS)
+ROWS += ("store_everything", "no_memory")  # the order of the rows; further systems come last
 TITLES = {
     "1": "Table 1. Validation set",
     "2": "Table 2. MemoryAgentBench",
@@ -101,8 +96,8 @@ def small_tables(pool: Pool) -> list[Table]:
 
 
 def _in_order(systems: Sequence[str]) -> list[str]:
-    known = [name for name in LABELS if name in systems]
-    return [*known, *(name for name in systems if name not in LABELS)]
+    known = [name for name in ROWS if name in systems]
+    return [*known, *(name for name in systems if name not in ROWS)]
 
 
 def _by_weights(weights: Sequence[Weights]) -> dict[str, tuple[str, Weights]]:

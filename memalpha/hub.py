@@ -1,7 +1,7 @@
 """Models in the hub's layout: where they are, and what their config.json says.
 
 A GGUF file can be given wherever a folder can: its metadata are read as the fields of config.json.
-Everything that is specific to a model family is in the table `FAMILIES`.
+Everything that is specific to a model family in the layout of the hub is in the table `FAMILIES`.
 """
 
 import json

@@ -1,9 +1,7 @@
 """Questions to scores: evidence from a memory, the reader, the metric, r1 and r3.
 
-How a failure is handled: where reader, judge or writer fails, this module sets the score to NaN.
-An episode whose scores are all NaN has r1 = NaN and is not `Episode.valid`; `rollout.to_batch` sets
-`valid` = False in its rows; `batch.token_mask` then masks their tokens out of loss, counts and
-advantages. `experiments.lib.failures` stops a run in which too many questions failed.
+Where reader, judge or writer fails, the score is NaN; docs/concepts.md, "What is masked where", says
+what becomes of it.
 """
 
 from collections.abc import Iterator, Sequence

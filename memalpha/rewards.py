@@ -9,16 +9,8 @@ are float32, even for integer or boolean input, because shares are fractions.
 
 Axes: Q questions of an episode, O operations (calls) of a step; `...` any leading axes.
 
-A question without an answer is not a wrong answer; it is masked out of training as follows. Where
-the engine of the reader fails, `reader.read` returns an answer without text, and `reading.finish`
-sets the score of that question to NaN, as it does where the judge or the writer failed.
-`correctness` is the mean over the other questions, and NaN where there are none; then
-`Episode.valid` is False. `rollout.to_batch` sets `valid` to False and the rewards to 0 in every row
-of such an episode. `losses.group_advantages` excludes these rows from mean and deviation and gives
-them advantage 0, `credit.add_credit` sets their calls to NaN, and `batch.token_mask` masks their
-tokens out of every loss and count. Where the content judge failed on the calls of one step (r4 is
-NaN), only the row of that step is masked. Before any of this, `check_answers` of `experiments`
-stops a run in which more than `config.max_failed_share` of the questions failed.
+A question without an answer is not a wrong answer: it is masked (docs/concepts.md, "What is masked
+where").
 """
 
 from collections.abc import Mapping

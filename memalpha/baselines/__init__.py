@@ -33,6 +33,17 @@ BASELINES = {
     "memgpt": memgpt.recall,
     "mem0": mem0.recall,
 }
+LABELS = {  # as tables call them
+    "long_context": "Long-Context",
+    "rag_top2": "RAG-Top2",
+    "rag_matched": "RAG, budget matched",
+    "no_memory": "no memory",
+    "store_everything": "store everything",
+    "memagent": "MemAgent",
+    "mem1": "MEM1",
+    "memgpt": "MemGPT",
+    "mem0": "Mem0",
+}
 
 
 def needs_model(name: str) -> bool:
@@ -41,7 +52,7 @@ def needs_model(name: str) -> bool:
 
 
 def make_baseline(name: str, model: LanguageModel | None = None, **settings: object) -> Recaller:
-    """The baseline of that name, for `rollout.run_baseline`.
+    """The baseline of that name, for `reading.run_baseline`.
 
     `settings` are the keyword arguments of its `recall`. `model` may be given for any baseline;
     those that do not need one ignore it.
