@@ -1,7 +1,7 @@
 """Questions to scores: evidence from a memory, the reader, the metric, r1 and r3.
 
-Where reader, judge or writer fails, the score is NaN; docs/concepts.md, "What is masked where", says
-what becomes of it.
+Where reader, judge or writer fails, the score is NaN; "What is masked where" in docs/concepts.md
+says what follows from that.
 """
 
 from collections.abc import Iterator, Sequence
