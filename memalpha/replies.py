@@ -33,6 +33,7 @@ _NEXT = {quote: re.compile(rf"[\\{quote}]") for quote in "\"'"}
 _WORD = re.compile(r"[\w.+-]+")
 _KEY = re.compile(r"[A-Za-z_]\w*(?=\s*:)")
 _ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\.", re.DOTALL)
+_CUT_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{0,4}\Z")  # the decoder calls a whole one cut too
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _LEAD = re.compile(r"\s*(?:```\w*\s*)?(?:\[\s*)?")  # a code fence, a list
@@ -94,9 +95,17 @@ def read_strict(text: str, start: int) -> tuple[dict | None, int]:
     try:
         value, end = _DECODER.raw_decode(text, brace)
     except (ValueError, RecursionError) as error:
-        unclosed = getattr(error, "msg", "").startswith("Unterminated string")
-        return None, len(text) if unclosed else start
+        return None, len(text) if _is_unclosed(text, error) else start
     return (value, end) if _is_flat(text[brace:end], value) else (None, start)
+
+
+def _is_unclosed(text: str, error: Exception) -> bool:
+    """Whether the decoder failed at a string that the end of the text cuts off, be it inside of an
+    escape."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    in_escape = error.msg.startswith("Invalid \\u") and len(text) - error.pos <= len("\\u0000")
+    return error.msg.startswith("Unterminated") or (in_escape and bool(_CUT_ESCAPE.search(text)))
 
 
 def read_object(text: str, start: int = 0) -> tuple[dict | None, int, bool]:

@@ -52,8 +52,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def environment():
-    """As the tests run; with the tunable set, the command does not start itself again."""
-    return os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "COLUMNS": "200"}
+    """As the tests run, but compiled programs go to the workdir, as they do for a user; with the
+    tunable set, the command does not start itself again."""
+    own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    return own | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "COLUMNS": "200"}
 
 
 def arguments(workdir):

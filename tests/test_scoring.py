@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memalpha import metrics, scoring
+from memalpha.data import names
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ def test_unknown_source_lists_the_known_ones(source):
 
 
 def test_every_variant_belongs_to_a_metric_and_every_name_to_itself():
-    assert set(scoring.VARIANTS) <= set(scoring.METRICS)
+    assert set(names.PUBLISHED_FORMS) <= set(scoring.METRICS)
     assert [scoring.family(name) for name in scoring.METRICS] == list(scoring.METRICS)
 
 
