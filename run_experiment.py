@@ -65,6 +65,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
     try:
         config = CONFIG.value
+        config.keys()  # a file that could not be read is an error only where it is used
     except OSError as error:
         sys.exit(f"--config: {error}")
     if not FLAGS.debug:

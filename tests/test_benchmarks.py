@@ -193,7 +193,11 @@ def test_stages_add_up_and_both_parts_are_named():
 
 def test_a_training_step_runs_stage_by_stage():
     rounds = Rounds(1)
-    tiny = "model.num_layers=1,rl.instances=1,rl.rollouts=2,rl.micro_batch=0"
+    tiny = (
+        "model.num_layers=1,model.hidden_size=32,model.num_heads=2,model.num_kv_heads=1,"
+        "model.head_dim=8,model.mlp_size=32,tokenizer.vocab_size=600,prompt.tokens=320,"
+        "rl.instances=1,rl.rollouts=2,rl.micro_batch=0"
+    )
     episode.training_step({"workdir": "", "arguments": tiny}, rounds)
     assert rounds.left == 0
     stages = rounds.told[0]["stages"]

@@ -137,8 +137,8 @@ def test_every_remote_goes_where_its_loader_looks():
     assert len(paths) == len(set(paths))
     folders = {path.split("/")[0] for path in paths}
     assert folders == {
-        "squad", "trec", "nlu", "hotpotqa", "perltqa", "longmemeval", "banking77", "clinc150",
-        "booksum", "infinitebench", "memalpha", "memoryagentbench",
+        "squad", "squad_v2", "trec", "nlu", "hotpotqa", "perltqa", "longmemeval", "banking77",
+        "clinc150", "booksum", "infinitebench", "memalpha", "memoryagentbench",
     }  # fmt: skip
 
 
