@@ -26,8 +26,14 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
     try:
         policy = load_policy(WORKDIR.value)
+        prompt = policy.env.prompt
         done = export(
-            policy.params, policy.model, OUT.value, policy.env.prompt.tokenizer, DTYPE.value
+            policy.params,
+            policy.model,
+            OUT.value,
+            prompt.tokenizer,
+            DTYPE.value,
+            stops=prompt.stops,
         )
     except ValueError as error:
         sys.exit(str(error))

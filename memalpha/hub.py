@@ -5,7 +5,7 @@ A GGUF file stands for a folder everywhere: its metadata are read as the fields 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from memalpha import gguf
 from memalpha.gguf_file import read_header
 from memalpha.model import ModelConfig, RopeScaling
 from memalpha.models import find_file
+from memalpha.tokenizer import stop_ids
 
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a hub repository
 # Fields of config.json and of ModelConfig.
@@ -276,15 +277,19 @@ def write_config(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     dtype: str,
-    max_positions: int,
+    stops: Sequence[int] = (),
 ) -> None:
     """Writes config.json, in the spelling of the published files of the family, which older readers
-    and newer ones know, and the tokenizer.
+    and newer ones know, and the tokenizer with the ids that end a reply in generation_config.json:
+    those of `tokenizer.stop_ids`, where `stops` are the ones that the model states.
 
     Raises:
         ValueError: the model has switches that its family does not know.
     """
-    stated = _fields(config) | {"max_position_embeddings": max_positions, "torch_dtype": dtype}
+    stated = _fields(config) | {
+        "max_position_embeddings": config.max_positions,
+        "torch_dtype": dtype,
+    }
     ours = {name: getattr(config, name) for name in CHOICES}
     back = replace(parse_config(stated, folder / "config.json", **ours), max_positions=0)
     if back != replace(config, max_positions=0):
@@ -297,7 +302,15 @@ def write_config(
     stated |= {name: getattr(tokenizer, name, None) for name in special}
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(stated, indent=1, sort_keys=True) + "\n")
+        ends = {name: stated[name] for name in special} | {
+            "eos_token_id": stop_ids(tokenizer, stops)
+        }
+        _write_json(folder / "generation_config.json", ends)
+    _write_json(folder / "config.json", stated)
+
+
+def _write_json(path: Path, stated: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(stated, indent=1, sort_keys=True) + "\n")
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:

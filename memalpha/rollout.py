@@ -32,7 +32,7 @@ from memalpha.judge import Verdict
 from memalpha.memory import MemoryView, Outcome
 from memalpha.prompts import CUT_MARK, fit_prompt
 from memalpha.reading import read_out
-from memalpha.tokenizer import cached_decoder, cached_encoder, encode
+from memalpha.tokenizer import cached_decoder, cached_encoder, encode, response_end
 
 
 def run_episodes(
@@ -290,7 +290,7 @@ def scripted_writer(
     `with_prompts`: the responses carry the prompt that a policy would have read, for traces that
     it is to imitate.
     """
-    end = env.prompt.tokenizer.eos_token_id
+    end = response_end(env.prompt.tokenizer)
 
     def write_one(turn: Turn) -> Response:
         tokens = np.array([*encode(env.prompt.tokenizer, respond(turn)), end], np.int32)

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -211,7 +211,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
-    max_positions: int | None = None,
+    stops: Sequence[int] = (),
 ) -> Path:
     """Writes a folder that `transformers` and whatever reads its format can load: config.json,
     safetensors and, if given, the tokenizer. A value head is left out: the format has none.
@@ -219,7 +219,7 @@ def export(
     The folder appears whole or not at all. The host holds one shard at a time. With several
     processes all of them call this, and the first one writes.
     dtype: of the weights in the files; None: as they are. max_shard_bytes: of a file, unless one
-    tensor is larger. max_positions: the context to state, in tokens; None: that of the config.
+    tensor is larger. stops: token ids that end a reply, beside those that the tokenizer names.
 
     Raises:
         ValueError: the folder is there already, the parameters are not those of the config, the
@@ -248,7 +248,7 @@ def export(
     if writes:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        write_config(aside, config, tokenizer, dtype.name, max_positions or config.max_positions)
+        write_config(aside, config, tokenizer, dtype.name, stops)
     _write_tensors(aside, tensors, dtype, max_shard_bytes, writes)
     if writes:
         aside.rename(folder)

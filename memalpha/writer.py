@@ -20,6 +20,7 @@ from memalpha.memory import Entry, MemoryView
 from memalpha.model import Cache, ModelConfig, Params
 from memalpha.prompts import PromptSpec, fit_prompt
 from memalpha.sharding import mesh_of, row_parts
+from memalpha.tokenizer import stop_ids
 
 MIN_PREFIX = 64  # tokens that prompts share, from which on they are worth a program of their own
 
@@ -43,7 +44,7 @@ def policy_writer(
     takes the time of rendering.
     """
     spec, clock = env.prompt, Clock() if clock is None else clock
-    stop_ids = jnp.asarray([spec.tokenizer.eos_token_id], jnp.int32)
+    stops = jnp.asarray(stop_ids(spec.tokenizer, spec.stops), jnp.int32)
     parts = row_parts(mesh_of(params))
 
     @lru_cache(maxsize=1)
@@ -80,7 +81,7 @@ def policy_writer(
         limits = np.where(np.arange(size) < len(turns), spec.response_tokens, 0)
         samples = jax.device_get(
             sampler.generate(
-                params, config, tokens, mask, keys, temperature, top_p, limits, stop_ids,
+                params, config, tokens, mask, keys, temperature, top_p, limits, stops,
                 spec.response_tokens, cache,
             )
         )  # fmt: skip
