@@ -133,7 +133,7 @@ def test_a_gguf_file_is_a_model_wherever_a_folder_is(small, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_params(out, config), params)
     for start in (str(small), "small", str(out)):
         policy = load_policy(start)
-        assert policy.model.family == "llama" and len(policy.env.tokenizer) == 261
+        assert policy.model.family == "llama" and len(policy.env.prompt.tokenizer) == 261
         jax.tree.map(np.testing.assert_array_equal, policy.params, params)
     chats = [[{"role": "user", "content": "an ant"}]]
     ours, again = (FlaxModel.load(start, "float32") for start in ("small", str(out)))
