@@ -24,8 +24,14 @@ DTYPE = flags.DEFINE_string("dtype", None, "Of the weights, such as bfloat16; no
 def main(argv: list[str]) -> None:
     with command(argv):
         policy = load_policy(WORKDIR.value)
+        prompt = policy.env.prompt
         done = export(
-            policy.params, policy.model, OUT.value, policy.env.prompt.tokenizer, DTYPE.value
+            policy.params,
+            policy.model,
+            OUT.value,
+            prompt.tokenizer,
+            DTYPE.value,
+            stops=prompt.stops,
         )
     console.print(f"written {done}")
 

@@ -105,7 +105,9 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         ) from error
     after = text.rpartition(reply)[2].strip()
     ids = tokenizer.encode(after, add_special_tokens=False)[:1]
-    return [i for i in ids if i in tokenizer.all_special_ids]
+    added = tokenizer.added_tokens_decoder  # not all of them have a role such as eos
+    special = {i for i, token in added.items() if token.special} | {*tokenizer.all_special_ids}
+    return [i for i in ids if i in special]
 
 
 def _tokens(header: Header) -> list[str]:

@@ -5,7 +5,7 @@ Everything that is specific to a model family in the layout of the hub is in the
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from memalpha.gguf_file import read_header
 from memalpha.model import ModelConfig
 from memalpha.model_config import RopeScaling
 from memalpha.models import find_file
+from memalpha.tokenizer import stop_ids
 
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # files to download from the hub
 # Field of config.json -> field of ModelConfig.
@@ -285,15 +286,19 @@ def write_config(
     config: ModelConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     dtype: str,
-    max_positions: int,
+    stops: Sequence[int] = (),
 ) -> None:
-    """Writes config.json and the tokenizer. Field names are those of the published files of the
-    family, which old and new versions of `transformers` read.
+    """Writes config.json and the tokenizer, with the ids that end a reply in generation_config.json:
+    those of `tokenizer.stop_ids`, where `stops` are the ones that the model states. Field names are
+    those of the published files of the family, which old and new versions of `transformers` read.
 
     Raises:
         ValueError: the model has settings that its family cannot express.
     """
-    stated = _fields(config) | {"max_position_embeddings": max_positions, "torch_dtype": dtype}
+    stated = _fields(config) | {
+        "max_position_embeddings": config.max_positions,
+        "torch_dtype": dtype,
+    }
     ours = {name: getattr(config, name) for name in CHOICES}
     back = replace(parse_config(stated, folder / "config.json", **ours), max_positions=0)
     if back != replace(config, max_positions=0):
@@ -306,7 +311,15 @@ def write_config(
     stated |= {name: getattr(tokenizer, name, None) for name in special}
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(stated, indent=1, sort_keys=True) + "\n")
+        ends = {name: stated[name] for name in special} | {
+            "eos_token_id": stop_ids(tokenizer, stops)
+        }
+        _write_json(folder / "generation_config.json", ends)
+    _write_json(folder / "config.json", stated)
+
+
+def _write_json(path: Path, stated: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(stated, indent=1, sort_keys=True) + "\n")
 
 
 def _fields(config: ModelConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from memalpha.model import ModelConfig, Params, init_params
 from memalpha.paths import user_path
 from memalpha.policy_spec import POLICY, PolicySpec, from_plain
 from memalpha.prompts import PromptSpec, load_template
-from memalpha.tokenizer import load_tokenizer
+from memalpha.tokenizer import load_tokenizer, stated_stops
 from memalpha.tools import parse_prompted_calls
 from memalpha.weights import load_params
 from memalpha.writer import policy_writer
@@ -86,7 +86,12 @@ def load_policy(
     origin = find_folder(name)
     model = read_config(origin, attention="auto")
     env = Environment(
-        PromptSpec(load_tokenizer(name), load_template("full"), parse=parse_prompted_calls)
+        PromptSpec(
+            load_tokenizer(name),
+            load_template("full"),
+            parse=parse_prompted_calls,
+            stops=stated_stops(origin),
+        )
     )
     return Policy(name, model, load_params(origin, model), env)
 

@@ -25,6 +25,7 @@ class PromptSettings:
     recent: int
     prompt_tokens: int
     response_tokens: int
+    stops: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ class PromptSpec:
     """What a writer is shown, and how its response is read. Sizes are in tokens.
 
     enabled: whether there is a core, a semantic and an episodic memory. recent: how many of the
-    latest entries of each list are shown. parse: (response text, dialect) -> calls.
+    latest entries of each list are shown. parse: (response text, dialect) -> calls. stops: token
+    ids that end a response beside those that the tokenizer names, as the model states them.
     """
 
     tokenizer: Any
@@ -99,6 +100,7 @@ class PromptSpec:
     prompt_tokens: int = 6144
     response_tokens: int = 2048
     parse: Callable[[str, str], list[Call]] = parse_calls
+    stops: tuple[int, ...] = ()
 
 
 def load_template(name_or_folder: str) -> Template:

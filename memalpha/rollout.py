@@ -32,7 +32,7 @@ from memalpha.judge import Verdict
 from memalpha.memory import MemoryView, Outcome
 from memalpha.prompts import CUT_MARK, fit_prompt
 from memalpha.reading import read_out
-from memalpha.tokenizer import cached_decoder, cached_encoder, encode
+from memalpha.tokenizer import cached_decoder, cached_encoder, encode, response_end
 
 
 def run_episodes(
@@ -301,7 +301,7 @@ def scripted_writer(
     `with_prompts`: each response carries the prompt that a policy would have read; supervised
     training on the responses needs it.
     """
-    end = env.prompt.tokenizer.eos_token_id
+    end = response_end(env.prompt.tokenizer)
 
     def write_one(turn: Turn) -> Response:
         tokens = np.array([*encode(env.prompt.tokenizer, respond(turn)), end], np.int32)

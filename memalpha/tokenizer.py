@@ -6,14 +6,17 @@ parts of a tool call) are given as `phrases` and become one token each, so that 
 a small model is used for content.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from memalpha import gguf_tokenizer
+from memalpha.gguf import is_gguf
 from memalpha.models import find_file
 from memalpha.paths import user_path
 from memalpha.replies import MARKS
@@ -98,6 +101,42 @@ def load_tokenizer(path_or_hub_id: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def stated_stops(folder: str | Path) -> tuple[int, ...]:
+    """Token ids that a model states as ends of a reply: those of generation_config.json in its
+    folder, or of the metadata of its GGUF file; none where it states none.
+
+    Raises ValueError where the file is broken or holds something else than token ids.
+    """
+    if is_gguf(folder):
+        return tuple(gguf_tokenizer.stop_ids(folder))
+    path = Path(folder) / "generation_config.json"
+    if not path.exists():
+        return ()
+    try:
+        stated = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is no JSON object ({error}): remove it, or mend it") from error
+    ids = [] if stated is None else stated if isinstance(stated, list) else [stated]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError(f"{path}: eos_token_id is {stated!r}: give a token id or a list of them")
+    return tuple(ids)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, stated: Sequence[int] = ()) -> list[int]:
+    """All token ids that end a response: the end of sequence, the end of a turn of the chat
+    template, and those that the model states (`stated_stops`).
+
+    Raises ValueError where the chat template fails.
+    """
+    return sorted({tokenizer.eos_token_id, *gguf_tokenizer.turn_end(tokenizer), *stated})
+
+
+def response_end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token id that a writer puts after its response: the end of a turn of the chat template,
+    else the end of sequence."""
+    return [*gguf_tokenizer.turn_end(tokenizer), tokenizer.eos_token_id][0]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
@@ -210,7 +210,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
-    max_positions: int | None = None,
+    stops: Sequence[int] = (),
 ) -> Path:
     """Writes a folder in the format of `transformers`: config.json, safetensors and, if given, the
     tokenizer. A value head is left out, because the format has none.
@@ -221,7 +221,7 @@ def export(
     Args:
         dtype: of the weights in the files; None: that of `params`.
         max_shard_bytes: the largest size of a file, unless one tensor is larger.
-        max_positions: the context length to state, in tokens; None: that of the config.
+        stops: token ids that end a reply, beside those that the tokenizer names.
 
     Raises:
         ValueError: the folder exists, the parameters do not match the config, the tokenizer has
@@ -250,7 +250,7 @@ def export(
     if writes:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        write_config(aside, config, tokenizer, dtype.name, max_positions or config.max_positions)
+        write_config(aside, config, tokenizer, dtype.name, stops)
     _write_tensors(aside, tensors, dtype, max_shard_bytes, writes)
     if writes:
         aside.rename(folder)

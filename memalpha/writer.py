@@ -21,6 +21,7 @@ from memalpha.memory import Entry, MemoryView
 from memalpha.model import Cache, ModelConfig, Params
 from memalpha.prompts import PromptSpec, fit_prompt
 from memalpha.sharding import mesh_of, row_parts
+from memalpha.tokenizer import stop_ids
 
 MIN_PREFIX = 64  # tokens; a shorter common prefix is not worth compiling a second program for
 
@@ -29,7 +30,7 @@ MIN_PREFIX = 64  # tokens; a shorter common prefix is not worth compiling a seco
 class Sampling:
     """What one writer samples with; the fields are the arguments of `policy_writer`.
 
-    stop_ids: [1] int32, the end-of-sequence token. shared: the token ids that every prompt begins
+    stop_ids: [n] int32, the tokens that end a response. shared: the token ids that every prompt begins
     with and whose keys and values are computed once; empty: no prefix is shared.
     """
 
@@ -70,7 +71,7 @@ def policy_writer(
         clock: counts the time of rendering as "render".
     """
     spec, clock = env.prompt, Clock() if clock is None else clock
-    stop_ids = jnp.asarray([spec.tokenizer.eos_token_id], jnp.int32)
+    stops = jnp.asarray(stop_ids(spec.tokenizer, spec.stops), jnp.int32)
     parts = row_parts(mesh_of(params))
 
     @lru_cache(maxsize=1)
@@ -78,7 +79,7 @@ def policy_writer(
         # Not before the first batch: finding the prefix renders prompts.
         shared = common_prefix(spec) if min_prefix else []
         shared = shared if len(shared) >= max(min_prefix, 1) else []
-        return Sampling(params, config, spec, key, temperature, top_p, stop_ids, shared)
+        return Sampling(params, config, spec, key, temperature, top_p, stops, shared)
 
     def write(turns: Sequence[Turn]) -> list[Response]:
         responses = []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from configs.tiny import get_config
 from memalpha import memory
+from memalpha.agent import loading
 from memalpha.agent import terminal as cli
 from memalpha.agent.contents import EditRefusedError, difference, state_of
 from memalpha.agent.events import ConflictError, Event, StoreError, UnknownNamespaceError
@@ -26,6 +28,8 @@ from memalpha.checkpoint import CheckpointError, open_checkpoints, save
 from memalpha.data import synthetic
 from memalpha.episode import Environment
 from memalpha.learner import init_state
+from memalpha.lm.interface import Generation
+from memalpha.lm.local import FlaxModel
 from memalpha.lm.roles import lm_writer
 from memalpha.lm.server import ServerModel
 from memalpha.memory import Entry, MemoryView
@@ -475,6 +479,48 @@ def test_a_model_folder_is_a_writer_too(workdir, tmp_path):
     policy = load_policy(folder)
     assert policy.model == run.model and policy.env.prompt.template.name == "full"
     jax.tree.map(np.testing.assert_array_equal, policy.params, run.params)
+
+
+def test_one_pretrained_model_writes_and_answers(workdir, tmp_path, monkeypatch, capsys):
+    """It is loaded once, and a file that is no model is refused in one line."""
+    run = load_policy(workdir[0])
+    folder = export(run.params, run.model, tmp_path / "model", run.env.prompt.tokenizer)
+    (tmp_path / "link").symlink_to(folder)
+    loads, asked = [], []
+    load = FlaxModel.load.__func__
+
+    def spy(cls, *args):
+        loads.append(args[0])
+        return load(cls, *args)
+
+    def generate(self, prompts, max_new_tokens, temperature=0.0, seed=0, tools=None):
+        asked.append((prompts[0][-1]["content"], max_new_tokens))
+        writes = "<new_chunk>" in prompts[0][-1]["content"]
+        return [Generation(insert("Rex is a dog.") if writes else "a dog")]
+
+    monkeypatch.setattr(FlaxModel, "load", classmethod(spy))
+    monkeypatch.setattr(FlaxModel, "generate", generate)
+    models = [f"--checkpoint={folder}", f"--reader={tmp_path / 'link'}"]
+    store = f"--store={tmp_path / 's.db'}"
+    cli.main(["observe", *models, store, "Rex barks."])
+    assert "new_memory_insert: ok" in capsys.readouterr().out and len(loads) == 1
+    cli.main(["ask", *models, store, "What is Rex?"])
+    assert capsys.readouterr().out.startswith("a dog\n  [1] Rex is a dog.")
+    assert [tokens for _, tokens in asked] == [loading.REPLY_TOKENS] * 2
+    cli.main(["ask", f"--checkpoint={workdir[0]}", f"--reader={folder}", store, "What is Rex?"])
+    assert capsys.readouterr().out.startswith("a dog")
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03")
+    for wrong in (tmp_path / "cut.gguf", ROOT / "tests" / "fixtures" / "llama"):
+        with pytest.raises(SystemExit, match=f"ValueError: [^\n]*{wrong.name}[^\n]*$"):
+            cli.main(["observe", f"--checkpoint={wrong}", store, "Rex barks."])
+
+
+def test_a_writer_needs_room_for_its_instructions(micro):
+    engine = SimpleNamespace(name="m", tokenizer=micro.tokenizer, context_tokens=4096)
+    prompt = loading.writer_environment(engine).prompt
+    assert (prompt.prompt_tokens, prompt.response_tokens) == (4096 - 512, 512)
+    with pytest.raises(ValueError, match="a context of 512 tokens"):
+        loading.writer_environment(SimpleNamespace(name="m", context_tokens=512))
 
 
 def test_checkpoints_that_are_not_there_are_named(workdir, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,20 @@ import pytest
 
 from memalpha import sampler
 from memalpha.lm.local import FlaxModel, stated_context
+from memalpha.memory import MemoryView
 from memalpha.model import init_params
+from memalpha.policy import load_policy
 from memalpha.prompts import encode_messages
-from memalpha.tokenizer import decode, train_tokenizer
+from memalpha.rollout import scripted_writer
+from memalpha.tokenizer import (
+    decode,
+    load_tokenizer,
+    response_end,
+    stated_stops,
+    stop_ids,
+    train_tokenizer,
+)
+from memalpha.weights import export
 
 TIED = Path(__file__).parent / "fixtures" / "qwen3_tied"
 NEW = 6  # tokens of a reply
@@ -165,6 +177,53 @@ def test_a_published_folder_with_its_chat_template_and_stops(folder):
         FlaxModel.load(str(folder), context_tokens=99_999)
     (folder / "generation_config.json").unlink()
     assert FlaxModel.load(str(folder)).stop_ids == [1]
+
+
+def test_a_folder_is_a_writer_with_the_same_stops_and_so_is_its_export(
+    folder, tmp_path, monkeypatch
+):
+    """The end of a turn of the template, which is not the end of sequence here, the list of
+    generation_config.json, and the end of sequence."""
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+    given = []
+
+    def spy(*args):
+        given.append(args[8].tolist())
+        return sampler.Samples(
+            jnp.zeros((1, 4), int), jnp.zeros((1, 4), bool), jnp.zeros((1, 4)), jnp.ones(1, bool)
+        )
+
+    monkeypatch.setattr(sampler, "generate", spy)
+    policy = load_policy(folder)
+    prompt = policy.env.prompt
+    policy.writer()(
+        [SimpleNamespace(view=MemoryView("", (), (), 0, 0, 0), text="w8", chunk=0, episode=0)]
+    )
+    assert given == [FlaxModel.load(str(folder)).stop_ids] == [[0, 1, 7]]
+    out = export(
+        policy.params, policy.model, tmp_path / "out", prompt.tokenizer, stops=prompt.stops
+    )
+    assert set(load_policy(out).env.prompt.stops) == {0, 1, 7}
+    env = policy.env.replace(response_tokens=4)
+    turn = SimpleNamespace(text="w9")
+    assert scripted_writer(env, lambda turn: turn.text)([turn])[0].tokens.tolist() == [9, 1]
+
+
+def test_a_tokenizer_from_scratch_has_one_end(micro):
+    assert stop_ids(micro.tokenizer) == [micro.tokenizer.eos_token_id]
+    assert response_end(micro.tokenizer) == micro.tokenizer.eos_token_id
+    assert micro.env.prompt.stops == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"eos_token_id": "<end>"}', '{"eos_token_id": [-1]}']
+)
+def test_stops_that_are_no_token_ids_are_refused(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match="generation_config.json"):
+        stated_stops(tmp_path)
 
 
 # As Gemma's: it refuses the system role, and turns have to alternate.

@@ -38,7 +38,7 @@ from memalpha.sharding import (
     shardings,
     spec_of,
 )
-from memalpha.tokenizer import load_tokenizer, train_tokenizer
+from memalpha.tokenizer import load_tokenizer, stated_stops, train_tokenizer
 from memalpha.tools import fixed_fragments
 from memalpha.weights import load_params
 
@@ -80,6 +80,7 @@ def environment_spec(config: ConfigDict) -> EnvironmentSpec:
             recent=prompt.recent,
             prompt_tokens=prompt.tokens,
             response_tokens=prompt.response_tokens,
+            stops=stated_stops(find_folder(config.model.path)) if config.model.path else (),
         ),
         MemorySpec(
             entry_tokens=memory.entry_tokens,

@@ -6,6 +6,11 @@ python -m memalpha.agent chat --checkpoint=runs/tiny --store=me.db
 python -m memalpha.agent show --store=me.db
 python -m memalpha.agent serve --checkpoint=runs/tiny --store=me.db
 
+A pretrained chat model can write and answer, in this process: a folder, a GGUF file, a hub id, or
+smollm2, which is fetched at its first use. The same model for both is loaded once:
+
+python -m memalpha.agent chat --checkpoint=smollm2 --reader=smollm2 --store=me.db
+
 A chat model on an OpenAI-compatible server can write in place of the trained model, and then also
 answers. If it needs a key, the key is read from the environment variable OPENAI_API_KEY:
 
@@ -20,9 +25,10 @@ from collections.abc import Sequence
 from absl import logging
 
 from memalpha.agent.events import Event, StoreError
+from memalpha.agent.loading import let_answer, load_model, open_agent, prompted_agent
 from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.agent.store import Store
-from memalpha.lm.roles import lm_reader, lm_writer, prompted_environment
+from memalpha.lm.roles import prompted_environment
 from memalpha.lm.server import ServerModel
 from memalpha.memory import MEMORY_NAMES, Entry
 from memalpha.paths import user_path
@@ -41,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         options.run(options)
     except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {printable(str(error))}")
+        # Some errors of libraries have many lines.
+        sys.exit(f"{type(error).__name__}: {printable(' '.join(str(error).split()))}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; what was committed is in the store")
 
@@ -79,10 +86,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_models(command: argparse.ArgumentParser) -> None:
     writer = command.add_mutually_exclusive_group(required=True)
-    writer.add_argument("--checkpoint", help="workdir of a finished run, or a model folder")
+    writer.add_argument(
+        "--checkpoint", help="workdir of a finished run, model folder, GGUF file, hub id or smollm2"
+    )
     writer.add_argument("--writer-model", help="prompted model on a server, in its place")
     command.add_argument("--writer-url", help="of that server, such as http://127.0.0.1:8000/v1")
-    command.add_argument(
+    reader = command.add_mutually_exclusive_group()
+    reader.add_argument(
+        "--reader", help="model folder, GGUF file, hub id or smollm2 that answers, in this process"
+    )
+    reader.add_argument(
         "--reader-model",
         help="model on a server that answers; default: the writer model, else none",
     )
@@ -105,16 +118,13 @@ def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAge
     writer = _server(options.writer_model, options.writer_url, "--writer")
     answers = _server(options.reader_model, options.reader_url or options.writer_url, "--reader")
     if writer is None:
-        agent = MemoryAgent.from_checkpoint(
-            options.checkpoint, store=options.store, namespace=namespace
-        )
+        agent = open_agent(options.checkpoint, options.store, namespace, options.reader)
     else:
         env = prompted_environment(options.tokenizer and load_tokenizer(options.tokenizer))
-        write = lm_writer(env, writer, on_failure=env.reading.failures.append)
-        agent = MemoryAgent(env, write, Store(options.store), namespace, writer.name)
-    if answers or writer:
-        read = lm_reader(answers or writer, on_failure=agent.env.reading.failures.append)
-        agent.env = agent.env.replace(answerer=read)
+        agent = prompted_agent(writer, env, options.store, namespace)
+        answers = load_model(options.reader) if options.reader else answers or writer
+    if answers:
+        let_answer(agent, answers)
     return agent
 
 

@@ -5,7 +5,6 @@ power of two of prompt tokens, so that few shapes are compiled and little is pad
 a mesh keep their shardings.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -17,14 +16,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from memalpha import sampler
-from memalpha.gguf import is_gguf
-from memalpha.gguf_tokenizer import stop_ids, turn_end
 from memalpha.hub import find_folder, read_config, read_fields
 from memalpha.lm.interface import Chat, Generation, Seed, check_seeds
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import encode_messages
 from memalpha.sharding import check_heads, mesh_of, shardings, spec_of
-from memalpha.tokenizer import decode, load_tokenizer
+from memalpha.tokenizer import decode, load_tokenizer, stated_stops, stop_ids
 from memalpha.tools import clean
 from memalpha.weights import load_params
 
@@ -103,7 +100,7 @@ class FlaxModel:
         revision = f"@{folder.name}" if folder.parent.name == "snapshots" else ""
         tokenizer = load_tokenizer(path_or_hub_id)
         try:
-            stops = [*_stated_stops(folder), *turn_end(tokenizer)]
+            stops = stop_ids(tokenizer, stated_stops(folder))
         except ValueError as error:
             raise ValueError(f"{path_or_hub_id}: {error}") from error
         return cls(
@@ -207,12 +204,3 @@ def stated_context(folder: Path) -> int:
     if not isinstance(stated, int):
         raise ValueError(f"{path} lacks max_position_embeddings: give the context")
     return stated
-
-
-def _stated_stops(folder: Path) -> list[int]:
-    """End-of-sequence ids of generation_config.json or a GGUF file: chat models have several."""
-    if is_gguf(folder):
-        return stop_ids(folder)
-    path = folder / "generation_config.json"
-    stops = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    return [stops] if isinstance(stops, int) else list(stops or ())

@@ -34,7 +34,7 @@ from memalpha.prompts import (
 from memalpha.reader import Answerer, Request
 from memalpha.replies import breaks_off, find_with, visible
 from memalpha.scoring import Claim
-from memalpha.tokenizer import encode, train_tokenizer
+from memalpha.tokenizer import encode, response_end, train_tokenizer
 from memalpha.tools import Call, parse_prompted_calls, tool_schemas
 
 OnFailure = Callable[[str], None]
@@ -209,6 +209,8 @@ def lm_writer(
     # Calls that a server returns outside of the text are converted to the dialect qwen3.
     tools = tool_schemas(env.prompt.enabled) if env.prompt.dialect == "qwen3" else None
 
+    end = response_end(env.prompt.tokenizer)
+
     def write(turns: Sequence[Turn]) -> list[Response]:
         chats = [chat(turn) for turn in turns]
         # A sample depends on its episode and chunk only, not on the other chats of the batch.
@@ -221,8 +223,8 @@ def lm_writer(
             if generation.error:
                 on_failure(f"writer {engine.name}: {generation.error}")
             tokens = encode(env.prompt.tokenizer, visible(generation.text))
-            end = [] if generation.error else [env.prompt.tokenizer.eos_token_id]
-            responses.append(Response(np.array([*tokens, *end], np.int32), error=generation.error))
+            tokens = tokens if generation.error else [*tokens, end]
+            responses.append(Response(np.array(tokens, np.int32), error=generation.error))
         return responses
 
     return write
