@@ -288,9 +288,9 @@ def write_config(
     dtype: str,
     stops: Sequence[int] = (),
 ) -> None:
-    """Writes config.json and the tokenizer, with the ids that end a reply in generation_config.json:
-    those of `tokenizer.stop_ids`, where `stops` are the ones that the model states. Field names are
-    those of the published files of the family, which old and new versions of `transformers` read.
+    """Writes config.json and the tokenizer, and in generation_config.json the ids that end a reply:
+    those of `tokenizer.stop_ids`, where `stops` are the ones that the model states. Field names
+    are those of the published files of the family, which `transformers` of any age reads.
 
     Raises:
         ValueError: the model has settings that its family cannot express.

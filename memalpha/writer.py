@@ -30,8 +30,8 @@ MIN_PREFIX = 64  # tokens; a shorter common prefix is not worth compiling a seco
 class Sampling:
     """What one writer samples with; the fields are the arguments of `policy_writer`.
 
-    stop_ids: [n] int32, the tokens that end a response. shared: the token ids that every prompt begins
-    with and whose keys and values are computed once; empty: no prefix is shared.
+    stop_ids: [n] int32, the tokens that end a response. shared: the token ids that every prompt
+    begins with and whose keys and values are computed once; empty: no prefix is shared.
     """
 
     params: Params
