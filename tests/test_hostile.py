@@ -57,6 +57,6 @@ def test_two_turns_of_one_row_are_refused(micro):
     (instance,) = synthetic.generate_many(["facts"], "test", 1, chunks=1)
     state = first_state(micro.env, 2, seed=0)
     host = jax.device_get(state)
-    turns = [make_turn(micro.env, host, e, 0, instance, "Some words.") for e in range(2)]
+    turns = [make_turn(micro.env, host, e, 0, instance, text="Some words.") for e in range(2)]
     with pytest.raises(ValueError, match="share rows"):
         memorise(micro.env, state, turns, echo(micro.env))
