@@ -14,16 +14,31 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from memalpha.memory import MEMORY_NAMES, MemoryView
+from memalpha.memory import CORE, MEMORY_NAMES, MemoryView
 from memalpha.paths import user_path
 from memalpha.tokenizer import merge_system, takes_system
-from memalpha.tools import CONTENT_KEY, Call, format_call, parse_calls, tool_schemas
+from memalpha.tools import (
+    CONTENT_KEY,
+    INSERT,
+    UPDATE,
+    Call,
+    format_response,
+    parse_calls,
+    tool_schemas,
+)
 
 ALL_ENABLED = (True, True, True)
 READER_KINDS = ("reader", "reader_classification", "reader_summary")
 CUT_MARK = " [cut]"  # ends a core that was truncated
 RESPONSE_SHARE = 0.8  # of the token limit is what the prompt states (Mem-alpha, section 3.2)
 BUILT_IN = Path(__file__).parent / "templates"
+# A piece of text, and what a response to it may put in each memory.
+EXAMPLE_PIECE = "On 4 May 1998 Idris Oder opened a bakery in Hobart. He bakes rye bread."
+EXAMPLE_CONTENTS = {
+    "core": "About Idris Oder, a baker in Hobart.",
+    "semantic": "Idris Oder has a bakery in Hobart and bakes rye bread.",
+    "episodic": "4 May 1998: Idris Oder opened a bakery in Hobart.",
+}
 
 _TAGS = "core_memory|semantic_memory|episodic_memory|new_chunk|question|memory_entry"
 _TAGS += "|tools?|tool_call|tool_response|think"
@@ -36,7 +51,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MEMORY = {*MEMORY_NAMES}
 _PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # file -> (required, optional)
     "system": (set(), {"tools"}),
-    "tools": (set(), {"schemas", "example"}),
+    "tools": (set(), {"schemas", "piece", "example"}),
     "memorise": (_MEMORY | {"chunk"}, {"budget"}),
     "block": ({"name", "content"}, set()),
     "core": ({"block"}, set()),
@@ -363,14 +378,24 @@ def _visible(match: re.Match) -> str:
 
 
 def _tools_text(template: Template, dialect: str, enabled: Sequence[bool]) -> str:
-    schemas = tool_schemas(enabled)
-    function = schemas[0]["function"]
-    name = function["name"]
-    memory_type = function["parameters"]["properties"]["memory_type"]["enum"][-1]
-    key = CONTENT_KEY[name]
-    example = format_call(name, {"memory_type": memory_type, key: "..."}, dialect)
-    lines = "\n".join(json.dumps(schema) for schema in schemas)
-    return _fill(template.tools, schemas=lines, example=example)
+    lines = "\n".join(json.dumps(schema) for schema in tool_schemas(enabled))
+    example = _example(dialect, enabled)
+    return _fill(template.tools, schemas=lines, piece=EXAMPLE_PIECE, example=example)
+
+
+def _example(dialect: str, enabled: Sequence[bool]) -> str:
+    """One whole response to EXAMPLE_PIECE: small models follow what they see."""
+    lists = any(enabled[1:])
+    name = INSERT if lists else UPDATE
+    texts = [
+        (f"{memory}_memory", EXAMPLE_CONTENTS[memory])
+        for memory, on in zip(MEMORY_NAMES, enabled, strict=True)
+        if on and (memory != MEMORY_NAMES[CORE] or not lists)
+    ]
+    return format_response(
+        [Call(name, {"memory_type": memory, CONTENT_KEY[name]: text}) for memory, text in texts],
+        dialect,
+    )
 
 
 def _messages(user: str, system: str = "") -> list[dict[str, str]]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from memalpha import sampler
-from memalpha.lm.local import FlaxModel, stated_context
+from memalpha.lm import local
+from memalpha.lm.local import PREFIX_STEP, FlaxModel, common_start, stated_context
 from memalpha.memory import MemoryView
 from memalpha.model import init_params
 from memalpha.policy import load_policy
@@ -79,6 +80,42 @@ def test_greedy_replies_are_those_of_the_sampler_whatever_the_company(micro, par
     assert len({g.text for g in given}) > 1
     one_by_one = [engine(micro, params).generate([chat], NEW)[0] for chat in chats]
     assert one_by_one == given
+
+
+def test_a_common_beginning_is_computed_once_and_changes_nothing(micro, params, monkeypatch):
+    """Each chat alone has none; together they share a multiple of the step, and a chat that is the
+    beginning of the others still has tokens of its own."""
+    start = "Basel and the head office. " * 16
+    chats = ask(start, start + "Rex is a dog.", start + "x", start + "Where is Alpina Press?")
+    model = engine(micro, params, context_tokens=512, tokens_at_once=1200)
+    prefill, given = sampler.prefill, []
+    spy = lambda params, config, tokens: given.append(tokens) or prefill(params, config, tokens)
+    monkeypatch.setattr(sampler, "prefill", spy)
+    together = model.generate(chats, NEW, temperature=0.7, seed=range(4))
+    (shared,) = given
+    sizes = [g.prompt_tokens for g in together]
+    assert len(shared) == (min(sizes) - 1) // PREFIX_STEP * PREFIX_STEP >= PREFIX_STEP
+    alone = [model.generate([c], NEW, temperature=0.7, seed=[i])[0] for i, c in enumerate(chats)]
+    assert together == alone and len({g.text for g in alone}) > 1 and len(given) == 1
+
+
+def test_a_start_is_common_to_all_and_of_few_lengths():
+    row = list(range(200))
+    assert common_start([row, row]) == row[:192]
+    assert common_start([row[:65], row]) == row[:64] and common_start([row[:64], row]) == []
+    assert common_start([row]) == common_start([]) == common_start([row, [1, *row]]) == []
+
+
+def test_long_calls_report_what_is_done(micro, params, monkeypatch):
+    reports = []
+    model = engine(micro, params, on_progress=lambda *report: reports.append(report))
+    monkeypatch.setattr(local, "PROGRESS_SECONDS", 1e9)
+    model.generate(ask(*TEXTS), NEW)
+    assert reports == []
+    monkeypatch.setattr(local, "PROGRESS_SECONDS", 0.0)
+    model.generate(ask(*TEXTS), NEW)
+    assert [report[:2] for report in reports] == [(2, 5), (5, 5)]
+    assert all(report[2] > 0 for report in reports)
 
 
 def test_samples_depend_on_seed_and_place_alone(micro, params):

@@ -10,6 +10,7 @@ from memalpha.memory import MEMORY_NAMES, Entry, MemoryView
 from memalpha.prompts import (
     BUILT_IN,
     CUT_MARK,
+    EXAMPLE_PIECE,
     READER_KINDS,
     PromptSpec,
     PromptTooLong,
@@ -23,7 +24,7 @@ from memalpha.prompts import (
     template_fragments,
 )
 from memalpha.tokenizer import train_tokenizer
-from memalpha.tools import fixed_fragments
+from memalpha.tools import fixed_fragments, parse_calls
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 FULL, COMPACT = load_template("full"), load_template("compact")
@@ -136,6 +137,27 @@ def test_tools_are_listed_in_the_form_of_the_dialect():
         assert mark in system and '"name": "memory_delete"' in system
     bare = render_memorise(spec(FULL), memory(), "x", list_tools=False)[0]["content"]
     assert "memory_delete" not in bare
+
+
+@pytest.mark.parametrize("dialect", ["qwen3", "qwen_agent"])
+@pytest.mark.parametrize(
+    "enabled, calls",
+    [
+        (
+            (True, True, True),
+            [("new_memory_insert", "semantic"), ("new_memory_insert", "episodic")],
+        ),
+        ((False, False, True), [("new_memory_insert", "episodic")]),
+        ((True, False, False), [("memory_update", "core")]),
+    ],
+)
+def test_the_example_is_a_whole_response_that_can_be_carried_out(dialect, enabled, calls):
+    shown = spec(FULL, dialect=dialect, enabled=enabled)
+    system = render_memorise(shown, memory(), "x")[0]["content"]
+    parsed = parse_calls(system.partition(EXAMPLE_PIECE)[2], dialect)
+    assert [call.error for call in parsed] == [""] * len(calls)
+    types = [(call.name, call.arguments["memory_type"]) for call in parsed]
+    assert types == [(name, f"{kind}_memory") for name, kind in calls]
 
 
 @pytest.mark.parametrize("template", [FULL, COMPACT], ids=["full", "compact"])

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from experiments.lib.progress import console
 from memalpha.episode import Environment
 from memalpha.hub import find_folder, read_config
 from memalpha.lm.interface import Counted
@@ -113,13 +114,20 @@ def _engine(settings: dict[str, Any], mesh: Mesh | None) -> FlaxModel | ServerMo
         names = ("url", "model", "concurrency", "timeout", "retries", "cache", "key_variable")
         given = {name: settings[name] for name in names}
         return ServerModel(**given, extra=_extra(settings))
-    return FlaxModel.load(
+    engine = FlaxModel.load(
         settings["model"],
         settings["dtype"],
         mesh,
         settings["context"],
         settings["tokens_at_once"],
     )
+    engine.on_progress = tell_progress
+    return engine
+
+
+def tell_progress(done: int, total: int, pace: float) -> None:
+    """A line about a model that reads many chats."""
+    console.print(f"read {done}/{total}  {pace:.0f} tokens/s")
 
 
 def probe(engines: Mapping[str, Counted]) -> None:

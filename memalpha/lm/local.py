@@ -1,13 +1,16 @@
 """Our own Flax model as a language model of `lm`: a pretrained one, or a model from scratch.
 
 Chats are sorted by length and decoded in batches through `sampler.generate`. A batch is padded to a
-power of two of prompt tokens, so that few shapes are compiled and little is padding. Parameters on
-a mesh keep their shardings.
+power of two of prompt tokens, so that few shapes are compiled and little is padding. The keys and
+values of what all chats of a call begin with are computed once. Parameters on a mesh keep their
+shardings.
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from os.path import commonprefix
 from pathlib import Path
 
 import jax
@@ -26,6 +29,11 @@ from memalpha.tools import clean
 from memalpha.weights import load_params
 
 SMALLEST_BUCKET = 64  # tokens
+PREFIX_STEP = 64  # tokens; a common prefix is used to a multiple of it, so that few are compiled
+PROGRESS_SECONDS = 5.0  # between two reports of one call
+
+# Told of a long call now and then: chats done, chats in all, tokens a second so far.
+OnProgress = Callable[[int, int, float], None]
 
 
 class FlaxModel:
@@ -44,6 +52,7 @@ class FlaxModel:
         context_tokens: int,
         tokens_at_once: int = 65_536,
         stop_ids: Sequence[int] = (),
+        on_progress: OnProgress | None = None,
     ):
         """
         Args:
@@ -51,6 +60,8 @@ class FlaxModel:
             tokens_at_once: limit of all rows of a batch together, padding included; a batch of one
                 chat may exceed it.
             stop_ids: end a reply, as the tokenizer's end of sequence does.
+            on_progress: called every `PROGRESS_SECONDS` of a call, at the end of a batch, with the
+                chats that are done, all chats, and the tokens read and generated a second.
         """
         if context_tokens < 2 or tokens_at_once < 1:
             raise ValueError(
@@ -65,6 +76,7 @@ class FlaxModel:
         self.name, self.config, self.params, self.tokenizer = name, config, params, tokenizer
         self.context_tokens, self.tokens_at_once = context_tokens, tokens_at_once
         self.stop_ids = sorted({tokenizer.eos_token_id, *stop_ids})
+        self.on_progress = on_progress
         mesh = mesh_of(params)
         self._parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -139,24 +151,45 @@ class FlaxModel:
         # The longest first: a batch that does not fit the device then fails at once.
         fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= room]
         waiting = sorted(fitting, key=lambda i: -len(encoded[i]))
+        shared = common_start([encoded[i] for i in fitting])
+        prefix = sampler.prefill(self.params, self.config, shared) if shared else None
+        report = self._reporter(len(waiting))
         while waiting:
-            bucket = min(_power_above(max(len(encoded[waiting[0]]), SMALLEST_BUCKET)), room)
-            rows = self._rows(bucket + max_new_tokens, len(waiting))
+            longest = len(encoded[waiting[0]]) - len(shared)
+            bucket = min(_power_above(max(longest, SMALLEST_BUCKET)), room - len(shared))
+            rows = self._rows(len(shared) + bucket + max_new_tokens, len(waiting))
             taken, waiting = waiting[:rows], waiting[rows:]
+            ids = [*(int(numbers[i]) for i in taken), *_fillers(rows - len(taken))]
             samples = self._sample(
-                [encoded[i] for i in taken],
-                jax.random.key(root),
-                [int(numbers[i]) for i in taken],
+                [encoded[i][len(shared) :] for i in taken],
+                sampler.row_keys(jax.random.key(root), ids),
                 bucket,
-                rows,
                 max_new_tokens,
                 temperature,
+                prefix,
             )
             for row, i in enumerate(taken):
                 tokens = samples.tokens[row][samples.mask[row]].tolist()
                 text = decode(self.tokenizer, tokens)
                 results[i] = Generation(text, len(encoded[i]), len(tokens))
+            report([results[i] for i in taken])
         return results
+
+    def _reporter(self, total: int) -> Callable[[Sequence[Generation]], None]:
+        """Takes the generations of each batch and tells `on_progress`, not too often."""
+        begin = last = time.monotonic()
+        done = tokens = 0
+
+        def report(batch: Sequence[Generation]) -> None:
+            nonlocal last, done, tokens
+            done += len(batch)
+            tokens += sum(g.prompt_tokens + g.completion_tokens for g in batch)
+            now = time.monotonic()
+            if self.on_progress and now - last >= PROGRESS_SECONDS:
+                last = now
+                self.on_progress(done, total, tokens / (now - begin))
+
+        return report
 
     def _encode(self, chat: Chat) -> list[int]:
         """Token ids of a chat; lone surrogates, which no tokenizer takes, are replaced."""
@@ -178,19 +211,33 @@ class FlaxModel:
         return -(-rows // self._parts) * self._parts
 
     def _sample(
-        self, prompts, key, numbers, bucket, rows, max_new_tokens, temperature
+        self, prompts, keys, bucket, max_new_tokens, temperature, prefix
     ) -> sampler.Samples:
+        """keys: [rows], of which there may be more than prompts."""
+        rows = len(keys)
         tokens, mask = sampler.pad_prompts(prompts, [bucket], rows)
-        filler = [2**31 - 1 - i for i in range(rows - len(prompts))]
-        keys = sampler.row_keys(key, [*numbers, *filler])
         limits = np.where(np.arange(rows) < len(prompts), max_new_tokens, 0)
         stops = jnp.asarray(self.stop_ids, jnp.int32)
         return jax.device_get(
             sampler.generate(
                 self.params, self.config, tokens, mask, keys, temperature, 1.0, limits, stops,
-                max_new_tokens,
+                max_new_tokens, prefix,
             )
         )  # fmt: skip
+
+
+def common_start(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """What all of several prompts begin with, to a multiple of `PREFIX_STEP` tokens and so that
+    each of them goes on; empty for a single prompt, which shares nothing."""
+    if len(prompts) < 2:
+        return []
+    size = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
+    return list(prompts[0][: size // PREFIX_STEP * PREFIX_STEP])
+
+
+def _fillers(count: int) -> list[int]:
+    """Numbers for the keys of rows that are empty."""
+    return [2**31 - 1 - i for i in range(count)]
 
 
 def _power_above(n: int) -> int:
