@@ -10,7 +10,8 @@ from memalpha.checkpoint import open_checkpoints, save
 from memalpha.episode import MemorySpec
 from memalpha.learner import init_state
 from memalpha.lora import LoraConfig
-from memalpha.model import ModelConfig, RopeScaling, init_params
+from memalpha.model import ModelConfig, init_params
+from memalpha.model_config import RopeScaling
 from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.policy import load_policy, read_spec
 from memalpha.policy_spec import (
