@@ -177,8 +177,8 @@ def test_sampling_with_a_shared_prefix():
     np.testing.assert_allclose(short.logps, whole.logps, atol=1e-4)
 
 
-# Layers of two kinds, in two ways, and layers that are all alike; qwen3 stands in test_model.
-@pytest.mark.parametrize("name", ["gemma3_text", "qwen2", "smollm3"])
+# Layers of two kinds in two ways, biases, scaled RoPE; layers that are all alike are in test_model.
+@pytest.mark.parametrize("name", ["gemma3_text", "llama", "qwen2", "smollm3"])
 def test_training_with_adapters_remat_and_a_loop_over_layers(name):
     config = deeper(name)
     base, adapters = strong_params(config), lora.LoraConfig(rank=2, alpha=2.0)
