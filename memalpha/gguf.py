@@ -17,6 +17,7 @@ import numpy as np
 from gguf import quants
 
 from memalpha.gguf_file import Header, Stored, read_header
+from memalpha.paths import user_path
 
 # Module names within a layer: in GGUF -> in the hub.
 _ATTENTION = {
@@ -78,7 +79,7 @@ ARCHITECTURES = {
 
 def is_gguf(path: str | Path) -> bool:
     """Whether a path is taken for a GGUF file: it ends in .gguf, or it is a file and no folder."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     return path.suffix.lower() == ".gguf" and not path.is_dir() or path.is_file()
 
 

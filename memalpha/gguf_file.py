@@ -19,6 +19,8 @@ from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from memalpha.paths import user_path
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 SUPPORTED = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
@@ -73,7 +75,7 @@ def read_header(path: str | Path) -> Header:
         ValueError: no such file; not GGUF; truncated or damaged; one part of a split model; not a
             model; or a tensor of an unsupported type.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     stat = path.stat()

@@ -27,6 +27,7 @@ from memalpha.gguf_file import read_header
 from memalpha.model import ModelConfig
 from memalpha.model_config import RopeScaling
 from memalpha.models import find_file
+from memalpha.paths import user_path
 from memalpha.tokenizer import stop_ids
 
 NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # files to download from the hub
@@ -135,7 +136,7 @@ def find_folder(path_or_hub_id: str) -> Path:
     Raises:
         ValueError: no such folder or GGUF file, and the hub and its cache do not have it either.
     """
-    folder = Path(path_or_hub_id).expanduser()
+    folder = user_path(path_or_hub_id)
     if folder.is_dir():
         return folder
     if (file := find_file(path_or_hub_id)) is not None:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from memalpha.data.download import BLOCK, Remote, fetch
 from memalpha.data.files import sha256
 from memalpha.gguf import is_gguf
+from memalpha.paths import user_path
 
 VARIABLE = "MEMALPHA_MODELS"
 
@@ -58,9 +59,9 @@ MODELS = {
 def models_folder() -> Path:
     """The folder that models are stored in; see the docstring of this module."""
     if os.environ.get(VARIABLE):
-        return Path(os.environ[VARIABLE]).expanduser()
+        return user_path(os.environ[VARIABLE])
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "memalpha" / "models"
+    return user_path(cache) / "memalpha" / "models"
 
 
 def find_file(path_or_name: str | Path) -> Path | None:
@@ -70,7 +71,7 @@ def find_file(path_or_name: str | Path) -> Path | None:
     Raises:
         ValueError: see `bring`.
     """
-    path = Path(path_or_name).expanduser()
+    path = user_path(path_or_name)
     if is_gguf(path):
         return path
     named = str(path_or_name) in MODELS and not path.is_dir()
@@ -89,7 +90,7 @@ def bring(name: str, folder: str | Path | None = None) -> Path:
     if name not in MODELS:
         raise ValueError(f"model {name!r} is unknown here: choose one of {', '.join(MODELS)}")
     model = MODELS[name]
-    folder = models_folder() if folder is None else Path(folder).expanduser()
+    folder = models_folder() if folder is None else user_path(folder)
     target = folder / model.file
     if target.exists():
         return target

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from memalpha import gguf
 from memalpha.hub import FAMILIES, write_config
 from memalpha.model import ModelConfig, Params, init_params
+from memalpha.paths import user_path
 from memalpha.sharding import device_memory
 
 Sharding = jax.sharding.Sharding
@@ -227,7 +228,7 @@ def export(
         ValueError: the folder exists, the parameters do not match the config, the tokenizer has
             more tokens than the model, or the family cannot express the config.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = user_path(folder).absolute()
     flat, shapes = flatten_dict(params), _shapes(config)
     if folder.exists():
         raise ValueError(f"export: {folder} exists already; remove it or choose another")

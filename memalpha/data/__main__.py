@@ -134,7 +134,7 @@ def _counter(name: str) -> tuple[Callable[[str], int], str]:
         return text.approximate_tokens, "approximate"
     from memalpha.tokenizer import encode, load_tokenizer  # slow to import
 
-    tokenizer = load_tokenizer(os.path.expanduser(name))
+    tokenizer = load_tokenizer(name)
     # The last part of a path: a build does not depend on where its tokenizer lies.
     return lambda words: len(encode(tokenizer, words)), Path(name).name
 
