@@ -114,7 +114,10 @@ def test_every_metric_is_in_the_table_of_the_docs():
         *((f"$\\boxed{{{text}}}$", "17") for text in ("\\text{17}", "\\textbf{'17'}", "１７")),
         ("\\boxed{\\boxed{17}}", "17"),
         *((text, "17") for text in ("17.", "The label is 17, alarm set.", "#17", "[17]", "17\n17")),
-        *((text, "17") for text in ("Label - 17", "It is 17: yes, 17.", "标签是17。", "\\text{17}")),
+        *(
+            (text, "17")
+            for text in ("Label - 17", "It is 17: yes, 17.", "标签是17。", "\\text{17}")
+        ),
         *((text, None) for text in ("17 or 18", "Label: 17, 18", "17-18", "²", "17:30", "v17")),
         *((text, None) for text in ("17th", "17 or 17.0", "17 \\boxed{}", "\\boxed{17")),
         *((text, None) for text in ("17 18", "-17", "1.7", "1,7", "Label:", "", "\\boxed{}")),
