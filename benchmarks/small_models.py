@@ -37,7 +37,7 @@ from memalpha.lm.local import FlaxModel
 from memalpha.lm.roles import lm_content_judge, lm_reader, lm_writer, prompted_environment
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
-from memalpha.scoring import recall_judge
+from memalpha.scoring import category, recall_judge
 from memalpha.tools import INSERT, UPDATE, Call
 
 TOKENS = {"reader": 32, "judge": 96, "writer": 256}  # of a reply
@@ -147,9 +147,9 @@ def short_instances(env: Environment, options) -> list[Instance]:
 def shorten(env: Environment, instance: Instance, chunks: int) -> Instance:
     count = lambda text: len(env.prompt.tokenizer.encode(text))
     parts = [part for chunk in instance.chunks for part in split_text(chunk, CHUNK_TOKENS, count)]
-    text = "\n".join(parts[:chunks])
-    words = f"{text}\n".replace("\n", " ")
-    asked = [q for q in instance.questions if any(f"{a} " in words for a in q.answers)]
+    text = "\n".join(parts[:chunks]) + "\n"
+    form = "Label: {}\n" if category(instance.source) == "labels" else "{}"
+    asked = [q for q in instance.questions if any(form.format(a) in text for a in q.answers)]
     return replace(instance, chunks=tuple(parts[:chunks]), questions=tuple(asked[:20]))
 
 
