@@ -148,6 +148,21 @@ def test_the_content_judge_is_asked_of_contents_alone():
     assert lm_content_judge(engine)([]) == []
 
 
+def test_contents_of_one_memory_are_judged_together_and_verdicts_come_in_order():
+    """Their prompts begin alike, so that a local engine reads the criteria once."""
+    engine = Scripted(
+        lambda text: f'{{"KIND": "k", "VALID": {"true" if "good" in text else "false"}}}'
+    )
+    texts = [("episodic", "good"), ("core", "bad"), ("semantic", "good"), ("episodic", "bad")]
+    calls = [Call("new_memory_insert", {"memory_type": m, "content": t}) for m, t in texts]
+    calls[1] = Call("memory_update", {"memory_type": "core", "new_content": "bad"})
+    verdicts = lm_content_judge(engine)(calls)
+    assert [v.valid for v in verdicts] == [True, False, True, False]
+    assert len(engine.settings) == 3 and len(engine.chats) == 4
+    begins = [text_of(chat).partition("<memory_entry>")[0] for chat in engine.chats]
+    assert begins[2] == begins[3] and len(set(begins)) == 3
+
+
 @pytest.mark.parametrize(
     "reply, verdict",
     [

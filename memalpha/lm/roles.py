@@ -155,16 +155,20 @@ def lm_content_judge(
 
     def decide(calls: Sequence[Call]) -> list[Verdict]:
         verdicts = [to_judge(call) for call in calls]
-        asked = [i for i, item in enumerate(verdicts) if isinstance(item, tuple)]
-        chats = [
-            render_judge(template, MEMORY_NAMES[verdicts[i][0]], verdicts[i][1], CHAT_MARKS)
-            for i in asked
-        ]
-        replies = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
-        for i, reply in zip(asked, replies, strict=True):
-            verdicts[i] = read_verdict(reply)
-            if verdicts[i].failed and reply is not None:
-                on_failure(f"the judge gave no verdict: {reply[:SHOWN]!r}")
+        # The contents of one memory at a time: their prompts begin alike, which a local engine
+        # reads once.
+        for memory_type, memory in enumerate(MEMORY_NAMES):
+            asked = {
+                i: item[1]
+                for i, item in enumerate(verdicts)
+                if isinstance(item, tuple) and item[0] == memory_type
+            }
+            chats = [render_judge(template, memory, text, CHAT_MARKS) for text in asked.values()]
+            replies = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
+            for i, reply in zip(asked, replies, strict=True):
+                verdicts[i] = read_verdict(reply)
+                if verdicts[i].failed and reply is not None:
+                    on_failure(f"the judge gave no verdict: {reply[:SHOWN]!r}")
         return verdicts
 
     decide.name = _name(engine, max_new_tokens, temperature, template.name)
@@ -172,7 +176,7 @@ def lm_content_judge(
 
 
 def read_verdict(reply: str | None) -> Verdict:
-    """The last verdict {"VALID": bool, "ISSUES": [...], ...} of a reply.
+    """The last verdict {"VALID": bool, ...} of a reply.
 
     From an object that is broken but not cut off, only `VALID` is read.
     """
