@@ -9,7 +9,7 @@ slots. The samples are those of `sampler.generate` at top-p 1.
 Axes: B rows, S tokens of a block, N cache slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -162,11 +162,17 @@ def begin(
 
 
 def finish(
-    params: Params, config: ModelConfig, rows: Rows, temperature: float, stop_ids: Sequence[int]
+    params: Params,
+    config: ModelConfig,
+    rows: Rows,
+    temperature: float,
+    stop_ids: Sequence[int],
+    on_tokens: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
     """The tokens of every row, the stop token included; the rows are used up.
 
-    temperature >= 0, where 0 is greedy; stop_ids: a row ends with the first of these.
+    temperature >= 0, where 0 is greedy; stop_ids: a row ends with the first of these; on_tokens:
+    told of so many new tokens.
     """
     replies = [[] for _ in rows.done]
     numbers = np.arange(len(replies))  # of the rows that are still computed
@@ -176,6 +182,7 @@ def finish(
         tokens, mask, done = jax.device_get((tokens, mask, rows.done))
         for row, number in enumerate(numbers):
             replies[number] += tokens[row][mask[row]].tolist()
+        on_tokens(int(mask.sum()))
         live = np.sum(~done)
         if parts == 1 and 0 < live * LEAVE <= len(done):
             order = np.argsort(done, stable=True)[: 1 << (int(live) - 1).bit_length()]

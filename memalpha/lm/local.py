@@ -50,7 +50,6 @@ class FlaxModel:
         context_tokens: int,
         tokens_at_once: int = 65_536,
         stop_ids: Sequence[int] = (),
-        on_progress: OnProgress | None = None,
     ):
         """
         Args:
@@ -58,8 +57,9 @@ class FlaxModel:
             tokens_at_once: limit of all rows of a batch together, padding included; a batch of one
                 chat may exceed it.
             stop_ids: end a reply, as the tokenizer's end of sequence does.
-            on_progress: called every `PROGRESS_SECONDS` of a call, at the end of a batch, with the
-                chats that are done, all chats, and the tokens read and generated a second.
+
+        The attribute `on_progress` is called every `PROGRESS_SECONDS` of a call with the chats that
+        are done, all chats, and the tokens read and generated a second.
         """
         if context_tokens < 2 or tokens_at_once < 1:
             raise ValueError(
@@ -74,7 +74,7 @@ class FlaxModel:
         self.name, self.config, self.params, self.tokenizer = name, config, params, tokenizer
         self.context_tokens, self.tokens_at_once = context_tokens, tokens_at_once
         self.stop_ids = sorted({tokenizer.eos_token_id, *stop_ids})
-        self.on_progress = on_progress
+        self.on_progress: OnProgress | None = None
         self._kept: list[tuple[list[int], Cache]] = []  # starts, the newest first
         mesh = mesh_of(params)
         self._parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -154,7 +154,7 @@ class FlaxModel:
         shared = common_start([encoded[i] for i in fitting])
         start = self._start(shared) if shared else None
         ends = sorted({*self.stop_ids, *ids_with(self.tokenizer, tuple(stop))})
-        report = self._reporter(len(waiting))
+        progress = _Progress(len(waiting), self.on_progress)
         while waiting:
             rows = self._rows(len(encoded[waiting[0]]) + max_new_tokens, len(waiting))
             taken, waiting = waiting[:rows], waiting[rows:]
@@ -167,28 +167,15 @@ class FlaxModel:
                 sampler.row_keys(jax.random.key(root), ids),
                 max_new_tokens,
             )
-            replies = blocks.finish(self.params, self.config, under_way, temperature, ends)
+            progress.add(sum(len(encoded[i]) for i in taken))
+            replies = blocks.finish(
+                self.params, self.config, under_way, temperature, ends, progress.add
+            )
             for i, tokens in zip(taken, replies, strict=False):
                 text = cut_at(decode(self.tokenizer, tokens), stop)
                 results[i] = Generation(text, len(encoded[i]), len(tokens))
-            report([results[i] for i in taken])
+            progress.end(len(taken))
         return results
-
-    def _reporter(self, total: int) -> Callable[[Sequence[Generation]], None]:
-        """Takes the generations of each batch and tells `on_progress`, not too often."""
-        begin = last = time.monotonic()
-        done = tokens = 0
-
-        def report(batch: Sequence[Generation]) -> None:
-            nonlocal last, done, tokens
-            done += len(batch)
-            tokens += sum(g.prompt_tokens + g.completion_tokens for g in batch)
-            now = time.monotonic()
-            if self.on_progress and now - last >= PROGRESS_SECONDS:
-                last = now
-                self.on_progress(done, total, tokens / (now - begin))
-
-        return report
 
     def _encode(self, chat: Chat) -> list[int]:
         """Token ids of a chat; lone surrogates, which no tokenizer takes, are replaced."""
@@ -228,6 +215,27 @@ class FlaxModel:
             one for one, fits in zip([(tokens, start), *others], fit, strict=True) if fits
         ]
         return start
+
+
+class _Progress:
+    """Counts what a call has done and tells of it, not too often."""
+
+    def __init__(self, chats: int, tell: OnProgress | None):
+        self._chats, self._tell, self._done, self._tokens = chats, tell, 0, 0
+        self._begin = self._last = time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        """Tokens that were read or generated."""
+        self._tokens += tokens
+        now = time.monotonic()
+        if self._tell and now - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            self._tell(self._done, self._chats, self._tokens / max(now - self._begin, 1e-9))
+
+    def end(self, chats: int) -> None:
+        """Chats that are done."""
+        self._done += chats
+        self.add(0)
 
 
 @lru_cache(maxsize=8)
