@@ -13,7 +13,7 @@ from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.data import synthetic
 from memalpha.data.instance import Instance, Question
 from memalpha.judge import Verdict
-from memalpha.lm.interface import Generation, check_seeds, own_seed
+from memalpha.lm.interface import Generation, check_seeds, cut_at, own_seed
 from memalpha.lm.roles import (
     CRITERIA,
     lm_content_judge,
@@ -82,6 +82,22 @@ def test_the_reader_is_told_when_a_question_is_asked():
     one, two = map(text_of, engine.chats)
     assert "[Asked at 2023/05/20 (Sat) 02:21] How long ago?\n</question>" in one
     assert "<question>\nHow long ago?\n</question>" in two
+
+
+def test_a_reader_of_one_line_stops_at_its_end_but_for_summaries():
+    class Stopping(Scripted):
+        def generate(self, prompts, *settings, stop=()):
+            return [
+                replace(said, text=cut_at(said.text, stop))
+                for said in super().generate(prompts, *settings)
+            ]
+
+    requests = [Request("q", source, EVIDENCE) for source in ("squad", "booksum", "nlu")]
+    engine = Stopping(lambda text: "Rex\nand more")
+    reader = lm_reader(engine, one_line=True)
+    assert reader(requests) == ["Rex", "Rex\nand more", "Rex"]
+    assert lm_reader(engine)(requests) == ["Rex\nand more"] * 3
+    assert reader.name == lm_reader(engine).name + ", one line"
 
 
 def test_a_reader_that_fails_says_none_and_why():
