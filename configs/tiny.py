@@ -31,11 +31,13 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             ),
             dir="",  # folder of the published files, for real sources
             built="",  # or the output folder of `python -m memalpha.data build`
-            chunks=2,  # of a training episode
+            chunks=2,  # of a training episode, at most
+            lengths=(),  # chunks of training episodes in turn; empty: `chunks` always
             facts_per_chunk=3,
             filler_share=0.5,
             chunk_tokens=100,  # real sources only
             max_questions=100,
+            session_questions=2,  # LongMemEval: each question brings sessions of its own
             instances=0,  # real sources: built for training; synthetic ones are never repeated
         ),
         # Empty path: the tokenizer of model.path, or one trained on the training split.
@@ -80,10 +82,12 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             dimensions=512,
             top_k=20,
             normalise_each=False,
+            silence=False,  # True: no call in a chunk without notes earns r2 and r4, not 0
         ),
         reader=language_model(),
         judge=language_model(max_new_tokens=512),
         warm_start=dict(
+            teacher="poor",  # who is imitated; careful: stores what somebody may ask about
             steps=650,
             copy_steps=180,  # of these: copying random tokens
             quote_steps=110,  # and then: calls that store pieces of a chunk's lines

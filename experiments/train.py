@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from experiments.lib.failures import check_answers
 from experiments.lib.instances import training_batches
 from experiments.lib.measure import validate
-from experiments.lib.objects import build_lora, build_loss, build_optimizer, init_trained
+from experiments.lib.objects import build_lora, build_loss, build_optimizer, copy_state
 from experiments.lib.step_log import StepLog
 from experiments.lib.writers import rollout_rows, training_writer
 from memalpha import credit, lora, losses
@@ -34,22 +34,28 @@ def train(
     env: Environment,
     model: ModelConfig,
     params: Params,
+    start: Params,
     events: bool = False,
 ) -> Params:
     """Trains the writer by reinforcement learning; continues from its last checkpoint.
 
-    Returns the parameters after `config.rl.steps` steps. `params` are not changed: they are the
-    reference policy and the base model of adapters. `events`: write TensorBoard events beside the
-    logs.
+    Args:
+        params: the base model of adapters; not used where the whole model is trained.
+        start: what is trained, as the warm start left it; not changed, since it is the reference
+            policy too.
+        events: write TensorBoard events beside the logs.
+
+    Returns the parameters of the whole model after `config.rl.steps` steps.
     """
     adapters = build_lora(config)
     optimizer = build_optimizer(config)
-    learner = make_learner(config, model, optimizer, params)
+    reference = lora.attach(start, params, adapters)
+    learner = make_learner(config, model, optimizer, reference, params)
     instances = training_batches(config)
     whole = lambda state: lora.attach(state.params, params, adapters)
     check = lambda state: validate(config, env, model, whole(state))
     with StepLog(config, workdir, check, events) as log:
-        state, first = log.restore(init_trained(config, params, optimizer))
+        state, first = log.restore(copy_state(start, optimizer))
         for step in range(first, config.rl.steps):
             clock = log.start()
             group = instances(step, config.rl.instances)
@@ -114,9 +120,10 @@ def make_learner(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     reference: Params,
+    base: Params,
 ) -> Learner:
-    """The learner of `config.rl.algorithm`. `reference`: the reference policy of the KL term and
-    the base model of adapters."""
+    """The learner of `config.rl.algorithm`. `reference`: the reference policy of the KL term;
+    `base`: the base model of adapters."""
     rl, loss = config.rl, build_loss(config)
     attach = partial(lora.attach, config=build_lora(config))
     apply = make_update(model, loss, optimizer, attach)
@@ -131,11 +138,11 @@ def make_learner(
         return group_advantages(config, with_reference(batch, plan))
 
     def grpo_update(state: TrainState, batch: Batch, plan: Plan, step: int):
-        return apply(state, batch, plan, reference)
+        return apply(state, batch, plan, base)
 
     def ppo_advantages(state: TrainState, batch: Batch, plan: Plan) -> tuple[Batch, dict]:
         batch = with_reference(batch, plan)
-        logps, values = token_logps(attach(state.params, reference), batch, plan)
+        logps, values = token_logps(attach(state.params, base), batch, plan)
         batch = batch.with_targets(old_logps=logps, values=values)
         total = combine(batch.rows.rewards, reward_weights(config))
         return ppo_targets(batch, total, loss), {}
@@ -147,7 +154,7 @@ def make_learner(
             if rl.minibatches > 1:
                 part = take(batch, rows)
                 part_plan = plan_micro_batches(part, rl.micro_batch or None)
-            state, metrics = apply(state, part, part_plan, reference)
+            state, metrics = apply(state, part, part_plan, base)
             updates.append(metrics)
         worst = {name: max(m[name] for m in updates) for name in ("nonfinite", "ratio_max")}
         means = {name: sum(m[name] for m in updates) / len(updates) for name in updates[0]}

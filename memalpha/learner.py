@@ -146,6 +146,7 @@ def make_update(
 def make_supervised_update(
     model_config: ModelConfig,
     optimizer: optax.GradientTransformation,
+    attach: Attach | None = None,
 ) -> Update:
     """As `make_update`, for cross-entropy on the completions (warm start), averaged over tokens."""
 
@@ -153,7 +154,7 @@ def make_supervised_update(
         return jnp.sum(token_mask(batch), dtype=jnp.float32)
 
     fn = partial(supervised_loss, model_config=model_config)
-    return _make_update(fn, count, lambda batch: {}, optimizer, attach=None)
+    return _make_update(fn, count, lambda batch: {}, optimizer, attach)
 
 
 def _make_update(

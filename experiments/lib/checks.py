@@ -12,6 +12,7 @@ from experiments.lib.objects import (
     parameter_shardings,
 )
 from experiments.lib.readers import check_readers
+from experiments.lib.writers import TEACHERS
 from memalpha.losses import group_ids
 from memalpha.optimizer import OptimizerConfig
 from memalpha.retrieval import make_index
@@ -25,11 +26,13 @@ def check(config: ConfigDict) -> None:
     mesh = build_mesh(config)
     if config.model.path:
         parameter_shardings(find_model(config)[1], mesh)
-    if build_lora(config).rank and stage.steps:
+    if build_lora(config).rank and not config.model.path:
         raise ValueError(
-            f"config.lora.rank={config.lora.rank} with a warm start: adapters are for a model that"
-            " is there already. Set config.model.path, and config.warm_start.steps=0"
+            f"config.lora.rank={config.lora.rank} without config.model.path: adapters are for a"
+            " model that is there already. Set config.model.path, or config.lora.rank=0"
         )
+    if stage.teacher not in TEACHERS:
+        raise ValueError(f"config.warm_start.teacher={stage.teacher!r}: choose one of {TEACHERS}")
     make_index([], config.reward.retriever, config.reward.dimensions)
     group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
     OptimizerConfig(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)

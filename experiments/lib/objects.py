@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
@@ -222,10 +223,15 @@ def build_loss(config: ConfigDict) -> LossConfig:
     )
 
 
-def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
-    """The state before the first step: a copy of the model, or new adapters for it."""
+def first_trained(config: ConfigDict, params: Params) -> Params:
+    """What is trained, before its first update: a copy of the model, or new adapters for it."""
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
-    return init_state(shard(lora.init(params, build_lora(config), key), mesh_of(params)), optimizer)
+    return shard(lora.init(params, build_lora(config), key), mesh_of(params))
+
+
+def copy_state(trained: Params, optimizer) -> TrainState:
+    """The state before the first step of a stage, which leaves `trained` as it is."""
+    return init_state(jax.tree.map(jnp.copy, trained), optimizer)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
