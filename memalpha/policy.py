@@ -11,12 +11,11 @@ from typing import Any
 
 import jax
 
-from memalpha import lora, old_workdir
+from memalpha import adapters, lora, old_workdir
 from memalpha.checkpoint import restore_params
 from memalpha.episode import Environment, Writer
 from memalpha.hub import find_folder, read_config
 from memalpha.model import ModelConfig, Params, init_params
-from memalpha.paths import user_path
 from memalpha.policy_spec import POLICY, PolicySpec, from_plain
 from memalpha.prompts import PromptSpec, load_template
 from memalpha.tokenizer import load_tokenizer, stated_stops
@@ -45,13 +44,13 @@ class Policy:
 
 
 def read_spec(workdir: str | Path) -> PolicySpec | None:
-    """The spec of a run; None where the folder is not the workdir of a run.
+    """The spec of a run, or of adapters (`adapters`); None where the folder is neither.
 
     A workdir without `policy.json`, from an older version, is read from its config.json.
 
     Raises ValueError, which names file and field, for a file that is damaged or has other fields.
     """
-    folder = user_path(workdir)
+    folder = adapters.find(workdir)
     if (folder / POLICY).is_file():
         return from_plain(PolicySpec, _read_json(folder / POLICY), folder / POLICY)
     if not (folder / CONFIG).is_file():
@@ -65,18 +64,22 @@ def read_spec(workdir: str | Path) -> PolicySpec | None:
 def load_policy(
     path_or_hub_id: str | Path, stage: str | None = None, step: int | None = None
 ) -> Policy:
-    """The writer of a run of `run_experiment.py`, or a pretrained chat model.
+    """The writer of a run of `run_experiment.py`, trained adapters, or a pretrained chat model.
 
     A workdir gives the writer of its last checkpoint, or of `stage` ("rl", or "warm_start" for the
-    writer before reinforcement learning) and `step`. A folder, GGUF file or hub id
-    ("name@revision") gives a pretrained model with the default prompts and sizes for such models.
+    writer before reinforcement learning) and `step`. A folder of adapters, or the name of those
+    that this package brings ("memalpha-smollm2"), gives the writer that they were trained to be. A
+    folder, GGUF file or hub id ("name@revision") gives a pretrained model with the default prompts
+    and sizes for such models.
 
     Raises:
         ValueError: no workdir or model there, or no checkpoint yet; says what to do.
         CheckpointError: a checkpoint that cannot be read, or a step that is no longer stored.
     """
-    folder = user_path(path_or_hub_id)
+    folder = adapters.find(path_or_hub_id)
     spec = read_spec(folder)
+    if spec is not None and (folder / adapters.WEIGHTS).is_file():
+        return _load_adapters(folder, spec)
     if spec is not None:
         return _load_run(folder, spec, stage or spec.stage, step)
     other = (folder / CONFIG).is_file() and "model_type" not in _read_json(folder / CONFIG)
@@ -96,9 +99,30 @@ def load_policy(
     return Policy(name, model, load_params(origin, model), env)
 
 
+def _load_adapters(folder: Path, spec: PolicySpec) -> Policy:
+    base = load_params(find_folder(spec.base), spec.model)
+    params = lora.merge(adapters.read(folder, base, spec), base, spec.lora)
+    env = spec.environment.build(load_tokenizer(spec.tokenizer))
+    return Policy(spec.title, spec.model, params, env)
+
+
 def _load_run(folder: Path, spec: PolicySpec, stage: str, step: int | None) -> Policy:
     inside = folder / spec.tokenizer
     tokenizer = load_tokenizer(str(inside) if inside.is_dir() else spec.tokenizer)
+    base, params, step = restore_trained(folder, spec, stage, step)
+    if spec.lora.rank:
+        params = lora.merge(params, base, spec.lora)
+    env = spec.environment.build(tokenizer)
+    return Policy(f"{spec.title}, {stage} step {step}", spec.model, params, env)
+
+
+def restore_trained(
+    folder: Path, spec: PolicySpec, stage: str, step: int | None = None
+) -> tuple[Params, Params, int]:
+    """The base model of a run, what it trained, and the step of the checkpoint (default: the last).
+
+    Where the whole model was trained, the first is only its shapes. Raises: see `load_policy`.
+    """
     if spec.lora.rank:  # checkpoints of adapters do not hold the base model
         base = load_params(find_folder(spec.base), spec.model)
     else:
@@ -109,11 +133,7 @@ def _load_run(folder: Path, spec: PolicySpec, stage: str, step: int | None) -> P
         raise ValueError(
             f"{folder} has no checkpoint of stage {stage!r} yet: run run_experiment.py on it"
         )
-    step, params = checkpoint
-    if spec.lora.rank:
-        params = lora.merge(params, base, spec.lora)
-    env = spec.environment.build(tokenizer)
-    return Policy(f"{spec.title}, {stage} step {step}", spec.model, params, env)
+    return base, checkpoint[1], checkpoint[0]
 
 
 def _read_json(path: Path) -> Any:

@@ -70,7 +70,7 @@ _PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # file -> (required, op
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """The texts of one template folder, one field per file; `name` is "full", "compact" or a path.
+    """The texts of one template folder, one field per file; `name`: of BUILT_IN_NAMES, or a path.
 
     `memorise` and the reader texts place `$core`, `$semantic` and `$episodic`. In `memorise` each
     of these is the file of that name, which wraps a `block` with the content; in a reader text it
@@ -120,7 +120,7 @@ class PromptSpec:
 
 
 def load_template(name_or_folder: str) -> Template:
-    """The built-in template "full" or "compact", or the one in a folder with the same file names.
+    """The built-in template of that name, or the one in a folder with the same file names.
 
     Raises ValueError that names the file: missing, not UTF-8, or with wrong placeholders.
     """
@@ -132,7 +132,8 @@ def load_template(name_or_folder: str) -> Template:
         )
     if not folder.is_dir():
         raise ValueError(
-            f"template {name_or_folder!r} is neither built in ({', '.join(BUILT_IN_NAMES)}) nor a folder"
+            f"template {name_or_folder!r} is neither built in ({', '.join(BUILT_IN_NAMES)}) nor a"
+            " folder"
         )
     texts = {
         field: read_form(folder / f"{field}.txt", needed, allowed)

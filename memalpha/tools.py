@@ -1,4 +1,4 @@
-"""The tool calls of the writer: schemas, text to calls in three dialects, calls to operation arrays.
+"""The tool calls of the writer: schemas, text to calls in a dialect, calls to operation arrays.
 
 Tool and argument names are those of the released models (Mem-alpha, section 3.1). A response has
 zero or more calls. Parsing returns a list of `Call`s and never raises on any text: a call that
@@ -60,15 +60,14 @@ def parse_prompted_calls(text: str, dialect: str) -> list[Call]:
 
 
 def format_call(name: str, arguments: Mapping, dialect: str) -> str:
-    """The text of a call in a dialect; arguments keep their order, but for "lines", which has them
-    in the order of the schema and knows our tools alone."""
+    """The text of a call in a dialect; arguments keep their order, but for our tools in "lines",
+    where place says which argument it is."""
     check_dialect(dialect)
     if dialect == "lines":
-        keys = _ARGUMENTS.get(name, ())[: len(arguments)]
-        if not keys or set(keys) != set(arguments):
+        keys = _ARGUMENTS.get(name, tuple(arguments))[: len(arguments)]
+        if set(keys) != set(arguments):
             raise ValueError(f"the lines dialect has no {name!r} with {sorted(arguments)}")
-        values = [arguments[key] for key in keys]
-        return " ".join([name, *(json.dumps(str(v), ensure_ascii=False) for v in values)])
+        return " ".join([name, *(json.dumps(arguments[k], ensure_ascii=False) for k in keys)])
     if dialect == "qwen3":
         body = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
         return f"{CALL_OPEN}\n{body}\n{CALL_CLOSE}"

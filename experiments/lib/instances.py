@@ -55,7 +55,9 @@ def build_every(
     config: ConfigDict, split: str, count: int, first: int = 0, chunks: int = 0
 ) -> list[Instance]:
     """`build_instances` of every source of the config that has this split, source by source."""
-    sources = dict.fromkeys(config.data.sources)  # one that stands there twice is trained more often
+    sources = dict.fromkeys(
+        config.data.sources
+    )  # one that stands there twice is trained more often
     return [
         instance
         for source in sources
@@ -65,9 +67,7 @@ def build_every(
 
 
 @lru_cache(maxsize=32)  # used by tokenizer training, both stages and every evaluation
-def _load(
-    source: str, folder: str, split: str, count: int, seed: int, fewer: bool, *sizes: int
-):
+def _load(source: str, folder: str, split: str, count: int, seed: int, fewer: bool, *sizes: int):
     asked = Sizes(count, *sizes)
     return _with_notes(load_source(source, folder, split, asked, seed, rough_tokens, fewer))
 

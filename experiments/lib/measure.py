@@ -23,6 +23,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
     the share of questions without a score. Metrics of steps are missing for systems without steps.
     """
     steps = [step for episode in episodes for step in episode.steps]
+    silent = sum(rightly_silent(e.instance, step) for e in episodes for step in e.steps)
     judged = [episode.r1 for episode in episodes if episode.valid]
     scores = np.concatenate([episode.scores for episode in episodes])
     complete = [episode for episode in episodes if episode.has_memory]
@@ -35,7 +36,18 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
         "chunk_tokens": _mean([episode.chunk_tokens for episode in episodes]),
         "reader_tokens": _mean([answer.tokens for e in complete for answer in e.answers]),
     }
-    return result | (_of_steps(steps) if steps else {})
+    if not steps:
+        return result
+    of_steps = _of_steps(steps)
+    return result | of_steps | {"r2_silence": of_steps["r2"] + silent / len(steps)}
+
+
+def rightly_silent(instance: Instance, step: Step) -> bool:
+    """Whether a response makes no call in a chunk whose notes say that it holds nothing to keep.
+
+    `r2_silence` counts such a step as 1, where r2 counts 0."""
+    notes = instance.metadata.get("notes")
+    return not step.calls and notes is not None and not notes[step.chunk]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -60,7 +60,7 @@ def warm_start(
     optimizer = make_optimizer(
         OptimizerConfig(
             learning_rate=stage.learning_rate,
-            warmup_steps=20,
+            warmup_steps=stage.warmup_steps,
             total_steps=stage.steps,
             schedule="stable_decay",
             decay_share=trace_steps / stage.steps,

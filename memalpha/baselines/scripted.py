@@ -17,7 +17,6 @@ from memalpha import tools
 from memalpha.data.instance import Instance
 from memalpha.memory import MemoryView
 
-
 # A digit, or a capital letter inside a text that does not merely begin a sentence or say "I".
 _SPECIFIC = re.compile(r"\d|[^\W\d_].*?[^.!?\"\s]\s+(?!I\b)[^\W\d_a-z]")
 

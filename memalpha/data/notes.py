@@ -23,7 +23,8 @@ _LEAD_OVER = re.compile(r"^(?:(?:And|But|Also|Oh|Well|So|Actually|By the way|by 
 _PASSING = re.compile(
     r"\b(?:thank|thanks|can you|could you|do you|I'd (?:like|love)|I would (?:like|love)"
     r"|I(?:'m| am| was) (?:looking|trying|hoping|wondering|thinking|curious|open|not sure)"
-    r"|I (?:think|hope|guess|want|need|wonder)|I(?:'ll| will)|let me|sounds? (?:good|great|like))\b",
+    r"|I (?:think|hope|guess|want|need|wonder)|I(?:'ll| will)|let me"
+    r"|sounds? (?:good|great|like))\b",
     re.IGNORECASE,
 )
 
