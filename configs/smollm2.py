@@ -85,6 +85,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 def laptop(config: config_dict.ConfigDict) -> None:
     """Preset: two CPU cores; episodes of 2 and 4 chunks in reinforcement learning."""
     config.model.dtype = config.model.param_dtype = "float32"
+    config.rl.update(instances=3, lengths=(2, 3))
 
 
 def gpu(config: config_dict.ConfigDict) -> None:

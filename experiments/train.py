@@ -51,7 +51,7 @@ def train(
     optimizer = build_optimizer(config)
     reference = lora.attach(start, params, adapters)
     learner = make_learner(config, model, optimizer, reference, params)
-    instances = training_batches(config)
+    instances = training_batches(config, config.rl.lengths)
     whole = lambda state: lora.attach(state.params, params, adapters)
     check = lambda state: validate(config, env, model, whole(state))
     with StepLog(config, workdir, check, events) as log:
