@@ -24,6 +24,8 @@ _BOXED = re.compile(r"\\boxed\s*\{")
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{(.*)\}")
 _BETWEEN_KEYWORDS = re.compile(r",\s+|，\s*")  # numbers never contain a full-width comma
 _AROUND = "\"'`*$ "  # quotes and marks of emphasis that a model puts around its answer
+# A number in a sentence, with its sign or fraction: -1.5, 1,000, 17:30, 3-4; not the 5 of "v5".
+_NUMBER = re.compile(r"(?<![a-z\d_])-?\d++(?:[-.,:/]\d+)*+(?![a-z\d_])")
 _LABEL = re.compile(r"(?:(?:label|answer)s?[\"'`* ]*:[\"'`* ]*)?(\d+)")
 
 
@@ -102,19 +104,28 @@ def _share(parts: Sequence[str], prediction: str) -> float:
 
 
 def label_match(prediction: str, answers: Sequence[str]) -> float:
-    r"""1 if the content of `\boxed{}`, or of a reply without a box, is the number of a gold label.
+    r"""1 if the content of `\boxed{}`, or the only number of a reply without a box, is the number
+    of a gold label.
 
-    The number may be in quotes and follow `Label:` or `Answer:`. Any other word gives 0: a reply
-    that names several numbers has not decided.
+    In a box the number may be in quotes and follow `Label:` or `Answer:`; any other word gives 0.
+    A reply without a box may say it in a sentence, and more than once; one that names several
+    numbers has not decided.
     """
     label = _number(prediction)
     return float(label is not None and label in map(_number, answers))
 
 
 def _number(text: str) -> str | None:
-    """The decimal digits, in ASCII, of a text that is one number and nothing else; else None."""
-    match = _LABEL.fullmatch(_final_answer(text))
-    return "".join(str(unicodedata.decimal(digit)) for digit in match[1]) if match else None
+    """The decimal digits, in ASCII, of the number that a text decides on; else None."""
+    if _BOXED.search(text):
+        match = _LABEL.fullmatch(_final_answer(text)) if boxed(text) is not None else None
+        numbers = {match[1]} if match else set()
+    else:
+        numbers = set(_NUMBER.findall(fold(text)))
+    number = numbers.pop() if len(numbers) == 1 else ""
+    if not number.isdecimal():
+        return None
+    return "".join(str(unicodedata.decimal(digit)) for digit in number)
 
 
 def boxed_match(prediction: str, answers: Sequence[str]) -> float:

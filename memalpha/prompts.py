@@ -380,9 +380,19 @@ def _visible(match: re.Match) -> str:
 
 
 def _tools_text(template: Template, dialect: str, enabled: Sequence[bool]) -> str:
-    lines = "\n".join(json.dumps(schema) for schema in tool_schemas(enabled))
+    lines = "\n".join(map(_one_line, tool_schemas(enabled)))
     example = _example(dialect, enabled)
     return _fill(template.tools, schemas=lines, piece=EXAMPLE_PIECE, example=example)
+
+
+def _one_line(schema: dict) -> str:
+    """Name, arguments and purpose of a tool, in less than half the tokens of its schema."""
+    function = schema["function"]
+    arguments = {
+        name: " | ".join(about.get("enum", ())) or about["description"]
+        for name, about in function["parameters"]["properties"].items()
+    }
+    return f"{function['name']} {json.dumps(arguments)} {function['description']}"
 
 
 def _example(dialect: str, enabled: Sequence[bool]) -> str:

@@ -120,11 +120,11 @@ def tool_schemas(enabled: Sequence[bool]) -> list[dict]:
     lists = [name for name in types if name != "core_memory"]
     has_core = len(lists) < len(types)
     note = " Leave it out for core_memory." if has_core else ""
-    ids = {"memory_id": "Number in brackets in front of the entry, such as 12." + note}
+    ids = {"memory_id": "Number in brackets before the entry." + note}
     ids = ids if lists else {}
     required = ["memory_type"] if has_core else ["memory_type", *ids]
-    whole = {"new_content": "All of the new text: nothing of the old one is kept."}
-    new = {"content": "What to remember, complete enough to be understood alone."}
+    whole = {"new_content": "All of the new text."}
+    new = {"content": "What to remember, clear by itself."}
     about = {(True, True): "an entry, or all of the core memory", (True, False): "an entry"}
     what = about.get((bool(lists), has_core), "all of the core memory")
     schemas = [

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, episode, memory_ops, ours, retrieval, timing
+from benchmarks import accelerator, episode, memory_ops, ours, retrieval, small_models, timing
 from benchmarks.shapes import QUICK, Shape, check_count, settings
 from benchmarks.timing import Contender, Timing
+from memalpha.judge import Verdict
+from memalpha.judge_rules import judge_contents
 
 MINI = {
     "vocab": 67, "hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24,
@@ -215,3 +217,21 @@ def test_the_accelerator_benchmark_counts_every_weight_and_fills_its_tables(monk
     with pytest.raises(SystemExit):
         monkeypatch.setattr("sys.argv", ["accelerator", "--model=gpt"])
         accelerator.parse()
+
+
+def test_half_of_the_contents_for_the_judge_fit_their_memory():
+    contents = small_models.load_contents()
+    assert len({(content.memory, content.content) for content in contents}) == 200
+    for memory in ("core", "semantic", "episodic"):
+        fits = [content.fits for content in contents if content.memory == memory]
+        assert 0.4 < np.mean(fits) < 0.6
+    assert sum(content.fits for content in contents) == 100
+    assert not [v for v in judge_contents([content.call for content in contents]) if v.failed]
+
+
+def test_a_judge_without_a_verdict_is_not_right(capsys):
+    contents = [c for c in small_models.load_contents() if c.fits][::25]
+    verdicts = [Verdict(True), Verdict(True), Verdict(False), Verdict(False, failed=True)]
+    small_models.judge("some", lambda calls: verdicts, contents, show=0)
+    assert "| some | 0.50 (" in (line := capsys.readouterr().out)
+    assert "| 0 of 0 | 1 of 4 | 1 |" in line

@@ -12,7 +12,7 @@ import pytest
 
 from memalpha import sampler
 from memalpha.lm import local
-from memalpha.lm.local import PREFIX_STEP, FlaxModel, common_start, stated_context
+from memalpha.lm.local import PREFIX_STEP, FlaxModel, common_start, ids_with, stated_context
 from memalpha.memory import MemoryView
 from memalpha.model import init_params
 from memalpha.policy import load_policy
@@ -165,6 +165,30 @@ def test_a_stop_token_ends_a_reply(micro, params):
     assert len(tokens) > 1
     (stopped,) = engine(micro, params, stop_ids=[tokens[0]]).generate(ask("x"), NEW)
     assert stopped.completion_tokens == 1
+
+
+def test_a_reply_ends_before_a_stop_text_and_saves_the_rest(micro, params):
+    """Token by token where the text stands inside one token; else the reply is only cut."""
+    model = engine(micro, params)
+    (whole,) = model.generate(ask(TEXTS[3]), NEW)
+    tokens, _ = alone(micro, params, ask(TEXTS[3])[0])
+    pieces = [decode(micro.tokenizer, [token]) for token in tokens]
+    new = next(i for i in range(1, NEW) if pieces[i] not in "".join(pieces[:i]))
+    (stopped,) = model.generate(ask(TEXTS[3]), NEW, stop=[pieces[new], "not there"])
+    assert stopped.text == "".join(pieces[:new])
+    assert stopped.completion_tokens == new + 1 < whole.completion_tokens
+    pair = "".join(pieces[new - 1 : new + 1])
+    (cut,) = model.generate(ask(TEXTS[3]), NEW, stop=[pair])
+    assert cut.text == "".join(pieces[: new - 1]) != whole.text
+    assert cut.completion_tokens == whole.completion_tokens
+    assert model.generate(ask(TEXTS[3]), NEW, stop=[]) == [whole]
+
+
+def test_tokens_with_a_line_end_inside(micro):
+    ids = ids_with(micro.tokenizer, ("\n",))
+    assert {decode(micro.tokenizer, [i]) for i in ids} >= {"\n"}
+    assert all("\n" in decode(micro.tokenizer, [i]) for i in ids)
+    assert ids_with(micro.tokenizer, ()) == frozenset()
 
 
 def test_wrong_sizes_are_refused(micro, params):

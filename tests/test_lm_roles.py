@@ -24,8 +24,8 @@ from memalpha.lm.roles import (
     read_verdict,
     render_verdict,
 )
-from memalpha.memory import Entry
-from memalpha.prompts import CUT_MARK, load_template
+from memalpha.memory import Entry, MemoryView
+from memalpha.prompts import CUT_MARK, fit_messages, load_template
 from memalpha.reader import Evidence, Request
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.scoring import Claim
@@ -243,7 +243,7 @@ def test_a_prompted_writer_writes_in_the_environment_it_is_given(micro):
     assert episode.scores == [1.0] and episode.steps[0].text == insert("Item 1 is in the box.")
     system, user = engine.chats[0]
     assert system["role"] == "system" and "new_memory_insert" in system["content"]
-    assert "no more than 1638 tokens" in user["content"]
+    assert "at most 1638 tokens" in user["content"]
     assert engine.settings == [(2048, 0.0, 3)]
     assert env.memory.entry_tokens == 4 * 512  # bytes
     other = prompted_environment(micro.tokenizer)
@@ -257,28 +257,35 @@ def test_a_prompted_writer_may_call_in_bare_json():
     assert [e.text for e in episode.view.semantic] == ["In the box."] and episode.steps[0].r2 == 1
 
 
+def environment_with_room(room, **settings):
+    """One whose prompts have room for so many bytes of a memory beside the chunk "Two."."""
+    env = prompted_environment()
+    bare = fit_messages(env.prompt, MemoryView("", (), (), 0, 0, 0), "Two.")[1]
+    return env.replace(prompt_tokens=len(bare) + room, **settings)
+
+
 def test_a_prompted_writer_shows_as_many_entries_as_fit():
-    env = prompted_environment().replace(prompt_tokens=4_600, recent=4)
+    env = environment_with_room(600, recent=4)
     engine = Scripted(lambda text: "\n".join(insert(f"{n} " + "x" * 200) for n in range(5)))
     run_episodes(env, [replace(lme(1, "x"), chunks=("One.", "Two."), source="squad")],
                  lm_writer(env, engine))  # fmt: skip
     shown = [text_of(chat).count("x" * 200) for chat in engine.chats]
     assert shown == [0, 2]
-    assert len(text_of(engine.chats[1])) <= 4_600
+    assert len(text_of(engine.chats[1])) <= env.prompt.prompt_tokens
 
 
 def test_a_prompted_writer_is_shown_a_core_that_fits():
-    env = prompted_environment().replace(prompt_tokens=4_200)
+    env = environment_with_room(500)
     core = {"memory_type": "core", "new_content": "First words. " + "y " * 900}
     engine = Scripted(lambda text: format_call("memory_update", core, "qwen3"))
     chunks = ("One.", "Two.")
     (episode,) = run_episodes(
         env, [replace(lme(1, "x"), chunks=chunks, source="squad")], lm_writer(env, engine)
     )
-    assert len(episode.view.core) > 1_800  # bytes: more than beside the instructions has room
+    assert len(episode.view.core) > 500  # bytes
     empty, shown = map(text_of, engine.chats)
     assert "First words. y y" in shown and CUT_MARK in shown and "Two." in shown
-    assert CUT_MARK not in empty and len(shown) <= 4_200
+    assert CUT_MARK not in empty and len(shown) <= env.prompt.prompt_tokens
 
 
 def test_a_writer_that_fails_leaves_its_episode_without_a_score(micro):

@@ -53,6 +53,14 @@ def test_replies_come_in_order_with_their_sizes(chat_server, engine):
     assert engine().generate([], 5) == []
 
 
+def test_stops_are_sent_where_they_are_given_and_part_of_the_key(chat_server, engine, tmp_path):
+    model = Counted(engine(cache=tmp_path / "kept"))
+    model.generate([ask("x")], 5)
+    model.generate([ask("x")], 5, stop=("\n",))
+    assert "stop" not in chat_server.bodies[0] and chat_server.bodies[1]["stop"] == ["\n"]
+    assert model.usage.cached == 0
+
+
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_no_more_than_so_many_stand_open_also_for_several_callers(chat_server, engine, concurrency):
     def behave(body, number):

@@ -27,11 +27,11 @@ from memalpha.data import names
         # PerLTQA: share of the parts, 2 of 3; without `;` as SQuAD.
         ("perltqa", "in may, with Otto", ("May; Otto; Lund",), 2 / 3),
         ("perltqa", "with Otto", ("Otto",), 1),
-        # Labels: digits only, equal; boxed first.
+        # Labels: the box, where there is one; else the only number of the reply.
         ("nlu", "The label is \\boxed{ 17 }.", ("17",), 1),
         ("nlu", "17", ("17",), 1),
-        ("nlu", "17.", ("17",), 0),
-        ("nlu", "the label is 17", ("17",), 0),
+        ("nlu", "the label is 17", ("17",), 1),
+        ("nlu", "17, as in 18", ("17",), 0),
         ("nlu", "\\boxed{label 17}", ("17",), 0),
         ("nlu", "17 \\boxed{3}", ("17",), 0),
         ("trec_fine", "\\boxed{3} no, wait: \\boxed{4}", ("4",), 1),
@@ -113,7 +113,13 @@ def test_every_metric_is_in_the_table_of_the_docs():
         *((f"It is \\boxed{{{text}}}.", "17") for text in ("17", '"17"', " 17 ", "Label: 17")),
         *((f"$\\boxed{{{text}}}$", "17") for text in ("\\text{17}", "\\textbf{'17'}", "１７")),
         ("\\boxed{\\boxed{17}}", "17"),
-        *((text, None) for text in ("17.", "the label is 17", "17 or 18", "Label: 17, 18", "²")),
+        *((text, "17") for text in ("17.", "The label is 17, alarm set.", "#17", "[17]", "17\n17")),
+        *(
+            (text, "17")
+            for text in ("Label - 17", "It is 17: yes, 17.", "标签是17。", "\\text{17}")
+        ),
+        *((text, None) for text in ("17 or 18", "Label: 17, 18", "17-18", "²", "17:30", "v17")),
+        *((text, None) for text in ("17th", "17 or 17.0", "17 \\boxed{}", "\\boxed{17")),
         *((text, None) for text in ("17 18", "-17", "1.7", "1,7", "Label:", "", "\\boxed{}")),
         *((text, None) for text in ("Label: 17\nLabel: 18", "\\boxed{label 17}", "seventeen")),
         ("9" * 5000, "9" * 5000),  # longer than int() reads

@@ -44,6 +44,7 @@ class LanguageModel(Protocol):
         temperature: float = 0.0,
         seed: Seed = 0,
         tools: Sequence[dict] | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Generation]:
         """One generation per chat, in order; greedy at temperature 0. Does not raise for a chat
         without a reply (see `Generation.error`).
@@ -53,6 +54,9 @@ class LanguageModel(Protocol):
 
         `tools`: schemas in the OpenAI format, for engines that have a channel of their own for tool
         calls. The chats describe the tools as well, so that an engine may ignore them.
+
+        `stop`: a reply ends before the first of these texts, such as a line end. Only where it is
+        given need an engine take it.
         """
         ...
 
@@ -98,9 +102,10 @@ class Counted:
         temperature: float = 0.0,
         seed: Seed = 0,
         tools: Sequence[dict] | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Generation]:
-        # `tools` is passed on only where it is given: engines of others may not take it.
-        more = {"tools": tools} if tools else {}
+        # These are passed on only where they are given: engines of others may not take them.
+        more = ({"tools": tools} if tools else {}) | ({"stop": stop} if stop else {})
         generations = self.engine.generate(prompts, max_new_tokens, temperature, seed, **more)
         with self._lock:
             self.usage.add(generations)
@@ -111,6 +116,11 @@ def own_seed(seed: int, *numbers: int) -> int:
     """A seed in [0, 2^31) for one chat, from the seed of a run and the numbers that belong to the
     chat itself, such as episode and chunk; not its place among others."""
     return int(np.random.SeedSequence([seed, *numbers]).generate_state(1)[0] >> 1)
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stops."""
+    return text[: min((i for i in map(text.find, stop) if i >= 0), default=len(text))]
 
 
 def check_seeds(seed: Seed, chats: int) -> None:

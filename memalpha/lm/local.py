@@ -9,7 +9,7 @@ shardings.
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from os.path import commonprefix
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from memalpha import sampler
 from memalpha.hub import find_folder, read_config, read_fields
-from memalpha.lm.interface import Chat, Generation, Seed, check_seeds
+from memalpha.lm.interface import Chat, Generation, Seed, check_seeds, cut_at
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.prompts import encode_messages
 from memalpha.sharding import check_heads, mesh_of, shardings, spec_of
-from memalpha.tokenizer import decode, load_tokenizer, stated_stops, stop_ids
+from memalpha.tokenizer import decode, encode, load_tokenizer, stated_stops, stop_ids
 from memalpha.tools import clean
 from memalpha.weights import load_params
 
@@ -132,11 +132,12 @@ class FlaxModel:
         temperature: float = 0.0,
         seed: Seed = 0,
         tools: Sequence[dict] | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Generation]:
         """See `lm.LanguageModel`. A sample depends on the text of its chat and on its own seed, or
         where there is one seed for all, on that and on the place of the chat in `prompts`. A chat
         that does not fit the context is an error in its generation. `tools` is not used: the chats
-        describe the tools.
+        describe the tools. A `stop` saves time where it stands inside one token, as line ends do.
         """
         if max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
@@ -153,6 +154,7 @@ class FlaxModel:
         waiting = sorted(fitting, key=lambda i: -len(encoded[i]))
         shared = common_start([encoded[i] for i in fitting])
         prefix = sampler.prefill(self.params, self.config, shared) if shared else None
+        ends = sorted({*self.stop_ids, *ids_with(self.tokenizer, tuple(stop))})
         report = self._reporter(len(waiting))
         while waiting:
             longest = len(encoded[waiting[0]]) - len(shared)
@@ -167,10 +169,11 @@ class FlaxModel:
                 max_new_tokens,
                 temperature,
                 prefix,
+                ends,
             )
             for row, i in enumerate(taken):
                 tokens = samples.tokens[row][samples.mask[row]].tolist()
-                text = decode(self.tokenizer, tokens)
+                text = cut_at(decode(self.tokenizer, tokens), stop)
                 results[i] = Generation(text, len(encoded[i]), len(tokens))
             report([results[i] for i in taken])
         return results
@@ -211,19 +214,28 @@ class FlaxModel:
         return -(-rows // self._parts) * self._parts
 
     def _sample(
-        self, prompts, keys, bucket, max_new_tokens, temperature, prefix
+        self, prompts, keys, bucket, max_new_tokens, temperature, prefix, ends
     ) -> sampler.Samples:
-        """keys: [rows], of which there may be more than prompts."""
+        """keys: [rows], of which there may be more than prompts; ends: token ids."""
         rows = len(keys)
         tokens, mask = sampler.pad_prompts(prompts, [bucket], rows)
         limits = np.where(np.arange(rows) < len(prompts), max_new_tokens, 0)
-        stops = jnp.asarray(self.stop_ids, jnp.int32)
+        stops = jnp.asarray(ends, jnp.int32)
         return jax.device_get(
             sampler.generate(
                 self.params, self.config, tokens, mask, keys, temperature, 1.0, limits, stops,
                 max_new_tokens, prefix,
             )
         )  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def ids_with(tokenizer, stop: tuple[str, ...]) -> frozenset[int]:
+    """Ids of the tokens inside which one of the texts stands, as far as their spelling in the
+    vocabulary shows it; that of added tokens may not."""
+    spelled = ["".join(tokenizer.convert_ids_to_tokens(encode(tokenizer, text))) for text in stop]
+    tokens = tokenizer.get_vocab().items() if stop else ()
+    return frozenset(i for token, i in tokens if any(text in token for text in spelled))
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -105,6 +105,7 @@ class ServerModel:
         temperature: float = 0.0,
         seed: Seed = 0,
         tools: Sequence[dict] | None = None,
+        stop: Sequence[str] = (),
     ) -> list[Generation]:
         """See `lm.LanguageModel`. Equal chats are asked once at temperature 0; at others each has
         a seed of its own, also of one seed for all.
@@ -118,6 +119,7 @@ class ServerModel:
         for number, chat in enumerate(prompts):
             body = {"model": self.model, "messages": list(chat), "max_tokens": max_new_tokens}
             body |= {"temperature": temperature, "tools": list(tools or ()) or None}
+            body["stop"] = list(stop) or None
             if temperature > 0:
                 if isinstance(seed, int):
                     chat_key = _digest(body)
