@@ -71,7 +71,12 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     if mesh is not None:
         init = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, params), mesh))
     step = place(jnp.int32(0), mesh, WHOLE)
-    return TrainState(params=params, opt_state=init(params), step=step)
+    state = TrainState(params=params, opt_state=init(params), step=step)
+    if mesh is not None:
+        return state
+    # Committed to its device, as the state is after an update on a model from disk, and as a
+    # checkpoint is: programs are compiled once, and not again for the second step.
+    return jax.device_put(state, jax.local_devices()[0])
 
 
 def _micro_batches(batch: Batch, plan: Plan | None) -> Iterator[tuple[np.ndarray, Batch]]:

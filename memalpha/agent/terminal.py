@@ -131,6 +131,8 @@ def printable(text: str) -> str:
 
 
 def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAgent:
+    if options.store == str(default_store()):
+        default_store().parent.mkdir(parents=True, exist_ok=True)
     if options.reader_url and not (options.reader_model or options.writer_model):
         raise ValueError(f"--reader-url={options.reader_url}: name its model with --reader-model")
     if options.writer_url and not (options.reader_model or options.writer_model):
