@@ -7,6 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from configs import tiny
+from experiments.lib.instances import training_batches
+from experiments.lib.sources import known_sources
+from experiments.lib.writers import poor_writer
 from memalpha.baselines import no_memory
 from memalpha.baselines.scripted import perfect
 from memalpha.data import synthetic
@@ -135,6 +139,19 @@ def test_a_perfect_memory_answers_and_an_empty_one_does_not(micro, retriever):
     assert np.mean([episode.r1 for episode in episodes]) >= 0.95
     blank = run_baseline(env, instances, no_memory.recall)
     assert [episode.r1 for episode in blank] == [0.0] * len(instances)
+
+
+def test_a_config_trains_on_them(micro):
+    config = tiny.get_config("data.chunks=3")
+    assert "synthetic_chats" in known_sources(config, "train")
+    config.data.sources = ("synthetic_chats",)
+    instances = training_batches(config)(0, 6)
+    assert [len(instance.chunks) for instance in instances] == [3] * 6
+    env = micro.env.replace(prompt_tokens=1500)
+    writer = poor_writer(config, env, np.random.default_rng(0))
+    episodes = run_episodes(env, instances, writer)
+    calls = [call for episode in episodes for step in episode.steps for call in step.calls]
+    assert len(calls) > 5 and 0 < np.mean([episode.r1 for episode in episodes]) < 0.9
 
 
 def test_filler_share():
