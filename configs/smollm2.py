@@ -45,16 +45,16 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         dir=os.environ.get("MEMALPHA_DATA_DIR", "data"),
         chunks=8,
         lengths=(2, 4, 8),
-        chunk_tokens=96,  # words, as in configs/real_text.py
+        chunk_tokens=72,  # words, as in configs/real_text.py
         max_questions=6,
         instances=300,  # of each real source, at most
     )
     config.model.update(path="smollm2", scan_layers=True)
     config.lora.update(rank=16, alpha=32.0)
     config.prompt.update(
-        template="brief", dialect="lines", recent=3, tokens=384, response_tokens=144
+        template="brief", dialect="lines", recent=3, tokens=320, response_tokens=112
     )
-    config.memory.update(core_tokens=128, entry_tokens=96)
+    config.memory.update(core_tokens=96, entry_tokens=80)
     config.reward.update(top_k=10, gamma=0.1, silence=True)
     config.warm_start.update(
         teacher="careful",
@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         learning_rate=1e-4,
         warmup_steps=3,
         micro_batch=4,
-        head_chunk=80,
+        head_chunk=56,
     )
     config.eval.update(every=20, instances=2, test_instances=6)
     config.checkpoint_every = 5
