@@ -75,7 +75,7 @@ def step(settings: dict, rounds) -> None:
     for _ in rounds:
         total = 0.0
         for rows in torch.arange(shape.batch).split(size):
-            loss = _loss(model, tokens[rows], given[rows], advantages[rows]) / given.numel()
+            loss = grpo_loss(model, tokens[rows], given[rows], advantages[rows]) / given.numel()
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
@@ -84,7 +84,7 @@ def step(settings: dict, rounds) -> None:
         rounds.note(loss=total)
 
 
-def _loss(model, tokens, given, advantages):
+def grpo_loss(model, tokens, given, advantages):
     """Clipped surrogate and k3 estimate of the KL to the reference, summed; `given` [R, T] is used
     for the old and the reference log-probs."""
     count = given.shape[1]

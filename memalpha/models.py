@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from memalpha.data.download import BLOCK, Remote, fetch
 from memalpha.data.files import sha256
 from memalpha.gguf import is_gguf
-from memalpha.paths import user_path
+from memalpha.paths import cache_folder, user_path
 
 VARIABLE = "MEMALPHA_MODELS"
 
@@ -60,8 +60,7 @@ def models_folder() -> Path:
     """The folder that models are stored in; see the docstring of this module."""
     if os.environ.get(VARIABLE):
         return user_path(os.environ[VARIABLE])
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return user_path(cache) / "memalpha" / "models"
+    return cache_folder() / "models"
 
 
 def find_file(path_or_name: str | Path) -> Path | None:

@@ -1,5 +1,6 @@
 """Paths that a person gives: in a command, a config or a call."""
 
+import os
 from pathlib import Path
 
 
@@ -12,3 +13,9 @@ def user_path(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"path {str(path)!r}: {error}") from None
+
+
+def cache_folder() -> Path:
+    """Where files are kept that can be made again: `$XDG_CACHE_HOME/memalpha`, else
+    `~/.cache/memalpha`."""
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "memalpha"

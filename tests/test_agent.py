@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from configs.tiny import get_config
 from memalpha import memory
-from memalpha.agent import loading
 from memalpha.agent import terminal as cli
+from memalpha.agent import writers
 from memalpha.agent.contents import EditRefusedError, difference, state_of
 from memalpha.agent.events import ConflictError, Event, StoreError, UnknownNamespaceError
 from memalpha.agent.memory_agent import NOTED, UNKNOWN, MemoryAgent, dialogue, split_text
@@ -506,7 +506,7 @@ def test_one_pretrained_model_writes_and_answers(workdir, tmp_path, monkeypatch,
     assert "new_memory_insert: ok" in capsys.readouterr().out and len(loads) == 1
     cli.main(["ask", *models, store, "What is Rex?"])
     assert capsys.readouterr().out.startswith("a dog\n  [1] Rex is a dog.")
-    assert [tokens for _, tokens in asked] == [loading.REPLY_TOKENS] * 2
+    assert [tokens for _, tokens in asked] == [writers.REPLY_TOKENS] * 2
     cli.main(["ask", f"--checkpoint={workdir[0]}", f"--reader={folder}", store, "What is Rex?"])
     assert capsys.readouterr().out.startswith("a dog")
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03")
@@ -515,12 +515,36 @@ def test_one_pretrained_model_writes_and_answers(workdir, tmp_path, monkeypatch,
             cli.main(["observe", f"--checkpoint={wrong}", store, "Rex barks."])
 
 
+@pytest.fixture
+def no_compilation_cache():
+    """JAX without a cache folder; what was set before comes back."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], None)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_compiled_programs_are_kept_where_that_is_possible(
+    tmp_path, monkeypatch, no_compilation_cache
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    writers.keep_compiled()
+    assert jax.config.jax_compilation_cache_dir is None
+    for folder in ("a", "b"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
+        writers.keep_compiled()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "a" / "memalpha" / "jax")
+
+
 def test_a_writer_needs_room_for_its_instructions(micro):
     engine = SimpleNamespace(name="m", tokenizer=micro.tokenizer, context_tokens=4096)
-    prompt = loading.writer_environment(engine).prompt
-    assert (prompt.prompt_tokens, prompt.response_tokens) == (4096 - 512, 512)
+    prompt = writers.writer_environment(engine).prompt
+    assert (prompt.prompt_tokens, prompt.response_tokens) == (4096 - 192, 192)
     with pytest.raises(ValueError, match="a context of 512 tokens"):
-        loading.writer_environment(SimpleNamespace(name="m", context_tokens=512))
+        writers.writer_environment(SimpleNamespace(name="m", context_tokens=512))
 
 
 def test_checkpoints_that_are_not_there_are_named(workdir, tmp_path):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memalpha import sampler
+from memalpha import blocks, sampler
 from memalpha.lm import local
 from memalpha.lm.local import PREFIX_STEP, FlaxModel, common_start, ids_with, stated_context
 from memalpha.memory import MemoryView
@@ -82,39 +82,76 @@ def test_greedy_replies_are_those_of_the_sampler_whatever_the_company(micro, par
     assert one_by_one == given
 
 
+def spy_on_starts(monkeypatch):
+    """The tokens of each start that is read from now on."""
+    prolong, read = blocks.prolong, []
+    spy = lambda params, config, start, tokens: (
+        read.append(len(tokens)) or prolong(params, config, start, tokens)
+    )
+    monkeypatch.setattr(blocks, "prolong", spy)
+    return read
+
+
 def test_a_common_beginning_is_computed_once_and_changes_nothing(micro, params, monkeypatch):
-    """Each chat alone has none; together they share a multiple of the step, and a chat that is the
-    beginning of the others still has tokens of its own."""
+    """A chat that is the beginning of the others still has tokens of its own."""
     start = "Basel and the head office. " * 16
     chats = ask(start, start + "Rex is a dog.", start + "x", start + "Where is Alpina Press?")
     model = engine(micro, params, context_tokens=512, tokens_at_once=1200)
-    prefill, given = sampler.prefill, []
-    spy = lambda params, config, tokens: given.append(tokens) or prefill(params, config, tokens)
-    monkeypatch.setattr(sampler, "prefill", spy)
+    read = spy_on_starts(monkeypatch)
     together = model.generate(chats, NEW, temperature=0.7, seed=range(4))
-    (shared,) = given
+    (shared,) = read
     sizes = [g.prompt_tokens for g in together]
-    assert len(shared) == (min(sizes) - 1) // PREFIX_STEP * PREFIX_STEP >= PREFIX_STEP
+    assert shared == (min(sizes) - 1) // PREFIX_STEP * PREFIX_STEP >= PREFIX_STEP
+    monkeypatch.setattr(local, "common_start", lambda prompts: [])
     alone = [model.generate([c], NEW, temperature=0.7, seed=[i])[0] for i, c in enumerate(chats)]
-    assert together == alone and len({g.text for g in alone}) > 1 and len(given) == 1
+    assert together == alone and len({g.text for g in alone}) > 1 and read == [shared]
+
+
+def test_the_next_call_reads_what_is_new_in_it(micro, params, monkeypatch):
+    """Two kinds of prompts in turn, as those of a writer and a reader; the third call of a kind
+    goes on from the second."""
+    kinds = ["Basel and the head office. " * 32, "Rex is a dog of Ana. " * 24]
+    ends = ["x", "Where is Alpina Press?" * 5, "Whose dog is Rex?" * 9]
+    model = engine(micro, params, context_tokens=1024)
+    fresh = [
+        [engine(micro, params, context_tokens=1024).generate(ask(kind + end), NEW) for end in ends]
+        for kind in kinds
+    ]
+    read = spy_on_starts(monkeypatch)
+    for i in range(len(ends)):
+        for j, kind in enumerate(kinds):
+            assert model.generate(ask(kind + ends[i]), NEW) == fresh[j][i]
+    sizes = [[given[0].prompt_tokens for given in each] for each in fresh]
+    assert read[:2] == [(size[0] - 1) // PREFIX_STEP * PREFIX_STEP for size in sizes]
+    assert max(read[2:]) < min(read[:2]) and len(model._kept) == 2
+
+
+def test_no_more_is_kept_than_there_is_room_for(micro, params, monkeypatch):
+    monkeypatch.setattr(local, "KEPT_TOKENS", 100)
+    model = engine(micro, params, context_tokens=1024)
+    model.generate(ask("Basel and the head office. " * 32), NEW)
+    assert model._kept == []
+    model.generate(ask("Rex is a dog of Ana. " * 9), NEW)
+    assert [len(ids) for ids, _ in model._kept] == [PREFIX_STEP]
 
 
 def test_a_start_is_common_to_all_and_of_few_lengths():
     row = list(range(200))
     assert common_start([row, row]) == row[:192]
     assert common_start([row[:65], row]) == row[:64] and common_start([row[:64], row]) == []
-    assert common_start([row]) == common_start([]) == common_start([row, [1, *row]]) == []
+    assert common_start([]) == common_start([row, [1, *row]]) == []
+    assert common_start([row]) == row[:192] and common_start([row[:65]]) == row[:64]
 
 
 def test_long_calls_report_what_is_done(micro, params, monkeypatch):
-    reports = []
-    model = engine(micro, params, on_progress=lambda *report: reports.append(report))
+    reports, model = [], engine(micro, params)
+    model.on_progress = lambda *report: reports.append(report)
     monkeypatch.setattr(local, "PROGRESS_SECONDS", 1e9)
     model.generate(ask(*TEXTS), NEW)
     assert reports == []
     monkeypatch.setattr(local, "PROGRESS_SECONDS", 0.0)
     model.generate(ask(*TEXTS), NEW)
-    assert [report[:2] for report in reports] == [(2, 5), (5, 5)]
+    assert list(dict.fromkeys(report[:2] for report in reports)) == [(0, 5), (2, 5), (5, 5)]
     assert all(report[2] > 0 for report in reports)
 
 
@@ -129,20 +166,20 @@ def test_samples_depend_on_seed_and_place_alone(micro, params):
     assert one[3].text == decode(micro.tokenizer, tokens)
 
 
-def test_batches_keep_to_their_size_and_few_shapes(micro, params, monkeypatch):
-    shapes = []
+def test_batches_keep_to_their_size_the_longest_first(micro, params, monkeypatch):
+    sizes = []
 
-    def nothing(params, config, prompts, *_):
-        shapes.append(prompts.shape)
-        empty = np.zeros((len(prompts), NEW), int)
-        return sampler.Samples(empty, empty == 1, empty * 0.0, empty[:, 0] == 1)
+    def nothing(params, config, start, texts, keys, max_new_tokens):
+        sizes.append((len(keys), max(map(len, texts))))
+        return len(keys)
 
-    monkeypatch.setattr(sampler, "generate", nothing)
+    monkeypatch.setattr(blocks, "begin", nothing)
+    monkeypatch.setattr(blocks, "finish", lambda params, config, rows, *_: [[]] * rows)
     texts = [f"{n} " * n for n in range(1, 12)] + ["Basel " * 30]
     engine(micro, params).generate(ask(*texts), NEW)
-    longest = len(encode_messages(ask(TEXTS[1])[0], micro.tokenizer))
-    assert shapes == [(2, 128), (4, 64), (4, 64), (2, 64)] and 64 < longest <= 128
-    assert all(rows * (width + NEW) <= 300 for rows, width in shapes)
+    assert [rows for rows, _ in sizes] == [2, 8, 2]
+    assert sizes == sorted(sizes, key=lambda size: -size[1])
+    assert all(rows * (longest + NEW) <= 300 for rows, longest in sizes)
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_and_never_cut(micro, params):
@@ -158,6 +195,28 @@ def test_a_prompt_that_does_not_fit_is_an_error_and_never_cut(micro, params):
     assert one.generate([], NEW) == []
     with pytest.raises(ValueError, match="max_new_tokens=0"):
         one.generate(ask("x"), 0)
+
+
+def test_a_cache_grows_with_the_reply_and_finished_rows_leave(micro, params, monkeypatch):
+    """The same tokens whatever the sizes; ends are spread, so rows leave one after another."""
+    chats, tokens = ask(*(f"{n} Basel" * n for n in range(1, 9))), 40
+    whole = engine(micro, params, tokens_at_once=4096)
+    ends = [blocks.STEPS + 1, 3, 5, 2, 4, 6, 1, 40]
+    given = whole.generate(chats, tokens, 1.0, seed=range(8))
+    monkeypatch.setattr(blocks, "slots_for", lambda n: -(-n // 16) * 16)
+    limited = lambda rows: rows.replace(limits=jnp.asarray(ends, jnp.int32))
+    begin = blocks.begin
+    monkeypatch.setattr(blocks, "begin", lambda *args: limited(begin(*args)))
+    taken, take = [], blocks._take
+    monkeypatch.setattr(
+        blocks, "_take", lambda rows, order: taken.append(len(order)) or take(rows, order)
+    )
+    order = sorted(range(8), key=lambda i: -given[i].prompt_tokens)
+    short = engine(micro, params, tokens_at_once=4096).generate(chats, tokens, 1.0, seed=range(8))
+    for row, i in enumerate(order):
+        assert given[i].text.startswith(short[i].text)
+        assert short[i].completion_tokens == min(ends[row], given[i].completion_tokens)
+    assert taken
 
 
 def test_a_stop_token_ends_a_reply(micro, params):

@@ -24,11 +24,11 @@ from memalpha import reader
 from memalpha.agent.contents import Contents, change_memory, view_of
 from memalpha.agent.events import ConflictError, Event, Snapshot, UnknownNamespaceError
 from memalpha.agent.store import Store, check_namespace
+from memalpha.agent.writers import open_writer
 from memalpha.data.cut import split_text
 from memalpha.data.instance import Instance, Question
 from memalpha.episode import Environment, Step, Writer, count_tokens
 from memalpha.memory import MemoryState, MemoryView
-from memalpha.policy import load_policy
 from memalpha.prompts import escape, template_fragments
 from memalpha.reader import Answerer, Evidence
 from memalpha.reader_rules import extractive_answers
@@ -79,14 +79,14 @@ class MemoryAgent:
         store: str | Path = ":memory:",
         namespace: str = "default",
     ) -> "MemoryAgent":
-        """The writer of a run of `run_experiment.py`; the offline reader by default.
+        """The writer of a run of `run_experiment.py`, or a pretrained chat model that is prompted
+        to write; the offline reader by default.
 
         `store`: the file that every change is committed to at once; ":memory:" writes no file.
         Raises ValueError for a missing checkpoint or an unusable store, with what to do.
         """
-        policy = load_policy(path_or_hub_id)
-        env = policy.env.replace(answerer=reader)
-        return cls(env, policy.writer(), Store(store), namespace, policy.name)
+        env, write, name = open_writer(str(path_or_hub_id))[:3]
+        return cls(env.replace(answerer=reader), write, Store(store), namespace, name)
 
     def of(self, namespace: str) -> "MemoryAgent":
         """The same agent with the memory of another namespace."""

@@ -31,9 +31,10 @@ from pathlib import Path
 from absl import logging
 
 from memalpha.agent.events import Event, StoreError
-from memalpha.agent.loading import let_answer, load_model, open_agent, prompted_agent
+from memalpha.agent.loading import let_answer, open_agent, prompted_agent
 from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.agent.store import Store
+from memalpha.agent.writers import keep_compiled, load_model
 from memalpha.lm.roles import prompted_environment
 from memalpha.lm.server import ServerModel
 from memalpha.memory import MEMORY_NAMES, Entry
@@ -137,6 +138,7 @@ def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAge
         raise ValueError(f"--reader-url={options.reader_url}: name its model with --reader-model")
     if options.writer_url and not (options.reader_model or options.writer_model):
         raise ValueError(f"--writer-url={options.writer_url}: name its model with --writer-model")
+    keep_compiled()
     writer = _server(options.writer_model, options.writer_url, "--writer")
     answers = _server(options.reader_model, options.reader_url or options.writer_url, "--reader")
     if writer is None:

@@ -1,9 +1,8 @@
 """Our own Flax model as a language model of `lm`: a pretrained one, or a model from scratch.
 
-Chats are sorted by length and decoded in batches through `sampler.generate`. A batch is padded to a
-power of two of prompt tokens, so that few shapes are compiled and little is padding. The keys and
-values of what all chats of a call begin with are computed once. Parameters on a mesh keep their
-shardings.
+Chats are sorted by length, read and decoded in batches (`blocks`). The keys and values of what all
+chats of a call begin with are computed once and kept, so that the next call with the same
+instructions reads only what is new in it. Parameters on a mesh keep their shardings.
 """
 
 import math
@@ -14,22 +13,21 @@ from os.path import commonprefix
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from memalpha import sampler
+from memalpha import blocks, sampler
 from memalpha.hub import find_folder, read_config, read_fields
 from memalpha.lm.interface import Chat, Generation, Seed, check_seeds, cut_at
-from memalpha.model import ModelConfig, Params, init_params
+from memalpha.model import Cache, ModelConfig, Params, init_params
 from memalpha.prompts import encode_messages
 from memalpha.sharding import check_heads, mesh_of, shardings, spec_of
 from memalpha.tokenizer import decode, encode, load_tokenizer, stated_stops, stop_ids
 from memalpha.tools import clean
 from memalpha.weights import load_params
 
-SMALLEST_BUCKET = 64  # tokens
-PREFIX_STEP = 64  # tokens; a common prefix is used to a multiple of it, so that few are compiled
+PREFIX_STEP = blocks.BLOCK  # tokens; a common start is used to a multiple of it
+KEPT_TOKENS = 8192  # of the starts whose keys and values are kept for the next call
 PROGRESS_SECONDS = 5.0  # between two reports of one call
 
 # Told of a long call now and then: chats done, chats in all, tokens a second so far.
@@ -52,7 +50,6 @@ class FlaxModel:
         context_tokens: int,
         tokens_at_once: int = 65_536,
         stop_ids: Sequence[int] = (),
-        on_progress: OnProgress | None = None,
     ):
         """
         Args:
@@ -60,8 +57,9 @@ class FlaxModel:
             tokens_at_once: limit of all rows of a batch together, padding included; a batch of one
                 chat may exceed it.
             stop_ids: end a reply, as the tokenizer's end of sequence does.
-            on_progress: called every `PROGRESS_SECONDS` of a call, at the end of a batch, with the
-                chats that are done, all chats, and the tokens read and generated a second.
+
+        The attribute `on_progress` is called every `PROGRESS_SECONDS` of a call with the chats that
+        are done, all chats, and the tokens read and generated a second.
         """
         if context_tokens < 2 or tokens_at_once < 1:
             raise ValueError(
@@ -76,7 +74,8 @@ class FlaxModel:
         self.name, self.config, self.params, self.tokenizer = name, config, params, tokenizer
         self.context_tokens, self.tokens_at_once = context_tokens, tokens_at_once
         self.stop_ids = sorted({tokenizer.eos_token_id, *stop_ids})
-        self.on_progress = on_progress
+        self.on_progress: OnProgress | None = None
+        self._kept: list[tuple[list[int], Cache]] = []  # starts, the newest first
         mesh = mesh_of(params)
         self._parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -153,46 +152,30 @@ class FlaxModel:
         fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= room]
         waiting = sorted(fitting, key=lambda i: -len(encoded[i]))
         shared = common_start([encoded[i] for i in fitting])
-        prefix = sampler.prefill(self.params, self.config, shared) if shared else None
+        start = self._start(shared) if shared else None
         ends = sorted({*self.stop_ids, *ids_with(self.tokenizer, tuple(stop))})
-        report = self._reporter(len(waiting))
+        progress = _Progress(len(waiting), self.on_progress)
         while waiting:
-            longest = len(encoded[waiting[0]]) - len(shared)
-            bucket = min(_power_above(max(longest, SMALLEST_BUCKET)), room - len(shared))
-            rows = self._rows(len(shared) + bucket + max_new_tokens, len(waiting))
+            rows = self._rows(len(encoded[waiting[0]]) + max_new_tokens, len(waiting))
             taken, waiting = waiting[:rows], waiting[rows:]
             ids = [*(int(numbers[i]) for i in taken), *_fillers(rows - len(taken))]
-            samples = self._sample(
+            under_way = blocks.begin(
+                self.params,
+                self.config,
+                start,
                 [encoded[i][len(shared) :] for i in taken],
                 sampler.row_keys(jax.random.key(root), ids),
-                bucket,
                 max_new_tokens,
-                temperature,
-                prefix,
-                ends,
             )
-            for row, i in enumerate(taken):
-                tokens = samples.tokens[row][samples.mask[row]].tolist()
+            progress.add(sum(len(encoded[i]) for i in taken))
+            replies = blocks.finish(
+                self.params, self.config, under_way, temperature, ends, progress.add
+            )
+            for i, tokens in zip(taken, replies, strict=False):
                 text = cut_at(decode(self.tokenizer, tokens), stop)
                 results[i] = Generation(text, len(encoded[i]), len(tokens))
-            report([results[i] for i in taken])
+            progress.end(len(taken))
         return results
-
-    def _reporter(self, total: int) -> Callable[[Sequence[Generation]], None]:
-        """Takes the generations of each batch and tells `on_progress`, not too often."""
-        begin = last = time.monotonic()
-        done = tokens = 0
-
-        def report(batch: Sequence[Generation]) -> None:
-            nonlocal last, done, tokens
-            done += len(batch)
-            tokens += sum(g.prompt_tokens + g.completion_tokens for g in batch)
-            now = time.monotonic()
-            if self.on_progress and now - last >= PROGRESS_SECONDS:
-                last = now
-                self.on_progress(done, total, tokens / (now - begin))
-
-        return report
 
     def _encode(self, chat: Chat) -> list[int]:
         """Token ids of a chat; lone surrogates, which no tokenizer takes, are replaced."""
@@ -213,20 +196,46 @@ class FlaxModel:
         rows = min(most, _power_above(waiting))
         return -(-rows // self._parts) * self._parts
 
-    def _sample(
-        self, prompts, keys, bucket, max_new_tokens, temperature, prefix, ends
-    ) -> sampler.Samples:
-        """keys: [rows], of which there may be more than prompts; ends: token ids."""
-        rows = len(keys)
-        tokens, mask = sampler.pad_prompts(prompts, [bucket], rows)
-        limits = np.where(np.arange(rows) < len(prompts), max_new_tokens, 0)
-        stops = jnp.asarray(ends, jnp.int32)
-        return jax.device_get(
-            sampler.generate(
-                self.params, self.config, tokens, mask, keys, temperature, 1.0, limits, stops,
-                max_new_tokens, prefix,
-            )
-        )  # fmt: skip
+    def _start(self, tokens: list[int]) -> Cache:
+        """The keys and values of a start, of which those that an earlier one had too are kept."""
+        common = lambda ids: len(commonprefix([ids, tokens]))
+        known, kept = max(
+            ((common(ids), cache) for ids, cache in self._kept),
+            key=lambda x: x[0],
+            default=(0, None),
+        )
+        known = known // PREFIX_STEP * PREFIX_STEP
+        start = blocks.head_of(kept, known) if known else None
+        if known < len(tokens):
+            start = blocks.prolong(self.params, self.config, start, tokens[known:])
+        others = [one for one in self._kept if common(one[0]) < len(one[0]) / 2]
+        sizes = np.cumsum([len(tokens), *(len(ids) for ids, _ in others)])
+        fit = [size <= KEPT_TOKENS for size in sizes]
+        self._kept = [
+            one for one, fits in zip([(tokens, start), *others], fit, strict=True) if fits
+        ]
+        return start
+
+
+class _Progress:
+    """Counts what a call has done and tells of it, not too often."""
+
+    def __init__(self, chats: int, tell: OnProgress | None):
+        self._chats, self._tell, self._done, self._tokens = chats, tell, 0, 0
+        self._begin = self._last = time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        """Tokens that were read or generated."""
+        self._tokens += tokens
+        now = time.monotonic()
+        if self._tell and now - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            self._tell(self._done, self._chats, self._tokens / max(now - self._begin, 1e-9))
+
+    def end(self, chats: int) -> None:
+        """Chats that are done."""
+        self._done += chats
+        self.add(0)
 
 
 @lru_cache(maxsize=8)
@@ -239,9 +248,9 @@ def ids_with(tokenizer, stop: tuple[str, ...]) -> frozenset[int]:
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> list[int]:
-    """What all of several prompts begin with, to a multiple of `PREFIX_STEP` tokens and so that
-    each of them goes on; empty for a single prompt, which shares nothing."""
-    if len(prompts) < 2:
+    """What all of the prompts begin with, to a multiple of `PREFIX_STEP` tokens and so that each of
+    them goes on."""
+    if not prompts:
         return []
     size = min(len(commonprefix(prompts)), min(map(len, prompts)) - 1)
     return list(prompts[0][: size // PREFIX_STEP * PREFIX_STEP])
