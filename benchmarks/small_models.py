@@ -52,7 +52,9 @@ def read(engine: FlaxModel, env: Environment, folder: Path, options) -> None:
     scores, seconds = {}, 0.0
     for name in ("rules", "model"):
         if name == "model":
-            env = env.replace(answerer=lm_reader(engine, max_new_tokens=options.tokens))
+            env = env.replace(
+                answerer=lm_reader(engine, max_new_tokens=options.tokens, one_line=True)
+            )
         begin = time.perf_counter()
         (episode,) = run_baseline(env, [instance], store_everything.recall)
         seconds = time.perf_counter() - begin

@@ -260,7 +260,8 @@ def render_judge(
 ) -> list[dict[str, str]]:
     """The messages that ask whether `content` fits the memory `memory_type` (a short name).
 
-    The answer asked for is JSON: {"VALID": bool, "ISSUES": [...], "EXPLANATION": "..."}.
+    The answer asked for is JSON: {"KIND": "what kind of text it is", "VALID": bool}. The kind comes
+    first: small models that began with the verdict always said true.
     """
     if memory_type not in MEMORY_NAMES:
         raise ValueError(f"memory type {memory_type!r} is unknown: choose one of {MEMORY_NAMES}")

@@ -92,7 +92,7 @@ METRICS: dict[str, tuple[str, Metric | None]] = {
 
 _INSTRUCTIONS = {
     "retrieval": "",
-    "labels": "Give the number of one label, bare or as \\boxed{number}.\n\n",
+    "labels": "Give the number of the label, bare or as \\boxed{number}.\n\n",
     "summary": "Base your reply on the summary that the core memory holds.\n\n",
 }
 _CHOICE_INSTRUCTION = "Give your final choice as \\boxed{choice}.\n\n"

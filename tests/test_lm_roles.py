@@ -13,7 +13,7 @@ from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.data import synthetic
 from memalpha.data.instance import Instance, Question
 from memalpha.judge import Verdict
-from memalpha.lm.interface import Generation, check_seeds, own_seed
+from memalpha.lm.interface import Generation, check_seeds, cut_at, own_seed
 from memalpha.lm.roles import (
     CRITERIA,
     lm_content_judge,
@@ -84,6 +84,22 @@ def test_the_reader_is_told_when_a_question_is_asked():
     assert "<question>\nHow long ago?\n</question>" in two
 
 
+def test_a_reader_of_one_line_stops_at_its_end_but_for_summaries():
+    class Stopping(Scripted):
+        def generate(self, prompts, *settings, stop=()):
+            return [
+                replace(said, text=cut_at(said.text, stop))
+                for said in super().generate(prompts, *settings)
+            ]
+
+    requests = [Request("q", source, EVIDENCE) for source in ("squad", "booksum", "nlu")]
+    engine = Stopping(lambda text: "Rex\nand more")
+    reader = lm_reader(engine, one_line=True)
+    assert reader(requests) == ["Rex", "Rex\nand more", "Rex"]
+    assert lm_reader(engine)(requests) == ["Rex\nand more"] * 3
+    assert reader.name == lm_reader(engine).name + ", one line"
+
+
 def test_a_reader_that_fails_says_none_and_why():
     said = []
     engine = Scripted(lambda text: FAILED if "Who?" in text else "<think>never ends")
@@ -146,6 +162,21 @@ def test_the_content_judge_is_asked_of_contents_alone():
     assert said == ["judge scripted: 400: too long"]
     assert "episodic memory" in text_of(engine.chats[0])
     assert lm_content_judge(engine)([]) == []
+
+
+def test_contents_of_one_memory_are_judged_together_and_verdicts_come_in_order():
+    """Their prompts begin alike, so that a local engine reads the criteria once."""
+    engine = Scripted(
+        lambda text: f'{{"KIND": "k", "VALID": {"true" if "good" in text else "false"}}}'
+    )
+    texts = [("episodic", "good"), ("core", "bad"), ("semantic", "good"), ("episodic", "bad")]
+    calls = [Call("new_memory_insert", {"memory_type": m, "content": t}) for m, t in texts]
+    calls[1] = Call("memory_update", {"memory_type": "core", "new_content": "bad"})
+    verdicts = lm_content_judge(engine)(calls)
+    assert [v.valid for v in verdicts] == [True, False, True, False]
+    assert len(engine.settings) == 3 and len(engine.chats) == 4
+    begins = [text_of(chat).partition("<memory_entry>")[0] for chat in engine.chats]
+    assert begins[2] == begins[3] and len(set(begins)) == 3
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,7 @@ def test_without_a_chat_template_the_prompt_is_plain_text(tokenizer):
 
 def test_reader_and_judge_texts():
     text = render_reader(FULL, "Who?", "c", ["a"], ["b"], "reader_classification")[0]["content"]
-    assert "\\boxed{" in text and "<question>\nWho?\n</question>" in text
+    assert 'behind its "Label:"' in text and "<question>\nWho?\n</question>" in text
     assert render_reader(COMPACT, "Who?", "c", ["a", "b"], [])[0]["content"] == (
         "<core_memory>c</core_memory><semantic_memory>a\nb</semantic_memory>"
         "<episodic_memory></episodic_memory><question>Who?</question>"
@@ -322,7 +322,8 @@ def test_reader_and_judge_texts():
     texts = {name: render_judge(FULL, name, "x")[0]["content"] for name in MEMORY_NAMES}
     assert len(set(texts.values())) == 3
     for name, text in texts.items():
-        assert f"its {name} memory" in text and '"VALID"' in text and '"EXPLANATION"' in text
+        assert f"the {name} memory" in text
+        assert '"VALID": true}' in text and '"VALID": false}' in text
     with pytest.raises(ValueError, match="'diary'"):
         render_judge(FULL, "diary", "x")
     with pytest.raises(ValueError, match="'poet'"):

@@ -72,8 +72,13 @@ def lm_reader(
     temperature: float = 0.0,
     seed: int = 0,
     on_failure: OnFailure = logging.warning,
+    one_line: bool = False,
 ) -> Answerer:
-    """The `reader.Answerer` of a model; `template` None: the built-in "full"."""
+    """The `reader.Answerer` of a model; `template` None: the built-in "full".
+
+    one_line: a reply ends with its first line, but for summaries; for small models, which go on
+    after their answer, and not for models that think before it.
+    """
     template = load_template("full") if template is None else template
 
     def chat(request: Request) -> Chat:
@@ -90,10 +95,21 @@ def lm_reader(
         )
 
     def answer(requests: Sequence[Request]) -> list[str | None]:
-        chats = [chat(request) for request in requests]
-        return _say(engine, chats, max_new_tokens, temperature, seed, "reader", on_failure)
+        replies: dict[int, str | None] = {}
+        for stop in (("\n",), ()):
+            asked = {i: chat(r) for i, r in enumerate(requests) if ends(r) == stop}
+            said = _say(
+                engine, list(asked.values()), max_new_tokens, temperature, seed, "reader",
+                on_failure, stop,
+            )  # fmt: skip
+            replies |= zip(asked, said, strict=True)
+        return [replies[i] for i in range(len(requests))]
+
+    def ends(request: Request) -> tuple[str, ...]:
+        return ("\n",) if one_line and scoring.category(request.source) != "summary" else ()
 
     answer.name = _name(engine, max_new_tokens, temperature, template.name)
+    answer.name += ", one line" if one_line else ""
     return answer
 
 
@@ -155,16 +171,20 @@ def lm_content_judge(
 
     def decide(calls: Sequence[Call]) -> list[Verdict]:
         verdicts = [to_judge(call) for call in calls]
-        asked = [i for i, item in enumerate(verdicts) if isinstance(item, tuple)]
-        chats = [
-            render_judge(template, MEMORY_NAMES[verdicts[i][0]], verdicts[i][1], CHAT_MARKS)
-            for i in asked
-        ]
-        replies = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
-        for i, reply in zip(asked, replies, strict=True):
-            verdicts[i] = read_verdict(reply)
-            if verdicts[i].failed and reply is not None:
-                on_failure(f"the judge gave no verdict: {reply[:SHOWN]!r}")
+        # The contents of one memory at a time: their prompts begin alike, which a local engine
+        # reads once.
+        for memory_type, memory in enumerate(MEMORY_NAMES):
+            asked = {
+                i: item[1]
+                for i, item in enumerate(verdicts)
+                if isinstance(item, tuple) and item[0] == memory_type
+            }
+            chats = [render_judge(template, memory, text, CHAT_MARKS) for text in asked.values()]
+            replies = _say(engine, chats, max_new_tokens, temperature, seed, "judge", on_failure)
+            for i, reply in zip(asked, replies, strict=True):
+                verdicts[i] = read_verdict(reply)
+                if verdicts[i].failed and reply is not None:
+                    on_failure(f"the judge gave no verdict: {reply[:SHOWN]!r}")
         return verdicts
 
     decide.name = _name(engine, max_new_tokens, temperature, template.name)
@@ -172,7 +192,7 @@ def lm_content_judge(
 
 
 def read_verdict(reply: str | None) -> Verdict:
-    """The last verdict {"VALID": bool, "ISSUES": [...], ...} of a reply.
+    """The last verdict {"VALID": bool, ...} of a reply.
 
     From an object that is broken but not cut off, only `VALID` is read.
     """
@@ -260,12 +280,14 @@ def _say(
     seed: int,
     who: str,
     on_failure: OnFailure,
+    stop: Sequence[str] = (),
 ) -> list[str | None]:
     """The replies of the model without thinking; None where it failed."""
     if not chats:
         return []
     replies: list[str | None] = []
-    for generation in engine.generate(chats, max_new_tokens, temperature, seed):
+    more = {"stop": stop} if stop else {}  # engines of others may not take it
+    for generation in engine.generate(chats, max_new_tokens, temperature, seed, **more):
         if generation.error:
             on_failure(f"{who} {engine.name}: {generation.error}")
         replies.append(None if generation.error else visible(generation.text))
