@@ -15,6 +15,7 @@ from memalpha import adapters, lora, old_workdir
 from memalpha.checkpoint import restore_params
 from memalpha.episode import Environment, Writer
 from memalpha.hub import find_folder, read_config
+from memalpha.lm.trained import trained_writer
 from memalpha.model import ModelConfig, Params, init_params
 from memalpha.policy_spec import POLICY, PolicySpec, from_plain
 from memalpha.prompts import PromptSpec, load_template
@@ -23,6 +24,7 @@ from memalpha.tools import parse_prompted_calls
 from memalpha.weights import load_params
 from memalpha.writer import policy_writer
 
+DEEP = 8  # layers; more of them take minutes to compile as the one program of `sampler.generate`
 CONFIG = "config.json"  # in the workdir of a run, beside POLICY
 CHECKPOINTS = "checkpoints"  # in the workdir, with one folder per stage
 
@@ -37,7 +39,9 @@ class Policy:
     env: Environment
 
     def writer(self, rows: int = 1, temperature: float = 0.0, seed: int = 0) -> Writer:
-        """The policy as a writer; greedy by default."""
+        """The policy as a writer; greedy by default. `rows`: the largest batch of a small model."""
+        if self.model.num_layers > DEEP:
+            return trained_writer(self.params, self.model, self.env, temperature, seed, self.name)
         return policy_writer(
             self.params, self.model, self.env, rows, jax.random.key(seed), temperature
         )
