@@ -31,6 +31,7 @@ from memalpha.tools import CONTENT_KEY, INSERT, UPDATE
 
 LINES = Path(__file__).parent / "lib" / "small_talk.txt"
 STREAM = 8  # lines of a stream
+ROWS = 2  # streams at the same time: prompts of pretrained models may be long
 BEFORE = 3  # chunks of synthetic chats before them
 DATE = "2025-04-12 18:30"  # of lines that are shown as dialogues
 
@@ -81,7 +82,7 @@ def measure_junk(
     writer: Writer,
     lines: Sequence[str],
     as_dialogue: bool = False,
-    rows: int = STREAM,
+    rows: int = ROWS,
 ) -> list[Junk]:
     """What a writer stores at each line; `rows` streams at the same time."""
     instances = streams(lines, as_dialogue)
@@ -150,7 +151,7 @@ def define_flags() -> None:
     flags.DEFINE_string("lines", str(LINES), "File with a line of small talk a line.")
     flags.DEFINE_bool("dialogue", False, "Show each line as MemoryAgent shows what it is told.")
     flags.DEFINE_float("temperature", 0.0, "Of the writer; 0: greedy.")
-    flags.DEFINE_integer("rows", STREAM, "Streams at the same time.", lower_bound=1)
+    flags.DEFINE_integer("rows", ROWS, "Streams at once; more need memory.", lower_bound=1)
     flags.DEFINE_string("out", "", "JSON file for shares and contents.")
 
 
