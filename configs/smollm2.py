@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.reward.update(top_k=10, gamma=0.1, silence=True)
     config.warm_start.update(
         teacher="careful",
-        steps=30,
+        steps=20,
         copy_steps=0,  # a pretrained model can copy
         quote_steps=0,
         rows=16,

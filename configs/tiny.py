@@ -64,7 +64,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         # 1, 1, 1: one device. gather: sample from a copy that is not sharded over fsdp.
         mesh=dict(data=1, fsdp=1, tensor=1, gather=True),
         # rank 0: the whole model is trained; else adapters for kernels whose path matches layers.
-        lora=dict(rank=0, alpha=32.0, layers="_proj"),
+        # path: adapters to begin with, a folder or the name of a shipped writer; empty: new ones.
+        lora=dict(rank=0, alpha=32.0, layers="_proj", path=""),
         prompt=dict(template="compact", dialect="qwen3", recent=2, tokens=160, response_tokens=72),
         memory=dict(
             core=True,

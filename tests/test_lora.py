@@ -249,3 +249,12 @@ def test_adapters_learn_from_the_teacher_and_reinforcement_goes_on_from_there(mi
     out = export_adapters(str(tmp_path), str(tmp_path / "adapters"), "warm_start")
     close = partial(np.testing.assert_allclose, atol=1e-3)
     jax.tree.map(close, load_policy(out).params, merged)
+    on = tiny.get_config(f"model.path={folder},lora.rank=2,lora.path={out},warm_start.steps=0")
+    jax.tree.map(close, warm_start(on, tmp_path / "on", env, micro.model, base), start)
+    for wrong, said in (
+        ("lora.rank=3", "has LoraConfig.*says"),
+        (f"lora.path={folder}", "is no f"),
+    ):
+        on = tiny.get_config(f"lora.rank=2,lora.path={out},warm_start.steps=0,{wrong}")
+        with pytest.raises(ValueError, match=said):
+            warm_start(on, tmp_path / "on", env, micro.model, base)

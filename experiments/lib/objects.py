@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.lib.instances import corpus_texts, is_synthetic
 from experiments.lib.readers import build_engines, probe, with_readers
-from memalpha import lora
+from memalpha import adapters, lora
 from memalpha.data import PHRASES, synthetic
 from memalpha.episode import Environment, MemorySpec
 from memalpha.hub import find_folder, read_config
@@ -28,7 +28,7 @@ from memalpha.model import ModelConfig, Params, init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.paths import user_path
-from memalpha.policy import Policy, load_policy
+from memalpha.policy import Policy, load_policy, read_spec
 from memalpha.policy_spec import EnvironmentSpec, PolicySpec, PromptSettings, RetrievalSettings
 from memalpha.prompts import load_template, template_fragments
 from memalpha.sharding import (
@@ -199,7 +199,7 @@ def parameter_shardings(model: ModelConfig, mesh: Mesh | None):
 
 
 def build_lora(config: ConfigDict) -> LoraConfig:
-    return LoraConfig(**config.lora.to_dict())
+    return LoraConfig(config.lora.rank, config.lora.alpha, config.lora.layers)
 
 
 def build_loss(config: ConfigDict) -> LossConfig:
@@ -224,9 +224,26 @@ def build_loss(config: ConfigDict) -> LossConfig:
 
 
 def first_trained(config: ConfigDict, params: Params) -> Params:
-    """What is trained, before its first update: a copy of the model, or new adapters for it."""
+    """What is trained, before its first update: a copy of the model, new adapters for it, or those
+    of `config.lora.path`.
+
+    Raises ValueError where these are for another model, or of another rank than the config's.
+    """
+    if config.lora.get("path"):
+        return shard(_read_adapters(config, params), mesh_of(params))
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
     return shard(lora.init(params, build_lora(config), key), mesh_of(params))
+
+
+def _read_adapters(config: ConfigDict, params: Params) -> Params:
+    path, asked = config.lora.path, build_lora(config)
+    folder = adapters.find(path)
+    spec = read_spec(folder)
+    if spec is None or not (folder / adapters.WEIGHTS).is_file():
+        raise ValueError(f"config.lora.path={path!r} is no folder of adapters")
+    if spec.lora != asked:
+        raise ValueError(f"config.lora.path={path!r} has {spec.lora}, config.lora says {asked}")
+    return adapters.read(folder, params, spec)
 
 
 def copy_state(trained: Params, optimizer) -> TrainState:
