@@ -1,6 +1,6 @@
 """One GRPO step of a pretrained model, ours and torch's: low-rank adapters, and all parameters.
 
-    pip install -r requirements-bench.txt peft
+    pip install -r requirements-bench.txt
     python -m benchmarks.train_peers --model=smollm2 --part=adapters
     python -m benchmarks.train_peers --model=smollm2 --part=full
 

@@ -2,12 +2,23 @@
 
 import json
 from argparse import Namespace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, episode, memory_ops, ours, retrieval, small_models, timing
+from benchmarks import (
+    accelerator,
+    episode,
+    memory_ops,
+    ours,
+    reading,
+    retrieval,
+    small_models,
+    timing,
+    train_peers,
+)
 from benchmarks.shapes import QUICK, Shape, check_count, settings
 from benchmarks.timing import Contender, Timing
 from memalpha.judge import Verdict
@@ -80,6 +91,27 @@ def test_the_setting_is_the_same_for_all_and_a_users_own_wins(monkeypatch):
     assert {shared[f"{name}_NUM_THREADS"] for name in timing.THREAD_VARIABLES} == {"2"}
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     assert timing.environment(2)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
+
+
+def test_readers_are_asked_new_questions_every_round(monkeypatch):
+    asked = [SimpleNamespace(question=str(n)) for n in range(9)]
+    monkeypatch.setattr(reading, "questions", lambda given: ((one, ("x",)) for one in asked))
+    replies = lambda requests: ["x" if one.question in "24" else "" for one in requests]
+    monkeypatch.setattr(reading, "lm_reader", lambda engine, max_new_tokens: replies)
+    rounds = Rounds(3)
+    reading.read(SimpleNamespace(name="m"), {"questions": 2, "tokens": 4}, rounds)
+    assert [note["score"] for note in rounds.told] == [0.0, 0.5, 0.5]
+    assert "| a | 0 | 0 | 0.33 |" in reading.work([Timing("a", notes=rounds.told)])
+
+
+def test_both_trainers_draw_the_same_step():
+    step = train_peers.Step("m", True, rows=4, prompt=5, new=3, micro_batch=2)
+    tokens, given, advantages = step.draw(1000)
+    assert tokens.shape == (4, 8) and given.shape == (4, 3) and len(set(advantages)) == 4
+    assert all(
+        (a == b).all() for a, b in zip(step.draw(1000), (tokens, given, advantages), strict=True)
+    )
+    assert 0 < train_peers.peak() < 1000
 
 
 def test_ratios_are_taken_round_by_round():
