@@ -16,13 +16,19 @@ from benchmarks import (
     reading,
     retrieval,
     small_models,
+    three_facts,
     timing,
     train_peers,
 )
 from benchmarks.shapes import QUICK, Shape, check_count, settings
 from benchmarks.timing import Contender, Timing
+from memalpha.agent.memory_agent import MemoryAgent
+from memalpha.agent.store import Store
 from memalpha.judge import Verdict
 from memalpha.judge_rules import judge_contents
+from memalpha.reader_rules import extractive_answers
+from memalpha.rollout import scripted_writer
+from memalpha.tools import INSERT, format_call
 
 MINI = {
     "vocab": 67, "hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24,
@@ -267,3 +273,19 @@ def test_a_judge_without_a_verdict_is_not_right(capsys):
     small_models.judge("some", lambda calls: verdicts, contents, show=0)
     assert "| some | 0.50 (" in (line := capsys.readouterr().out)
     assert "| 0 of 0 | 1 of 4 | 1 |" in line
+
+
+def test_three_facts_counts_what_comes_back_from_a_store_opened_anew(micro, tmp_path, capsys):
+    def respond(turn):
+        said = turn.text.partition("<User> ")[2].partition("\n")[0]
+        if "cashews" in said:
+            return ""  # this one is lost
+        call = {"memory_type": "semantic", "content": said}
+        return format_call(INSERT, call, micro.env.prompt.dialect)
+
+    env = micro.env.replace(answerer=extractive_answers)
+    agent = lambda store: MemoryAgent(env, scripted_writer(env, respond), Store(store))
+    options = SimpleNamespace(agent=agent, show=True)
+    right, seconds = three_facts.attempt(options, three_facts.TRIES[0], tmp_path)
+    assert right == [True, False, True] and len(seconds) == 3
+    assert 'NO  "I\'m allergic to cashews."' in capsys.readouterr().out
