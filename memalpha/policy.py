@@ -83,7 +83,7 @@ def load_policy(
     folder = adapters.find(path_or_hub_id)
     spec = read_spec(folder)
     if spec is not None and (folder / adapters.WEIGHTS).is_file():
-        return _load_adapters(folder, spec)
+        return _load_adapters(str(path_or_hub_id), folder, spec)
     if spec is not None:
         return _load_run(folder, spec, stage or spec.stage, step)
     other = (folder / CONFIG).is_file() and "model_type" not in _read_json(folder / CONFIG)
@@ -103,11 +103,11 @@ def load_policy(
     return Policy(name, model, load_params(origin, model), env)
 
 
-def _load_adapters(folder: Path, spec: PolicySpec) -> Policy:
+def _load_adapters(name: str, folder: Path, spec: PolicySpec) -> Policy:
     base = load_params(find_folder(spec.base), spec.model)
     params = lora.merge(adapters.read(folder, base, spec), base, spec.lora)
     env = spec.environment.build(load_tokenizer(spec.tokenizer))
-    return Policy(spec.title, spec.model, params, env)
+    return Policy(name, spec.model, params, env)
 
 
 def _load_run(folder: Path, spec: PolicySpec, stage: str, step: int | None) -> Policy:

@@ -70,7 +70,7 @@ def test_the_folder_is_a_writer_for_load_policy(trained, folder):
 
 def test_a_shipped_name_is_its_folder(trained, folder, monkeypatch):
     monkeypatch.setitem(adapters.SHIPPED, "our-writer", folder)
-    assert load_policy("our-writer").name == "a writer"
+    assert load_policy("our-writer").name == "our-writer"
     assert adapters.find("~/x") != "~/x" and adapters.find("our-writer") == folder
 
 
