@@ -3,7 +3,7 @@
     python -m benchmarks.three_facts
     python -m benchmarks.three_facts --checkpoint=runs/tiny --reader=smollm2 --show
 
-Ten tries of three facts each, in words of our own that stand in no training data. Told to a fresh
+Ten tries of three facts each, in sentences of our own that no training data holds. Told to a fresh
 store; the store is opened again, and each fact is asked for once. A try is right where all three
 replies hold what was told. Printed too: seconds a message, and the memory that the process used.
 """

@@ -6,8 +6,8 @@
 
 16 rows of 272 prompt and 112 completion tokens, float32 on CPU, AdamW, global norm clipped; the
 rows go through the model `--micro_batch` at a time. Adapters of rank 16 on all projections (peft).
-The log-probs of both are held against each other: the note `loss` of the first step is the same up
-to rounding. `memory` is the peak of the process, loading included, in GiB.
+The log-probs of both are held against each other: with `--warmup=0` the note `loss` of the first
+step is the same up to rounding. `memory` is the peak of the process, loading included, in GiB.
 """
 
 import resource

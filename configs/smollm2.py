@@ -47,6 +47,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         lengths=(2, 4, 8),
         chunk_tokens=72,  # words, as in configs/real_text.py
         max_questions=6,
+        session_questions=2,
         instances=300,  # of each real source, at most
     )
     config.model.update(path="smollm2", scan_layers=True)
@@ -83,7 +84,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
 
 
 def laptop(config: config_dict.ConfigDict) -> None:
-    """Preset: two CPU cores; episodes of 2 and 4 chunks in reinforcement learning."""
+    """Preset: two CPU cores; episodes of 2 and 3 chunks in reinforcement learning."""
     config.model.dtype = config.model.param_dtype = "float32"
     config.rl.update(instances=3, lengths=(2, 3))
 
@@ -97,7 +98,7 @@ def gpu(config: config_dict.ConfigDict) -> None:
 
 def smoke(config: config_dict.ConfigDict) -> None:
     """Preset: every stage in a few steps."""
-    config.data.update(instances=4, chunks=2, lengths=())
+    config.data.update(instances=8, chunks=4, lengths=(1, 2, 4))
     config.warm_start.update(steps=4, rows=4, micro_batch=0)
     config.rl.update(steps=2, instances=2, rollouts=2, micro_batch=0)
     config.eval.update(every=2, instances=1, test_instances=1)

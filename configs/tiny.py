@@ -37,7 +37,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             filler_share=0.5,
             chunk_tokens=100,  # real sources only
             max_questions=100,
-            session_questions=2,  # LongMemEval: each question brings sessions of its own
+            session_questions=0,  # of LongMemEval, where each brings its sessions; 0: max_questions
             instances=0,  # real sources: built for training; synthetic ones are never repeated
         ),
         # Empty path: the tokenizer of model.path, or one trained on the training split.

@@ -10,6 +10,7 @@ and a critic is left out. With --adapters a folder of a few megabytes holds the 
 `peft` and for `load_policy`, which bring the base model.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from absl import app, flags
@@ -18,7 +19,7 @@ from experiments.lib.command import command
 from experiments.lib.progress import console
 from memalpha import adapters
 from memalpha.paths import user_path
-from memalpha.policy import load_policy, read_spec, restore_trained
+from memalpha.policy import CHECKPOINTS, load_policy, read_spec, restore_trained
 from memalpha.weights import export
 
 WORKDIR = flags.DEFINE_string(
@@ -55,9 +56,10 @@ def export_adapters(workdir: str, out: str, stage: str | None) -> Path:
     """
     folder = user_path(workdir)
     spec = read_spec(folder)
-    if spec is None or not spec.lora.rank:
+    if spec is None or not spec.lora.rank or not (folder / CHECKPOINTS).is_dir():
         raise ValueError(f"{workdir} is no workdir of a run that trained adapters")
-    base, trained, _ = restore_trained(folder, spec, stage or spec.stage)
+    spec = replace(spec, stage=stage or spec.stage)
+    base, trained, _ = restore_trained(folder, spec, spec.stage)
     return adapters.write(out, trained, base, spec)
 
 

@@ -30,13 +30,15 @@ HUB_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # names of `models
 
 
 def find(path_or_name: str | Path) -> Path:
-    """The folder of a shipped writer, or the path itself, which need not exist."""
-    return SHIPPED.get(str(path_or_name)) or user_path(path_or_name)
+    """The path itself, which need not exist; where no folder is there, that of a shipped writer."""
+    path = user_path(path_or_name)
+    return path if path.is_dir() else SHIPPED.get(str(path_or_name), path)
 
 
 def fingerprint(base: Params) -> str:
     """A SHA-256 of the norms of a model, rounded to bfloat16: the same whatever file or dtype the
-    model was read from, another one for another model."""
+    model was read from, another one for another model or a model that was trained on as a whole. A
+    model into which adapters were merged keeps it, since they leave the norms alone."""
     flat = flatten_dict(base)
     digest = hashlib.sha256()
     for path in sorted(path for path in flat if path[-1] == "scale"):
@@ -113,7 +115,9 @@ def read(folder: Path, base: Params, spec: PolicySpec) -> Params:
         shapes = ((kernel.shape[0], spec.lora.rank), (spec.lora.rank, kernel.shape[1]))
         for part, shape in zip(LORA, shapes, strict=True):
             name = _peft_name((*keys[:-1], part), spec)
-            tensor = tensors.pop(name, np.zeros((0, 0))).T.astype(np.float32)
+            if name not in tensors:
+                raise ValueError(f"{path} lacks {name}")
+            tensor = tensors.pop(name).T.astype(np.float32)
             if tensor.shape != shape:
                 raise ValueError(
                     f"{path}: {name} has shape {tensor.shape[::-1]}, not {shape[::-1]}"

@@ -25,7 +25,7 @@ from memalpha.replies import (
 )
 
 DIALECTS = ("qwen3", "qwen_agent", "lines")
-_BLANKS = re.compile(r"[ \t]*")
+_BLANKS = re.compile(r"[ \t\r]*")
 _VALUE = json.JSONDecoder(strict=False)
 _SPACE_CLOSE = re.compile(rf"\s*{CALL_CLOSE}")
 _FLOWER = re.compile("|".join((FUNCTION, *RESULTS)))
@@ -249,31 +249,30 @@ def _parse_lines(text: str, known: Mapping[str, Sequence[str]]) -> Parsed:
     begins = re.compile(rf"^[ \t]*({names})(?![\w.-])", re.MULTILINE)
     call = begins.search(text)
     while call:
-        values, end, error = _values(text, call.end())
-        if error == _CUT_OFF:
-            following = begins.search(text, end)
-            end = following.start() if following else len(text)
+        following = begins.search(text, call.end())
+        rest = text[call.end() : following.start() if following else len(text)]
+        values, length, error = _values(rest)
         arguments = None if error or not values else _named(values, known[call.group(1)])
         if arguments is None and values:
             error = error or f"{call.group(1)} has more arguments than {len(known[call.group(1)])}"
-        yield RawCall(call.group(1), arguments, error, end), call.start()
-        call = begins.search(text, end)
+        yield RawCall(call.group(1), arguments, error, call.end() + length), call.start()
+        call = following
 
 
-def _values(text: str, start: int) -> tuple[list, int, str]:
-    """The JSON values on the rest of a line, where they end, and what is wrong with them. A string
-    may hold line breaks as they are."""
-    values = []
+def _values(text: str) -> tuple[list, int, str]:
+    """The JSON values on the first line of a text, their length in it, and what is wrong with them.
+    A string may hold line breaks as they are."""
+    values, at = [], 0
     while True:
-        start = _BLANKS.match(text, start).end()
-        if start == len(text) or text[start] == "\n":
-            return values, start, ""
+        at = _BLANKS.match(text, at).end()
+        if at == len(text) or text[at] == "\n":
+            return values, at, ""
         try:
-            value, start = _VALUE.raw_decode(text, start)
+            value, at = _VALUE.raw_decode(text, at)
         except (ValueError, RecursionError):
-            if text[start] == '"':
-                return values, start + 1, _CUT_OFF
-            end = text.find("\n", start)
+            if text[at] == '"':
+                return values, len(text), _CUT_OFF
+            end = text.find("\n", at)
             return values, len(text) if end < 0 else end, "no JSON value behind the name of a call"
         values.append(value)
 

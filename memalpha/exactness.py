@@ -63,7 +63,9 @@ _TOKEN = re.compile(
     r"|(?P<word>[^\W\d_][^\W\d_]*(?:['’-][^\W\d_]+)*)"
 )
 _SENTENCE = re.compile(r"(?:^|[.!?:;…]|\n|[-*•]|->)[\s\"'“”‘(\[]*$")
-_MONTH = rf"(?P<month>{'|'.join(month[:3] for month in _MONTHS)})[a-z]*\.?"
+# The name of a month or its first letters, and no other word that begins like one.
+_MONTH = "|".join(f"{month[:3]}(?:{month[3:]})?" if month[3:] else month for month in _MONTHS)
+_MONTH = rf"(?P<month>{_MONTH}|sept)\b\.?"
 _NTH = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
 _DATES = tuple(
     re.compile(form, re.IGNORECASE)
@@ -175,7 +177,8 @@ def _dates(text: str) -> Iterator[tuple[re.Match, tuple[int, int, int]]]:
     for form in _DATES:
         for match in form.finditer(text):
             name = match["month"].lower()
-            month = int(name) if name.isdecimal() else 1 + [m[:3] for m in _MONTHS].index(name)
+            short = [month[:3] for month in _MONTHS]
+            month = int(name) if name.isdecimal() else 1 + short.index(name[:3])
             if 1 <= month <= 12:
                 yield match, (int(match["year"] or 0), month, int(match["day"]))
 

@@ -76,7 +76,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
         return state
     # Committed to its device, as the state is after an update on a model from disk, and as a
     # checkpoint is: programs are compiled once, and not again for the second step.
-    return jax.device_put(state, jax.local_devices()[0])
+    return jax.device_put(state, jax.tree.leaves(params)[0].sharding)
 
 
 def _micro_batches(batch: Batch, plan: Plan | None) -> Iterator[tuple[np.ndarray, Batch]]:

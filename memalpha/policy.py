@@ -83,6 +83,8 @@ def load_policy(
     folder = adapters.find(path_or_hub_id)
     spec = read_spec(folder)
     if spec is not None and (folder / adapters.WEIGHTS).is_file():
+        if stage not in (None, spec.stage) or step is not None:
+            raise ValueError(f"{path_or_hub_id} holds one stage of adapters, {spec.stage}")
         return _load_adapters(str(path_or_hub_id), folder, spec)
     if spec is not None:
         return _load_run(folder, spec, stage or spec.stage, step)
@@ -127,16 +129,15 @@ def restore_trained(
 
     Where the whole model was trained, the first is only its shapes. Raises: see `load_policy`.
     """
-    if spec.lora.rank:  # checkpoints of adapters do not hold the base model
-        base = load_params(find_folder(spec.base), spec.model)
-    else:
-        base = jax.eval_shape(lambda key: init_params(spec.model, key), jax.random.key(0))
+    base = jax.eval_shape(lambda key: init_params(spec.model, key), jax.random.key(0))
     trained = jax.eval_shape(lambda p: lora.init(p, spec.lora, jax.random.key(0)), base)
     checkpoint = restore_params(folder / CHECKPOINTS / stage, trained, step)
     if checkpoint is None:
         raise ValueError(
             f"{folder} has no checkpoint of stage {stage!r} yet: run run_experiment.py on it"
         )
+    if spec.lora.rank:  # checkpoints of adapters do not hold the base model
+        base = load_params(find_folder(spec.base), spec.model)
     return base, checkpoint[1], checkpoint[0]
 
 

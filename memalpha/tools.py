@@ -54,8 +54,8 @@ def parse_calls(text: str, dialect: str, bare: bool = False) -> list[Call]:
 
 
 def parse_prompted_calls(text: str, dialect: str) -> list[Call]:
-    """`parse_calls` for prompted models that were not trained in a dialect: calls in the other
-    dialect and JSON objects without the marks of a call are accepted too."""
+    """`parse_calls` for prompted models that were not trained in a dialect: calls in the marks of
+    another dialect and JSON objects without marks are accepted too."""
     return parse_calls(text, dialect, bare=True)
 
 

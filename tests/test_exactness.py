@@ -157,3 +157,20 @@ def test_a_source_of_which_nothing_was_stored_has_no_share(micro):
     assert math.isnan(table["nlu"]["exact"])
     assert table["squad"]["exact"] == table["mean"]["exact"] == 1.0
     assert math.isnan(exact_share([]))
+
+
+@pytest.mark.parametrize(
+    "content, chunk",
+    [
+        ("Martin has 3 dogs.", "Martin is 12 years old."),
+        ("They met 12 people in December.", "That was 4 decades ago."),
+        ("He was born in March.", "I have 2 marbles."),
+    ],
+)
+def test_a_word_that_begins_like_a_month_is_none(content, chunk):
+    assert strangers(content, chunk)
+
+
+@pytest.mark.parametrize("date", ["3 Sept 2024", "Sep. 3, 2024", "3rd of September 2024"])
+def test_months_are_known_by_their_short_forms(date):
+    assert not strangers("It was on 3 September 2024.", f"We met on {date}.")

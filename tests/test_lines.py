@@ -78,8 +78,14 @@ def test_half_a_call_is_malformed_and_the_next_one_is_read(text, error):
     good = format_call(DELETE, {"memory_type": "semantic", "memory_id": "3"}, "lines")
     (call,) = lines(text)
     assert error in call.error
-    if '"cut' not in text:  # there the rest of the text may be part of the content
-        assert [bool(c.error) for c in lines(f"{text}\n{good}")] == [True, False]
+    for break_ in ("\n", "\r\n"):
+        assert [bool(c.error) for c in lines(f"{text}{break_}{good}{break_}")] == [True, False]
+
+
+def test_a_string_that_is_not_closed_does_not_take_in_the_next_call():
+    first, second = lines(f'{DELETE} "semantic" "open\n{DELETE} "semantic" "4"')
+    assert "no end" in first.error and second.arguments["memory_id"] == "4"
+    assert all(call.error for call in lines(f'{INSERT} "semantic" "abc\n{UPDATE} "'))
 
 
 def test_prose_and_other_names_are_no_calls():

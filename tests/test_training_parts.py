@@ -202,6 +202,7 @@ def test_a_careful_teacher_keeps_what_names_something_and_its_room(micro):
         {"memory": "semantic", "content": content, "replaces": None}
         for content in ("The work was hard.", "In the end Ada won.", "It took 3 days.", "I saw it.")
     ]
+    long = {"memory": "semantic", "content": "It took 99 days. " * 20, "replaces": None}
     (chosen,) = [
         careful(Instance("squad", "one", ("x",), (), {"notes": [notes]}), 0, EMPTY),
     ]
@@ -212,7 +213,7 @@ def test_a_careful_teacher_keeps_what_names_something_and_its_room(micro):
     questions = (Question("Who?", ("Ada",)),)
     (episode,) = run_episodes(
         micro.env,
-        [Instance("synthetic_facts", "one", ("x",), questions, {"notes": [notes]})],
+        [Instance("synthetic_facts", "one", ("x",), questions, {"notes": [[long, *notes]]})],
         teacher(config, micro.env, None),
     )
     (step,) = episode.steps
@@ -223,3 +224,41 @@ def test_a_careful_teacher_keeps_what_names_something_and_its_room(micro):
 def test_an_unknown_teacher_is_refused():
     with pytest.raises(ValueError, match="warm_start.teacher='kind'.*poor.*careful"):
         check(tiny.get_config("warm_start.teacher=kind"))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"data.lengths": (2, 9)}, r"data.lengths=\(2, 9\).*from 1 to.*data.chunks=2"),
+        ({"rl.lengths": (0,)}, "rl.lengths"),
+        ({"data.sources": ("lme_train",)}, "validation split; lme_train and longmemeval_s have"),
+        ({"data.sources": ()}, "name at least one"),
+        ({"lora.path": "nowhere"}, "lora.path='nowhere' needs config.lora.rank"),
+    ],
+)
+def test_fields_of_streams_and_adapters_are_checked_at_the_start(changes, said):
+    config = tiny.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=said):
+        check(config)
+
+
+def test_a_pool_of_several_lengths_leaves_out_what_is_longer(monkeypatch):
+    made = {n: [Instance("lme_train", f"{n}-{m}", ("x",) * m, ()) for m in (n, 5)] for n in (2, 3)}
+    given = []
+
+    def build(config, source, split, count, chunks):
+        given.append((count, chunks))
+        return made[chunks]
+
+    monkeypatch.setattr("experiments.lib.instances.build_instances", build)
+    config = tiny.get_config("data.chunks=8,data.instances=5")
+    config.data.sources = ("lme_train",)
+    pool = {instance.instance_id for instance in training_batches(config, (2, 3))(0, 40)}
+    assert pool == {"2-2", "3-3"} and given == [(3, 2), (3, 3)]
+    with pytest.raises(ValueError, match="lme_train: 5 instances .* at most 2 .* longest of 5"):
+        training_batches(config, (2,))
+    monkeypatch.setattr("experiments.lib.instances.build_instances", lambda *a, **k: [])
+    with pytest.raises(ValueError, match="there are 0"):
+        training_batches(config, (2, 3))

@@ -46,7 +46,7 @@ def build_instances(
         ]
     if built := data.get("built", ""):
         return _read_built(source, built, split, data.max_questions)[first : first + count]
-    questions = data.get("session_questions", 1) if source in SESSIONS else data.max_questions
+    questions = (source in SESSIONS and data.get("session_questions")) or data.max_questions
     sizes, fewer = (chunks, data.chunk_tokens, questions), split == "train"
     return _load(source, data.dir, split, first + count, config.seed, fewer, *sizes)[first:]
 
@@ -55,9 +55,8 @@ def build_every(
     config: ConfigDict, split: str, count: int, first: int = 0, chunks: int = 0
 ) -> list[Instance]:
     """`build_instances` of every source of the config that has this split, source by source."""
-    sources = dict.fromkeys(
-        config.data.sources
-    )  # one that stands there twice is trained more often
+    # A source that stands there twice is trained on more often, and measured once.
+    sources = dict.fromkeys(config.data.sources)
     return [
         instance
         for source in sources
@@ -132,12 +131,13 @@ def training_batches(
 
 
 def _training_pool(config: ConfigDict, source: str, lengths: Sequence[int]) -> list[Instance]:
-    """The instances of a real source, `config.data.instances` in all, as many of each length.
+    """The instances of a real source, about `config.data.instances` in all, as many of each length.
 
-    Raises ValueError where one has more chunks than `config.data.chunks`; of several lengths, where
-    all have.
+    Built ones have the lengths they were built with. Raises ValueError where one has more chunks
+    than the longest length; of several lengths, where all have, else longer ones are left out.
     """
-    count, most = max(config.data.instances // len(lengths), 1), config.data.chunks
+    lengths = lengths[:1] if config.data.get("built", "") else lengths
+    count, most = -(-config.data.instances // len(lengths)), max(lengths)
     pool = [
         instance
         for chunks in lengths
@@ -145,9 +145,10 @@ def _training_pool(config: ConfigDict, source: str, lengths: Sequence[int]) -> l
     ]
     fitting = [instance for instance in pool if len(instance.chunks) <= most]
     if not fitting or (len(lengths) == 1 and len(fitting) < len(pool)):
-        longest = max(len(instance.chunks) for instance in pool)
+        longest = max((len(instance.chunks) for instance in pool), default=0)
         raise ValueError(
-            f"config.data.chunks={most}, but there are instances of {source} of {longest} chunks"
+            f"{source}: {config.data.instances} instances (config.data.instances) of at most {most}"
+            f" chunks are wanted; there are {len(pool)}, the longest of {longest} chunks"
         )
     return fitting
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -229,13 +230,17 @@ def first_trained(config: ConfigDict, params: Params) -> Params:
 
     Raises ValueError where these are for another model, or of another rank than the config's.
     """
-    if config.lora.get("path"):
-        return shard(_read_adapters(config, params), mesh_of(params))
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
-    return shard(lora.init(params, build_lora(config), key), mesh_of(params))
+    first = lora.init(params, build_lora(config), key)
+    if config.lora.path:
+        spec = read_adapter_spec(config)
+        given = adapters.read(adapters.find(config.lora.path), params, spec)
+        first = unflatten_dict(flatten_dict(first) | flatten_dict(given))  # keeps a value head
+    return shard(first, mesh_of(params))
 
 
-def _read_adapters(config: ConfigDict, params: Params) -> Params:
+def read_adapter_spec(config: ConfigDict) -> PolicySpec:
+    """What the adapters of `config.lora.path` are; ValueError where they do not fit the config."""
     path, asked = config.lora.path, build_lora(config)
     folder = adapters.find(path)
     spec = read_spec(folder)
@@ -243,7 +248,7 @@ def _read_adapters(config: ConfigDict, params: Params) -> Params:
         raise ValueError(f"config.lora.path={path!r} is no folder of adapters")
     if spec.lora != asked:
         raise ValueError(f"config.lora.path={path!r} has {spec.lora}, config.lora says {asked}")
-    return adapters.read(folder, params, spec)
+    return spec
 
 
 def copy_state(trained: Params, optimizer) -> TrainState:

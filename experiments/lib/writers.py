@@ -44,9 +44,11 @@ def careful_writer(config: ConfigDict, env: Environment) -> Writer:
     count = lambda text: len(encode(env.prompt.tokenizer, text))
 
     def respond(turn: Turn) -> str:
-        calls = careful(turn.instance, turn.chunk, turn.view, is_flat(env))
-        texts = [format_response(calls[:n], env.prompt.dialect) for n in range(len(calls), 0, -1)]
-        return next((text for text in texts if count(text) <= room), "")
+        said = ""
+        for call in careful(turn.instance, turn.chunk, turn.view, is_flat(env)):
+            longer = "\n".join(filter(None, (said, format_response([call], env.prompt.dialect))))
+            said = longer if count(longer) <= room else said
+        return said
 
     return scripted_writer(env, respond, with_prompts=True)
 

@@ -26,7 +26,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import logging
 
@@ -53,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors=errors)  # bytes that are no text must not end a conversation
     logging.set_verbosity(logging.ERROR)  # Orbax logs every file of a checkpoint
     try:
+        options.store = options.store or default_store()
         options.run(options)
     except (ValueError, RuntimeError, OSError) as error:
         # Some errors of libraries have many lines.
@@ -76,8 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument(
             "--store",
-            default=str(default_store()),
-            help="file of the memories (default: %(default)s)",
+            help="file of the memories (default: ~/.local/share/memalpha/memory.db)",
         )
         if name != "show":
             _add_models(command)
@@ -120,10 +119,12 @@ def _add_models(command: argparse.ArgumentParser) -> None:
     )
 
 
-def default_store() -> Path:
-    """`$XDG_DATA_HOME/memalpha/memory.db`, else below `~/.local/share`."""
+def default_store() -> str:
+    """`$XDG_DATA_HOME/memalpha/memory.db`, else below `~/.local/share`; its folder is created."""
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return user_path(data) / "memalpha" / "memory.db"
+    folder = user_path(data) / "memalpha"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / "memory.db")
 
 
 def printable(text: str) -> str:
@@ -132,8 +133,6 @@ def printable(text: str) -> str:
 
 
 def _agent(options: argparse.Namespace, namespace: str = "default") -> MemoryAgent:
-    if options.store == str(default_store()):
-        default_store().parent.mkdir(parents=True, exist_ok=True)
     if options.reader_url and not (options.reader_model or options.writer_model):
         raise ValueError(f"--reader-url={options.reader_url}: name its model with --reader-model")
     if options.writer_url and not (options.reader_model or options.writer_model):

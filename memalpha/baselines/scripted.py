@@ -17,8 +17,7 @@ from memalpha import tools
 from memalpha.data.instance import Instance
 from memalpha.memory import MemoryView
 
-# A digit, or a capital letter inside a text that does not merely begin a sentence or say "I".
-_SPECIFIC = re.compile(r"\d|[^\W\d_].*?[^.!?\"\s]\s+(?!I\b)[^\W\d_a-z]")
+_INNER_WORD = re.compile(r"[^.!?\"\s]\s+([^\W\d_]\S*)")  # one that begins no sentence
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,23 @@ def careful(
 ) -> list[tools.Call]:
     """`perfect` without the notes that name nothing: no number, and no name after the first word.
 
-    Such are sentences of real text; the notes of synthetic data all say something and are kept."""
+    Such are some sentences of passages. The notes of synthetic data all say something and are kept,
+    and those of dialogues and labelled examples have their date or label."""
     notes = _notes(instance, chunk)
     if instance.source.startswith("synthetic_"):
         kept = notes
     else:
-        kept = [note for note in notes if _SPECIFIC.search(note["content"])]
+        kept = [note for note in notes if _is_specific(note["content"])]
     ours = {**instance.metadata, "notes": {chunk: kept}}
     return perfect(replace(instance, metadata=ours), chunk, view, flat)
+
+
+def _is_specific(content: str) -> bool:
+    """Whether a text has a digit, or inside a sentence a capitalised word other than "I"."""
+    inner = _INNER_WORD.findall(content)
+    return any(map(str.isdecimal, content)) or any(
+        word[0].isupper() and not re.match(r"I\b", word) for word in inner
+    )
 
 
 def poor_response(

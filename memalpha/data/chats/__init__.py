@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from memalpha.data.chats import forms
-from memalpha.data.chats.dates import Day, clock, head
+from memalpha.data.chats.dates import WEEKDAYS, Day, clock, head
 from memalpha.data.chats.facts import Fact, correct, kinds, tell
 from memalpha.data.chats.forms import Line
 from memalpha.data.chats.slots import Draws, Subject
@@ -99,6 +99,8 @@ class Stream:
             and len(fact.values.former) < MOST_CORRECTIONS
             and fact.day.date < day.date
             and (fact.kind.memory != "dated" or bool(fact.day.stated) == bool(day.stated))
+            # "on Tuesday" of an earlier day is another day by now
+            and (fact.kind.change == "date" or fact.values.get("date") not in WEEKDAYS)
         ]
         return self.draws.pick(earlier) if earlier else None
 

@@ -11,15 +11,9 @@ from memalpha.data.text import share
 FOLDER = Path(__file__).parent
 # The split of a value hangs on a hash of it, so that a word is of one split in whatever list.
 SHARES = {"train": (0.0, 0.7), "validation": (0.7, 0.82), "test": (0.82, 1.0)}
-SHARED = (
-    "kin_f",
-    "kin_m",
-    "branch",
-    "road",
-    "box",
-    "room",
-)  # relations and parts of names, in all splits
-_PLURALS_AND_THE_LIKE = ("drums", "pipes")
+# Relations and parts of names, in all splits.
+SHARED = ("kin_f", "kin_m", "branch", "road", "box", "room")
+_PLURALS = ("drums", "pipes")
 _LIKE_CONSONANTS = ("uk", "uni", "uro", "eu")  # a ukulele, a urologist
 _LETTERS = ("MRI", "X-ray")  # read as letters: an MRI
 
@@ -69,7 +63,7 @@ def _part(values: Iterable[str], split: str) -> tuple[str, ...]:
 
 def with_article(value: str) -> str:
     """The value behind "a" or "an"; plurals stay bare."""
-    if value.endswith(_PLURALS_AND_THE_LIKE):
+    if value.endswith(_PLURALS):
         return value
     vowel = value[0].lower() in "aeiou" and not value.lower().startswith(_LIKE_CONSONANTS)
     return f"{'an' if vowel or value.startswith(_LETTERS) else 'a'} {value}"
