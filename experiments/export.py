@@ -59,6 +59,11 @@ def export_adapters(workdir: str, out: str, stage: str | None) -> Path:
     if spec is None or not spec.lora.rank or not (folder / CHECKPOINTS).is_dir():
         raise ValueError(f"{workdir} is no workdir of a run that trained adapters")
     spec = replace(spec, stage=stage or spec.stage)
+    if user_path(spec.base).exists():
+        console.print(
+            f"the base model is {spec.base} on this machine: for others, set base and tokenizer in"
+            " policy.json to a hub id or a name of memalpha.models"
+        )
     base, trained, _ = restore_trained(folder, spec, spec.stage)
     return adapters.write(out, trained, base, spec)
 
