@@ -76,7 +76,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
         return state
     # Committed to its device, as the state is after an update on a model from disk, and as a
     # checkpoint is: programs are compiled once, and not again for the second step.
-    return jax.device_put(state, jax.tree.leaves(params)[0].sharding)
+    return jax.device_put(state, getattr(jax.tree.leaves(params)[0], "sharding", None))
 
 
 def _micro_batches(batch: Batch, plan: Plan | None) -> Iterator[tuple[np.ndarray, Batch]]:
