@@ -76,7 +76,9 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
         return state
     # Committed to its device, as the state is after an update on a model from disk, and as a
     # checkpoint is: programs are compiled once, and not again for the second step.
-    return jax.device_put(state, getattr(jax.tree.leaves(params)[0], "sharding", None))
+    leaf = jax.tree.leaves(params)[0]
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return jax.device_put(state, leaf.sharding) if concrete else state
 
 
 def _micro_batches(batch: Batch, plan: Plan | None) -> Iterator[tuple[np.ndarray, Batch]]:
