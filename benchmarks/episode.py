@@ -26,7 +26,8 @@ from experiments.lib.objects import (
     build_model,
     build_optimizer,
     build_tokenizer,
-    init_trained,
+    copy_state,
+    first_trained,
     open_trained,
 )
 from experiments.lib.writers import poor_writer
@@ -81,7 +82,7 @@ def training_step(settings: dict, rounds) -> None:
     config, env, model, params = load(settings)
     rl = config.rl
     optimizer = build_optimizer(config)
-    state = init_trained(config, params, optimizer)
+    state = copy_state(first_trained(config, params), optimizer)
     batches, key = training_batches(config), jax.random.key(0)
     scripted = poor_writer(config, env, np.random.default_rng(0))
     inner = Clock()
@@ -89,7 +90,7 @@ def training_step(settings: dict, rounds) -> None:
         for where, name, _, _ in PARTS:
             timed = blocking(getattr(where, name), inner, name)
             patches.enter_context(mock.patch.object(where, name, timed))
-        learner_of_run = make_learner(config, model, optimizer, params)
+        learner_of_run = make_learner(config, model, optimizer, params, params)
         for step, _ in enumerate(rounds):
             inner.clear()
             clock = Clock()

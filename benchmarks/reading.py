@@ -1,4 +1,4 @@
-"""Questions a second of a pretrained reader: ours, and the same file behind llama.cpp's server.
+"""Questions a minute of a pretrained reader: ours, and the same file behind llama.cpp's server.
 
     python -m memalpha.data build --source=squad --raw_dir=DIR --out=OUT --split=test --shrink
     pip install "llama-cpp-python[server]"  # in an environment of its own
@@ -91,7 +91,7 @@ def main() -> None:
     if args.url:
         contenders.append(Contender("llama.cpp server", "benchmarks.reading:server", SERVER))
     timings = run(args, contenders, given)
-    print(f"\n{json.dumps(given)}\n\n{table(timings, args.questions, 'questions/s')}\n")
+    print(f"\n{json.dumps(given)}\n\n{table(timings, 60 * args.questions, 'questions/min')}\n")
     print(work(timings))
     write(args, "reading", given, {"reading": timings}, contenders)
 

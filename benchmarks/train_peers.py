@@ -1,13 +1,13 @@
 """One GRPO step of a pretrained model, ours and torch's: low-rank adapters, and all parameters.
 
-    pip install -r requirements-bench.txt peft
+    pip install -r requirements-bench.txt
     python -m benchmarks.train_peers --model=smollm2 --part=adapters
     python -m benchmarks.train_peers --model=smollm2 --part=full
 
 16 rows of 272 prompt and 112 completion tokens, float32 on CPU, AdamW, global norm clipped; the
 rows go through the model `--micro_batch` at a time. Adapters of rank 16 on all projections (peft).
-The log-probs of both are held against each other: the note `loss` of the first step is the same up
-to rounding. `memory` is the peak of the process, loading included, in GiB.
+The log-probs of both are held against each other: with `--warmup=0` the note `loss` of the first
+step is the same up to rounding. `memory` is the peak of the process, loading included, in GiB.
 """
 
 import resource

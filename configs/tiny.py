@@ -31,11 +31,13 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             ),
             dir="",  # folder of the published files, for real sources
             built="",  # or the output folder of `python -m memalpha.data build`
-            chunks=2,  # of a training episode
+            chunks=2,  # of a training episode, at most
+            lengths=(),  # chunks of training episodes in turn; empty: `chunks` always
             facts_per_chunk=3,
             filler_share=0.5,
             chunk_tokens=100,  # real sources only
             max_questions=100,
+            session_questions=0,  # of LongMemEval, where each brings its sessions; 0: max_questions
             instances=0,  # real sources: built for training; synthetic ones are never repeated
         ),
         # Empty path: the tokenizer of model.path, or one trained on the training split.
@@ -62,7 +64,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         # 1, 1, 1: one device. gather: sample from a copy that is not sharded over fsdp.
         mesh=dict(data=1, fsdp=1, tensor=1, gather=True),
         # rank 0: the whole model is trained; else adapters for kernels whose path matches layers.
-        lora=dict(rank=0, alpha=32.0, layers="_proj"),
+        # path: adapters to begin with, a folder or the name of a shipped writer; empty: new ones.
+        lora=dict(rank=0, alpha=32.0, layers="_proj", path=""),
         prompt=dict(template="compact", dialect="qwen3", recent=2, tokens=160, response_tokens=72),
         memory=dict(
             core=True,
@@ -80,10 +83,12 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             dimensions=512,
             top_k=20,
             normalise_each=False,
+            silence=False,  # True: no call in a chunk without notes earns r2 and r4, not 0
         ),
         reader=language_model(),
         judge=language_model(max_new_tokens=512),
         warm_start=dict(
+            teacher="poor",  # who is imitated; careful: stores what somebody may ask about
             steps=650,
             copy_steps=180,  # of these: copying random tokens
             quote_steps=110,  # and then: calls that store pieces of a chunk's lines
@@ -92,6 +97,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             micro_batch=8,  # small ones have the least padding; 0: all rows at once
             optimizer="muon",
             learning_rate=4e-3,
+            warmup_steps=20,
             skip=0.5,
             misfile=1 / 3,
             break_call=0.04,
@@ -100,6 +106,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
         rl=dict(
             algorithm="grpo",
             steps=145,
+            lengths=(),  # chunks of episodes in turn; empty: as data.lengths says
             instances=5,
             rollouts=8,
             rollout_rows=0,  # episodes sampled at the same time; 0: all

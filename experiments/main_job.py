@@ -17,6 +17,7 @@ from experiments.lib.measure import table_of_writer, table_rows
 from experiments.lib.needs import check_memory
 from experiments.lib.objects import (
     build_environment,
+    build_lora,
     build_mesh,
     build_model,
     build_tokenizer,
@@ -31,6 +32,7 @@ from experiments.lib.writers import perfect_writer, rollout_rows, trained_writer
 from experiments.report import write_report
 from experiments.timeline import write_timeline
 from experiments.train import train
+from memalpha import lora
 from memalpha.baselines import BASELINES, LABELS
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Episode
@@ -68,8 +70,9 @@ def run(config: ConfigDict, workdir: str, events: bool = False) -> dict:
         f"{count / 1e6:.2f}M parameters, vocabulary {len(tokenizer)}, {jax.device_count()} x"
         f" {device.device_kind}"
     )
-    untrained = warm_start(config, folder, env, model, params, events)
-    trained = train(config, folder, env, model, untrained, events)
+    start = warm_start(config, folder, env, model, params, events)
+    untrained = lora.merge(start, params, build_lora(config))
+    trained = train(config, folder, env, model, params, start, events)
     results, examples = final_table(config, env, model, untrained, trained)
     if jax.process_index():
         return {"results": results}  # only the first process writes files

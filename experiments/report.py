@@ -30,7 +30,7 @@ RAW = (  # files that the report links to if they exist
     "config.json", "summary.json", "metrics.jsonl", "timing.jsonl", "warm_start.jsonl",
     "starts.jsonl", "memory.txt", "timeline.html", "curves.png", "length.json", "length.png",
 )  # fmt: skip
-REWARDS, SIZES = ("r2", "r3", "r4"), ("memory_tokens", "reader_tokens")
+SHARES, SIZES = ("r2", "r3", "r4", "exact"), ("memory_tokens", "reader_tokens")
 TRAINED = "after RL"  # the row of the trained writer, which is highlighted
 COUNTERPART = {  # row -> row of the paper, and its tables; later tables take precedence
     TRAINED: ("trained", "21"),
@@ -99,13 +99,13 @@ def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         return ""
     sources = [name for name in next(iter(results.values())) if name != "mean"]
     short = [source.removeprefix("synthetic_") for source in sources]
-    heads = ["system", "r1", *short, *REWARDS, *(s.replace("_", " ") for s in SIZES)]
+    heads = ["system", "r1", *short, *SHARES, *(s.replace("_", " ") for s in SIZES)]
     rows, note = [_row("th", heads)], f"{LEGEND}."
     ranked = sorted(results.items(), key=lambda item: -_or_zero(item[1]["mean"]["r1"]))
     for system, of_source in ranked:
         mean = of_source["mean"]
         values = [mean["r1"], *(of_source.get(source, {}).get("r1") for source in sources)]
-        values += [mean.get(name) for name in REWARDS]
+        values += [mean.get(name) for name in SHARES]
         cells = [system, *(_figure(value, 3) for value in values)]
         cells += [_figure(mean.get(name), 0) for name in SIZES]
         rows.append(_row("td", cells, "best" if system == TRAINED else ""))

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from experiments.lib.failures import check_answers
 from experiments.lib.instances import training_batches
-from experiments.lib.measure import validate
-from experiments.lib.objects import build_lora, build_loss, build_optimizer, init_trained
+from experiments.lib.measure import rightly_silent, validate
+from experiments.lib.objects import build_lora, build_loss, build_optimizer, copy_state
 from experiments.lib.step_log import StepLog
 from experiments.lib.writers import rollout_rows, training_writer
 from memalpha import credit, lora, losses
@@ -34,22 +34,28 @@ def train(
     env: Environment,
     model: ModelConfig,
     params: Params,
+    start: Params,
     events: bool = False,
 ) -> Params:
     """Trains the writer by reinforcement learning; continues from its last checkpoint.
 
-    Returns the parameters after `config.rl.steps` steps. `params` are not changed: they are the
-    reference policy and the base model of adapters. `events`: write TensorBoard events beside the
-    logs.
+    Args:
+        params: the base model of adapters; not used where the whole model is trained.
+        start: what is trained, as the warm start left it; not changed, since it is the reference
+            policy too.
+        events: write TensorBoard events beside the logs.
+
+    Returns the parameters of the whole model after `config.rl.steps` steps.
     """
     adapters = build_lora(config)
     optimizer = build_optimizer(config)
-    learner = make_learner(config, model, optimizer, params)
-    instances = training_batches(config)
+    reference = lora.attach(start, params, adapters)
+    learner = make_learner(config, model, optimizer, reference, params)
+    instances = training_batches(config, config.rl.lengths)
     whole = lambda state: lora.attach(state.params, params, adapters)
     check = lambda state: validate(config, env, model, whole(state))
     with StepLog(config, workdir, check, events) as log:
-        state, first = log.restore(init_trained(config, params, optimizer))
+        state, first = log.restore(copy_state(start, optimizer))
         for step in range(first, config.rl.steps):
             clock = log.start()
             group = instances(step, config.rl.instances)
@@ -86,7 +92,21 @@ def training_batch(config: ConfigDict, env: Environment, episodes: Sequence[Epis
     rl, prompt = config.rl, config.prompt
     room = len(episodes) * config.data.chunks
     batch = to_batch(episodes, rl.rollouts, prompt.tokens, prompt.response_tokens, room)
+    if config.reward.silence:
+        batch = reward_silence(batch, episodes)
     return credit.add_credit(batch, episodes, env) if rl.call_credit else batch
+
+
+def reward_silence(batch: Batch, episodes: Sequence[Episode]) -> Batch:
+    """The batch with r2 and r4 of 1 in rows that rightly make no call (`rightly_silent`).
+
+    In the paper such a row has 0, as if its calls had failed: a writer learns to store small talk.
+    """
+    silent = [rightly_silent(e.instance, step) for e in episodes for step in e.steps]
+    silent = np.pad(silent, (0, len(batch.rows.valid) - len(silent))) & batch.rows.valid
+    better = {name: np.where(silent, 1, batch.rows.rewards[name]) for name in ("r2", "r4")}
+    better = {name: x.astype(np.float32) for name, x in better.items()}
+    return batch.with_rows(rewards=batch.rows.rewards | better)
 
 
 def agree(batch: Batch) -> Batch:
@@ -114,9 +134,10 @@ def make_learner(
     model: ModelConfig,
     optimizer: optax.GradientTransformation,
     reference: Params,
+    base: Params,
 ) -> Learner:
-    """The learner of `config.rl.algorithm`. `reference`: the reference policy of the KL term and
-    the base model of adapters."""
+    """The learner of `config.rl.algorithm`. `reference`: the reference policy of the KL term;
+    `base`: the base model of adapters."""
     rl, loss = config.rl, build_loss(config)
     attach = partial(lora.attach, config=build_lora(config))
     apply = make_update(model, loss, optimizer, attach)
@@ -131,11 +152,11 @@ def make_learner(
         return group_advantages(config, with_reference(batch, plan))
 
     def grpo_update(state: TrainState, batch: Batch, plan: Plan, step: int):
-        return apply(state, batch, plan, reference)
+        return apply(state, batch, plan, base)
 
     def ppo_advantages(state: TrainState, batch: Batch, plan: Plan) -> tuple[Batch, dict]:
         batch = with_reference(batch, plan)
-        logps, values = token_logps(attach(state.params, reference), batch, plan)
+        logps, values = token_logps(attach(state.params, base), batch, plan)
         batch = batch.with_targets(old_logps=logps, values=values)
         total = combine(batch.rows.rewards, reward_weights(config))
         return ppo_targets(batch, total, loss), {}
@@ -147,7 +168,7 @@ def make_learner(
             if rl.minibatches > 1:
                 part = take(batch, rows)
                 part_plan = plan_micro_batches(part, rl.micro_batch or None)
-            state, metrics = apply(state, part, part_plan, reference)
+            state, metrics = apply(state, part, part_plan, base)
             updates.append(metrics)
         worst = {name: max(m[name] for m in updates) for name in ("nonfinite", "ratio_max")}
         means = {name: sum(m[name] for m in updates) / len(updates) for name in updates[0]}

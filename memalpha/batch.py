@@ -173,6 +173,7 @@ def plan_micro_batches(batch: Batch, size: int | None) -> list[MicroBatch]:
     `size` rows a micro-batch (None: all in one). Each has two, three or four quarters of P and a
     half or all of T, so that at most six shapes are ever compiled. Only the masks are read: one
     plan serves log-probs and updates of a step, and nothing that is masked in is ever dropped.
+    Micro-batches without a token are left out (of an empty batch, all but one).
 
     Raises:
         ValueError: `size` does not divide the rows.
@@ -191,13 +192,15 @@ def plan_micro_batches(batch: Batch, size: int | None) -> list[MicroBatch]:
     quarters = np.maximum(_parts_used(prompt_mask[:, ::-1], 4), 2)
     halves = _parts_used(completion_mask, 2)
     order = np.lexsort((completion_mask.sum(axis=1), quarters))
+    parts = order.reshape(-1, size)
+    filled = [numbers for numbers in parts if completion_mask[numbers].any()]
     return [
         MicroBatch(
             rows=numbers,
             prompt=int(-(-quarters[numbers].max() * p // 4)),
             completion=int(-(-halves[numbers].max() * t // 2)),
         )
-        for numbers in order.reshape(-1, size)
+        for numbers in filled or parts[:1]
     ]
 
 

@@ -1,12 +1,14 @@
-"""Tool calls in the text of a response: two dialects, and bare JSON.
+"""Tool calls in the text of a response: three dialects, and bare JSON.
 
 Returns names and arguments of any JSON type, for tools of any name: `tools` and the baselines check
 them against the tools that they have. A call that cannot be read completely becomes a call with an
 error; a part of its arguments is never used.
 """
 
+import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from memalpha.replies import (
@@ -22,7 +24,9 @@ from memalpha.replies import (
     thinking_length,
 )
 
-DIALECTS = ("qwen3", "qwen_agent")
+DIALECTS = ("qwen3", "qwen_agent", "lines")
+_BLANKS = re.compile(r"[ \t\r]*")
+_VALUE = json.JSONDecoder(strict=False)
 _SPACE_CLOSE = re.compile(rf"\s*{CALL_CLOSE}")
 _FLOWER = re.compile("|".join((FUNCTION, *RESULTS)))
 _COLON = re.compile(r"[ \t]*:?")
@@ -53,20 +57,20 @@ class RawCall(NamedTuple):
 def scan_calls(
     text: str,
     dialect: str,
-    known: Mapping[str, Collection[str]],
+    known: Mapping[str, Sequence[str]],
     bare: bool = False,
 ) -> list[RawCall]:
     """The calls of a response in order, before their tools are checked.
 
     Args:
-        known: the arguments of each tool. A repaired call with any others is an error.
-        bare: text without calls of this dialect is searched for calls of the other one, and then
-            for JSON objects with a name and arguments.
+        known: the arguments of each tool, in order. A repaired call with any others is an error.
+        bare: text without calls of this dialect is searched for calls in the other dialects with
+            marks, and then for JSON objects with a name and arguments.
     """
     check_dialect(dialect)
     start = thinking_length(text)
     rest, raws = text[start:], []
-    for parse in _parsers(dialect, bare):
+    for parse in _parsers(dialect, bare, known):
         parsed = list(parse(rest))
         raws += [raw for raw, _ in parsed]
         rest = _blank(rest, _spans(parsed, len(rest)))
@@ -82,10 +86,12 @@ def check_dialect(dialect: str) -> None:
 Parsed = Iterator[tuple[RawCall, int]]  # (call, where it begins)
 
 
-def _parsers(dialect: str, bare: bool) -> list[Callable[[str], Parsed]]:
-    parsers = {"qwen3": _parse_qwen3, "qwen_agent": _parse_qwen_agent}
-    own = parsers.pop(dialect)
-    return [own, *parsers.values(), _parse_bare] if bare else [own]
+def _parsers(
+    dialect: str, bare: bool, known: Mapping[str, Sequence[str]]
+) -> list[Callable[[str], Parsed]]:
+    marked = {"qwen3": _parse_qwen3, "qwen_agent": _parse_qwen_agent}
+    own = marked.pop(dialect, None) or partial(_parse_lines, known=known)
+    return [own, *marked.values(), _parse_bare] if bare else [own]
 
 
 def _spans(parsed: list[tuple[RawCall, int]], length: int) -> list[tuple[int, int]]:
@@ -236,6 +242,46 @@ def _quoted_end(text: str, mark: re.Match | None) -> int:
     return 0
 
 
+def _parse_lines(text: str, known: Mapping[str, Sequence[str]]) -> Parsed:
+    """Calls of the form `tool "first argument" "second argument"`, each from the start of a line:
+    JSON values in the order of the tool's arguments. Other lines are no calls."""
+    names = "|".join(re.escape(name) for name in known)
+    begins = re.compile(rf"^[ \t]*({names})(?![\w.-])", re.MULTILINE)
+    call = begins.search(text)
+    while call:
+        following = begins.search(text, call.end())
+        rest = text[call.end() : following.start() if following else len(text)]
+        values, length, error = _values(rest)
+        arguments = None if error or not values else _named(values, known[call.group(1)])
+        if arguments is None and values:
+            error = error or f"{call.group(1)} has more arguments than {len(known[call.group(1)])}"
+        yield RawCall(call.group(1), arguments, error, call.end() + length), call.start()
+        call = following
+
+
+def _values(text: str) -> tuple[list, int, str]:
+    """The JSON values on the first line of a text, their length in it, and what is wrong with them.
+    A string may hold line breaks as they are."""
+    values, at = [], 0
+    while True:
+        at = _BLANKS.match(text, at).end()
+        if at == len(text) or text[at] == "\n":
+            return values, at, ""
+        try:
+            value, at = _VALUE.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            if text[at] == '"':
+                return values, len(text), _CUT_OFF
+            end = text.find("\n", at)
+            return values, len(text) if end < 0 else end, "no JSON value behind the name of a call"
+        values.append(value)
+
+
+def _named(values: Sequence, names: Sequence[str]) -> dict | None:
+    """Values by the names of their places; None if there are more of them."""
+    return dict(zip(names, values, strict=False)) if len(values) <= len(names) else None
+
+
 def _parse_bare(text: str) -> Parsed:
     """JSON objects that are calls, nested ones too. Text after a broken object is not read, because
     it may be part of its content."""
@@ -268,7 +314,7 @@ def _raw(value: dict, end: int, repaired: bool = False) -> RawCall:
     return RawCall(value.get("name"), value.get("arguments"), error, end, repaired)
 
 
-def _understood(raw: RawCall, known: Mapping[str, Collection[str]], start: int) -> RawCall:
+def _understood(raw: RawCall, known: Mapping[str, Sequence[str]], start: int) -> RawCall:
     """The call with `end` counted from the start of the response and with arguments decoded if they
     are a JSON string; an error if they are no object, or if a repair split a content."""
     name, arguments, error, end, repaired = raw

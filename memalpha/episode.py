@@ -124,8 +124,9 @@ Writer = Callable[[Sequence[Turn]], list[Response]]
 class Step:
     """One chunk of an episode and the outcomes of its calls: one row of a training batch.
 
-    fit: the content judge's verdict on each call. r4 is NaN where the judge failed. view: the whole
-    memory after the step; None unless the rollout was run with `keep_views`.
+    fit: the content judge's verdict on each call. r4 is NaN where the judge failed. shown: the part
+    of the memory that the writer could be shown. view: the whole memory after the step; None unless
+    the rollout was run with `keep_views`.
     """
 
     chunk: int
@@ -136,6 +137,7 @@ class Step:
     fit: list[bool]
     r2: float
     r4: float
+    shown: MemoryView | None = None
     view: MemoryView | None = None
 
 

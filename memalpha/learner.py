@@ -71,7 +71,14 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     if mesh is not None:
         init = jax.jit(init, out_shardings=shardings(jax.eval_shape(init, params), mesh))
     step = place(jnp.int32(0), mesh, WHOLE)
-    return TrainState(params=params, opt_state=init(params), step=step)
+    state = TrainState(params=params, opt_state=init(params), step=step)
+    if mesh is not None:
+        return state
+    # Committed to its device, as the state is after an update on a model from disk, and as a
+    # checkpoint is: programs are compiled once, and not again for the second step.
+    leaf = jax.tree.leaves(params)[0]
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return jax.device_put(state, leaf.sharding) if concrete else state
 
 
 def _micro_batches(batch: Batch, plan: Plan | None) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -146,6 +153,7 @@ def make_update(
 def make_supervised_update(
     model_config: ModelConfig,
     optimizer: optax.GradientTransformation,
+    attach: Attach | None = None,
 ) -> Update:
     """As `make_update`, for cross-entropy on the completions (warm start), averaged over tokens."""
 
@@ -153,7 +161,7 @@ def make_supervised_update(
         return jnp.sum(token_mask(batch), dtype=jnp.float32)
 
     fn = partial(supervised_loss, model_config=model_config)
-    return _make_update(fn, count, lambda batch: {}, optimizer, attach=None)
+    return _make_update(fn, count, lambda batch: {}, optimizer, attach)
 
 
 def _make_update(

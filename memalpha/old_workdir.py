@@ -33,13 +33,14 @@ def read_spec(settings: Mapping[str, Any], path: Path) -> PolicySpec | None:
     """
     if not {"prompt", "memory", "rl", "model"} <= settings.keys():
         return None
+    adapters = {k: v for k, v in settings.get("lora", {}).items() if k != "path"}
     try:
         spec = PolicySpec(
             title=settings["title"],
             tokenizer=settings["tokenizer"]["path"] or settings["model"]["path"] or "tokenizer",
             base=settings["model"]["path"],
             model=_model(settings, path.parent),
-            lora=LoraConfig(**settings.get("lora", {})),
+            lora=LoraConfig(**adapters),
             environment=_environment(settings),
         )
     except (KeyError, TypeError) as error:

@@ -32,6 +32,7 @@ READER_KINDS = ("reader", "reader_classification", "reader_summary")
 CUT_MARK = " [cut]"  # ends a core that was truncated
 RESPONSE_SHARE = 0.8  # of the token limit is what the prompt states (Mem-alpha, section 3.2)
 BUILT_IN = Path(__file__).parent / "templates"
+BUILT_IN_NAMES = ("full", "compact", "brief")
 # A piece of text, and what a response to it may put in each memory.
 EXAMPLE_PIECE = "On 4 May 1998 Idris Oder opened a bakery in Hobart. He bakes rye bread."
 EXAMPLE_CONTENTS = {
@@ -69,7 +70,7 @@ _PLACEHOLDERS: dict[str, tuple[set[str], set[str]]] = {  # file -> (required, op
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """The texts of one template folder, one field per file; `name` is "full", "compact" or a path.
+    """The texts of one template folder, one field per file; `name`: of BUILT_IN_NAMES, or a path.
 
     `memorise` and the reader texts place `$core`, `$semantic` and `$episodic`. In `memorise` each
     of these is the file of that name, which wraps a `block` with the content; in a reader text it
@@ -119,11 +120,11 @@ class PromptSpec:
 
 
 def load_template(name_or_folder: str) -> Template:
-    """The built-in template "full" or "compact", or the one in a folder with the same file names.
+    """The built-in template of that name, or the one in a folder with the same file names.
 
     Raises ValueError that names the file: missing, not UTF-8, or with wrong placeholders.
     """
-    is_built_in = name_or_folder in ("full", "compact")
+    is_built_in = name_or_folder in BUILT_IN_NAMES
     folder = BUILT_IN / name_or_folder if is_built_in else user_path(name_or_folder)
     if is_built_in and not folder.is_dir():
         raise ValueError(
@@ -131,7 +132,8 @@ def load_template(name_or_folder: str) -> Template:
         )
     if not folder.is_dir():
         raise ValueError(
-            f"template {name_or_folder!r} is neither built in (full, compact) nor a folder"
+            f"template {name_or_folder!r} is neither built in ({', '.join(BUILT_IN_NAMES)}) nor a"
+            " folder"
         )
     texts = {
         field: read_form(folder / f"{field}.txt", needed, allowed)

@@ -290,6 +290,7 @@ def _step(
         fit=fit.tolist(),
         r2=float(rewards.format_share(results)),
         r4=float("nan") if any(verdict.failed for verdict in verdicts) else r4,
+        shown=turn.view,
     )
 
 

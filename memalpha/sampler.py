@@ -272,8 +272,10 @@ def _generate(
         {"params": params}, inputs.prompts, positions, prompt_mask, past, last=1, full=True
     )
     state = advance(_start(inputs, max_new_tokens), hidden[:, -1], cache)
-    # The cache grows from segment to segment, so that no step attends to slots far ahead of it.
-    segment = max(MIN_SEGMENT, math.ceil(max_new_tokens / MAX_SEGMENTS))
+    # The cache grows from segment to segment, so that no step attends to slots far ahead of it: to
+    # at most an eighth of the prompt, or a few, because every segment is compiled for itself.
+    few = max(MIN_SEGMENT, math.ceil(max_new_tokens / MAX_SEGMENTS))
+    segment = max(few, (shared + p) // 8)
     for begin in range(0, max_new_tokens, segment):
         end = min(begin + segment, max_new_tokens)
         state = state.replace(cache=grow(state.cache, shared + p + end))

@@ -85,6 +85,7 @@ METRICS: dict[str, tuple[str, Metric | None]] = {
     "synthetic_facts": ("retrieval", sub_em),
     "synthetic_events": ("retrieval", sub_em),
     "synthetic_updates": ("retrieval", sub_em),
+    "synthetic_chats": ("retrieval", sub_em),
     "synthetic_labels": ("labels", label_match),
     "synthetic_story": ("summary", keyword_share),
 }

@@ -1,4 +1,4 @@
-"""The tool calls of the writer: schemas, text to calls in two dialects, calls to operation arrays.
+"""The tool calls of the writer: schemas, text to calls in a dialect, calls to operation arrays.
 
 Tool and argument names are those of the released models (Mem-alpha, section 3.1). A response has
 zero or more calls. Parsing returns a list of `Call`s and never raises on any text: a call that
@@ -54,14 +54,20 @@ def parse_calls(text: str, dialect: str, bare: bool = False) -> list[Call]:
 
 
 def parse_prompted_calls(text: str, dialect: str) -> list[Call]:
-    """`parse_calls` for prompted models that were not trained in a dialect: calls in the other
-    dialect and JSON objects without the marks of a call are accepted too."""
+    """`parse_calls` for prompted models that were not trained in a dialect: calls in the marks of
+    another dialect and JSON objects without marks are accepted too."""
     return parse_calls(text, dialect, bare=True)
 
 
 def format_call(name: str, arguments: Mapping, dialect: str) -> str:
-    """The text of a call in a dialect; arguments keep their order."""
+    """The text of a call in a dialect; arguments keep their order, but for our tools in "lines",
+    where place says which argument it is."""
     check_dialect(dialect)
+    if dialect == "lines":
+        keys = _ARGUMENTS.get(name, tuple(arguments))[: len(arguments)]
+        if set(keys) != set(arguments):
+            raise ValueError(f"the lines dialect has no {name!r} with {sorted(arguments)}")
+        return " ".join([name, *(json.dumps(arguments[k], ensure_ascii=False) for k in keys)])
     if dialect == "qwen3":
         body = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
         return f"{CALL_OPEN}\n{body}\n{CALL_CLOSE}"

@@ -542,7 +542,7 @@ def test_compiled_programs_are_kept_where_that_is_possible(
 def test_a_writer_needs_room_for_its_instructions(micro):
     engine = SimpleNamespace(name="m", tokenizer=micro.tokenizer, context_tokens=4096)
     prompt = writers.writer_environment(engine).prompt
-    assert (prompt.prompt_tokens, prompt.response_tokens) == (4096 - 192, 192)
+    assert (prompt.prompt_tokens, prompt.response_tokens) == (4096 - 128, 128)
     with pytest.raises(ValueError, match="a context of 512 tokens"):
         writers.writer_environment(SimpleNamespace(name="m", context_tokens=512))
 

@@ -2,16 +2,33 @@
 
 import json
 from argparse import Namespace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import accelerator, episode, memory_ops, ours, retrieval, small_models, timing
+from benchmarks import (
+    accelerator,
+    episode,
+    memory_ops,
+    ours,
+    reading,
+    retrieval,
+    small_models,
+    three_facts,
+    timing,
+    train_peers,
+)
 from benchmarks.shapes import QUICK, Shape, check_count, settings
 from benchmarks.timing import Contender, Timing
+from memalpha.agent.memory_agent import MemoryAgent
+from memalpha.agent.store import Store
 from memalpha.judge import Verdict
 from memalpha.judge_rules import judge_contents
+from memalpha.reader_rules import extractive_answers
+from memalpha.rollout import scripted_writer
+from memalpha.tools import INSERT, format_call
 
 MINI = {
     "vocab": 67, "hidden": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 24,
@@ -80,6 +97,27 @@ def test_the_setting_is_the_same_for_all_and_a_users_own_wins(monkeypatch):
     assert {shared[f"{name}_NUM_THREADS"] for name in timing.THREAD_VARIABLES} == {"2"}
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     assert timing.environment(2)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
+
+
+def test_readers_are_asked_new_questions_every_round(monkeypatch):
+    asked = [SimpleNamespace(question=str(n)) for n in range(9)]
+    monkeypatch.setattr(reading, "questions", lambda given: ((one, ("x",)) for one in asked))
+    replies = lambda requests: ["x" if one.question in "24" else "" for one in requests]
+    monkeypatch.setattr(reading, "lm_reader", lambda engine, max_new_tokens: replies)
+    rounds = Rounds(3)
+    reading.read(SimpleNamespace(name="m"), {"questions": 2, "tokens": 4}, rounds)
+    assert [note["score"] for note in rounds.told] == [0.0, 0.5, 0.5]
+    assert "| a | 0 | 0 | 0.33 |" in reading.work([Timing("a", notes=rounds.told)])
+
+
+def test_both_trainers_draw_the_same_step():
+    step = train_peers.Step("m", True, rows=4, prompt=5, new=3, micro_batch=2)
+    tokens, given, advantages = step.draw(1000)
+    assert tokens.shape == (4, 8) and given.shape == (4, 3) and len(set(advantages)) == 4
+    assert all(
+        (a == b).all() for a, b in zip(step.draw(1000), (tokens, given, advantages), strict=True)
+    )
+    assert 0 < train_peers.peak() < 1000
 
 
 def test_ratios_are_taken_round_by_round():
@@ -235,3 +273,19 @@ def test_a_judge_without_a_verdict_is_not_right(capsys):
     small_models.judge("some", lambda calls: verdicts, contents, show=0)
     assert "| some | 0.50 (" in (line := capsys.readouterr().out)
     assert "| 0 of 0 | 1 of 4 | 1 |" in line
+
+
+def test_three_facts_counts_what_comes_back_from_a_store_opened_anew(micro, tmp_path, capsys):
+    def respond(turn):
+        said = turn.text.partition("<User> ")[2].partition("\n")[0]
+        if "cashews" in said:
+            return ""  # this one is lost
+        call = {"memory_type": "semantic", "content": said}
+        return format_call(INSERT, call, micro.env.prompt.dialect)
+
+    env = micro.env.replace(answerer=extractive_answers)
+    agent = lambda store: MemoryAgent(env, scripted_writer(env, respond), Store(store))
+    options = SimpleNamespace(agent=agent, show=True)
+    right, seconds = three_facts.attempt(options, three_facts.TRIES[0], tmp_path)
+    assert right == [True, False, True] and len(seconds) == 3
+    assert 'NO  "I\'m allergic to cashews."' in capsys.readouterr().out

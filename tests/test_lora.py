@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.flatten_util import ravel_pytree
 
 from configs import tiny
+from experiments.export import export_adapters
 from experiments.lib.checks import check
 from experiments.lib.objects import build_model, build_tokenizer, policy_spec
+from experiments.lib.warm_start import warm_start
 from experiments.train import train
 from memalpha import learner, lora, objective
 from memalpha.batch import from_tokens, plan_micro_batches
@@ -186,16 +189,16 @@ def test_an_expression_that_matches_nothing_names_the_kernels(params):
 
 
 def test_adapters_are_not_for_a_model_from_scratch():
-    with pytest.raises(ValueError, match="config.lora.rank=4 with a warm start"):
+    with pytest.raises(ValueError, match="config.lora.rank=4 without config.model.path"):
         check(tiny.get_config("lora.rank=4"))
 
 
 def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
     """The loop on a model folder: base in bfloat16, adapters trained, loaded again, exported."""
     fresh = jax.jit(init_params, static_argnums=0)(micro.model, jax.random.key(0))
-    start = export(fresh, micro.model, tmp_path / "start", micro.tokenizer)
+    folder = export(fresh, micro.model, tmp_path / "start", micro.tokenizer)
     config = tiny.get_config(
-        f"model.path={start},model.param_dtype=bfloat16,lora.rank=2,warm_start.steps=0,"
+        f"model.path={folder},model.param_dtype=bfloat16,lora.rank=2,warm_start.steps=0,"
         "rl.steps=2,rl.instances=1,rl.rollouts=2,rl.micro_batch=0,rl.entropy_coef=0.1,"
         "rl.learning_rate=0.1,data.chunks=1,eval.every=3,eval.instances=2,"
         "prompt.tokens=320,prompt.response_tokens=16"
@@ -207,7 +210,8 @@ def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
     model, base = build_model(config, len(tokenizer))
     assert model == replace(micro.model, param_dtype="bfloat16")
     env = micro.env.replace(response_tokens=16)
-    trained = train(config, tmp_path, env, model, base)
+    start = warm_start(config, tmp_path, env, model, base)
+    trained = train(config, tmp_path, env, model, base, start)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), trained, base)
     assert moved["layers_0"]["mlp"]["up_proj"]["kernel"] and not moved["embed"]["embedding"]
     write_spec(tmp_path, policy_spec(config, model))
@@ -215,3 +219,42 @@ def test_from_a_folder_to_adapters_to_a_folder(micro, tmp_path):
     out = export(trained, model, tmp_path / "out", tokenizer)
     loaded = load_params(out, read_config(out, param_dtype="bfloat16"))
     jax.tree.map(np.testing.assert_array_equal, loaded, trained)
+
+
+def test_adapters_learn_from_the_teacher_and_reinforcement_goes_on_from_there(micro, tmp_path):
+    base = jax.jit(init_params, static_argnums=0)(micro.model, jax.random.key(0))
+    folder = export(base, micro.model, tmp_path / "start", micro.tokenizer)
+    config = tiny.get_config(
+        f"model.path={folder},lora.rank=2,warm_start.teacher=careful,warm_start.steps=3,"
+        "warm_start.copy_steps=0,warm_start.quote_steps=0,warm_start.rows=4,"
+        "warm_start.micro_batch=0,warm_start.optimizer=adamw,warm_start.warmup_steps=1,"
+        "rl.steps=1,rl.instances=1,rl.rollouts=2,rl.micro_batch=0,eval.every=2,"
+        "prompt.tokens=320,prompt.response_tokens=128"
+    )
+    check(config)
+    env = micro.env
+    first = jax.tree.map(np.array, base)
+    start = warm_start(config, tmp_path, env, micro.model, base)
+    jax.tree.map(np.testing.assert_array_equal, base, first)
+    assert paths(start) == paths(lora.init(base, lora.LoraConfig(2), jax.random.key(0)))
+    assert all(np.any(x) for path, x in flatten_dict(start).items() if path[-1] == "lora_b")
+    again = warm_start(config, tmp_path, env, micro.model, base)  # from its last checkpoint
+    jax.tree.map(np.testing.assert_array_equal, again, start)
+    trained = train(config, tmp_path, env, micro.model, base, start)
+    write_spec(tmp_path, policy_spec(config, micro.model))
+    of_stage = load_policy(tmp_path, "warm_start").params
+    merged = lora.merge(start, base, lora.LoraConfig(2))
+    jax.tree.map(np.testing.assert_array_equal, of_stage, merged)
+    jax.tree.map(np.testing.assert_array_equal, load_policy(tmp_path).params, trained)
+    out = export_adapters(str(tmp_path), str(tmp_path / "adapters"), "warm_start")
+    close = partial(np.testing.assert_allclose, atol=1e-3)
+    jax.tree.map(close, load_policy(out).params, merged)
+    on = tiny.get_config(f"model.path={folder},lora.rank=2,lora.path={out},warm_start.steps=0")
+    jax.tree.map(close, warm_start(on, tmp_path / "on", env, micro.model, base), start)
+    for wrong, said in (
+        ("lora.rank=3", "has LoraConfig.*says"),
+        (f"lora.path={folder}", "is no f"),
+    ):
+        on = tiny.get_config(f"lora.rank=2,lora.path={out},warm_start.steps=0,{wrong}")
+        with pytest.raises(ValueError, match=said):
+            warm_start(on, tmp_path / "on", env, micro.model, base)

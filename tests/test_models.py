@@ -143,6 +143,7 @@ def test_a_gguf_file_is_a_model_wherever_a_folder_is(small, tmp_path):
 
 def test_the_export_command_takes_a_file_too(small, tmp_path, monkeypatch):
     given = {"WORKDIR": "small", "OUT": str(tmp_path / "out"), "DTYPE": "bfloat16"}
+    given |= {"ADAPTERS": False, "STAGE": None}
     for name, value in given.items():
         monkeypatch.setattr(export_command, name, SimpleNamespace(value=value))
     export_command.main([])

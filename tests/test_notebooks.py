@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
 from experiments.lib.workdir import read_metrics
+from memalpha.model import init_params
+from memalpha.weights import export
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
@@ -62,8 +65,9 @@ def test_notebooks_are_kept_valid_without_outputs_and_begin_with_the_same_instal
     assert max(len(cell.source.splitlines()) for cell in code[1:]) <= 16  # they call the library
 
 
-def test_there_are_the_four_notebooks():
-    assert [p.stem for p in NOTEBOOKS] == ["evaluate", "inspect_memories", "tour", "train"]
+def test_there_are_the_five_notebooks():
+    names = ["evaluate", "inspect_memories", "smollm2", "tour", "train"]
+    assert [p.stem for p in NOTEBOOKS] == names
 
 
 def test_the_install_cell_says_what_it_lacks_outside_of_a_clone(tmp_path, monkeypatch):
@@ -111,3 +115,22 @@ def test_all_four_one_after_the_other_on_one_run(tmp_path, monkeypatch):
     inspected = seen["inspect_memories"]
     assert "Tara Imhof" in inspected and "undo" in inspected and "before training" in inspected
     assert (run / "timeline_inspected.html").exists()
+
+
+def test_the_pretrained_writer_on_a_small_base_model(micro, tmp_path, monkeypatch):
+    """From a model folder to adapters that the agent uses; a second run only continues."""
+    base = export(
+        init_params(micro.model, jax.random.key(0)), micro.model, tmp_path / "base", micro.tokenizer
+    )
+    run = tmp_path / "run"
+    small = (
+        f"smoke,model.path={base},data.max_questions=2,prompt.tokens=900,prompt.response_tokens=64,"
+        "memory.entry_tokens=60,rl.head_chunk=0,warm_start.steps=2"
+    )
+    monkeypatch.delenv("MEMALPHA_DATA_DIR", raising=False)
+    first, second = (
+        execute(["smollm2"], monkeypatch, WORKDIR=run, ARGUMENTS=small)["smollm2"] for _ in range(2)
+    )
+    assert "('synthetic_chats', 'synthetic_updates'" in first and "synthetic_chats: r1" in first
+    assert "adapter_model.safetensors" in first and "srcdoc=" in first and "train 2/2" in first
+    assert "train 1/2" not in second and "synthetic_chats: r1" in second

@@ -108,3 +108,38 @@ def test_the_poor_writer_can_break_a_call_with_quotes_in_it():
     ]
     cut = [text for text in texts if tools.parse_calls(text, "qwen3")[0].error]
     assert cut and all(text.endswith(r"He said \"no\" and\tleft.") for text in cut)
+
+
+def session(*lines: str, date="2023/05/20 (Sat) 02:21") -> str:
+    return f"[Dialogue at timestamp {date}]\n" + "\n".join(lines)
+
+
+def told(*chunks: str) -> list[list[dict]]:
+    instance = Instance("lme_train", "three", chunks, (Question("x", ("y",)),), {})
+    return add_notes(instance).metadata["notes"]
+
+
+def test_a_dialogue_notes_what_the_user_tells_with_its_date():
+    chunk = session(
+        "<User>I'm looking for a book. By the way, I've just finished my 10th this year. Any?",
+        "<Assistant>I read 12 books, and my favourite is on page 200.",
+        "<User>Thanks for your help with my list! My sister Ana moved to Porto in spring.",
+    )
+    (notes,) = told(chunk)
+    assert notes == [
+        {"memory": "episodic", "content": f"2023/05/20: User said: {said}", "replaces": None}
+        for said in (
+            "I've just finished my 10th this year.",
+            "My sister Ana moved to Porto in spring.",
+        )
+    ]
+
+
+def test_sessions_that_share_a_chunk_keep_their_dates_and_silence_is_no_note():
+    two = "\n\n".join(
+        [session("<User>I bought a red bike in town today."),
+         session("<User>We live in a small house by the sea.", date="2023/06/01 (Thu) 10:00")]
+    )  # fmt: skip
+    first, second = told(two, session("<User>Sounds great, thank you!", "<Assistant>My pleasure."))
+    assert [note["content"][:10] for note in first] == ["2023/05/20", "2023/06/01"]
+    assert second == []

@@ -72,14 +72,14 @@ def rows(**systems):
 
 
 def test_the_table_has_a_row_a_system_and_blanks_where_nothing_is_said():
-    results = rows(writer=(0.125, {"r2": 0.5, "r4": 0.75}), silent=(float("nan"), {}))
+    results = rows(writer=(0.125, {"r2": 0.5, "r4": 0.75, "exact": 0.9}), silent=(float("nan"), {}))
     console = Console(width=120, file=io.StringIO())
     console.print(results_table("a title", results))
     text = console.file.getvalue()
     cells = [_cells(row) for row in text.splitlines()]
-    assert ["writer", "r1", "facts", "r2", "r3", "r4", "memory"] in cells
-    assert ["writer", "0.125", "0.125", "0.500", "0.250", "0.750", "13"] in cells
-    assert ["silent", "", "", "", "0.250", "", "13"] in cells
+    assert ["writer", "r1", "facts", "r2", "r3", "r4", "exact", "memory"] in cells
+    assert ["writer", "0.125", "0.125", "0.500", "0.250", "0.750", "0.900", "13"] in cells
+    assert ["silent", "", "", "", "0.250", "", "", "13"] in cells
     assert "nan" not in text and "a title" in text
 
 

@@ -32,7 +32,11 @@ def fill(folder, steps=30, results=True, title="a title"):
     (folder / "timing.jsonl").write_text(json.dumps({"step": 0, "step_seconds": 2.0}) + "\n")
     log_start(folder, ["run_experiment.py", f"--workdir={HOSTILE}"])
     if results:
-        found = {"no memory": rows(0.0), "after RL": rows(0.625, r2=0.5), HOSTILE: rows(0.125)}
+        found = {
+            "no memory": rows(0.0),
+            "after RL": rows(0.625, r2=0.5, exact=0.75),
+            HOSTILE: rows(0.125),
+        }
         summary = {"results": found, "parameters": 1234567, "seconds": 61.25, "host_share": 0.25}
         (folder / "summary.json").write_text(json.dumps(summary))
         (folder / "memory.txt").write_text(f"memory of {HOSTILE}")
@@ -63,12 +67,13 @@ class Cells(HTMLParser):
 def test_the_results_are_a_table_with_the_best_first(tmp_path):
     text = write_report(fill(tmp_path)).read_text()
     found = Cells(text).rows
-    heads = ["system", "r1", "facts", "r2", "r3", "r4", "memory tokens", "reader tokens"]
+    heads = ["system", "r1", "facts", "r2", "r3", "r4", "exact", "memory tokens"]
+    heads.append("reader tokens")
     assert found == [
         heads,
-        ["after RL", "0.625", "0.625", "0.500", "", "", "13", ""],
-        [HOSTILE, "0.125", "0.125", "", "", "", "13", ""],
-        ["no memory", "0.000", "0.000", "", "", "", "13", ""],
+        ["after RL", "0.625", "0.625", "0.500", "", "", "0.750", "13", ""],
+        [HOSTILE, "0.125", "0.125", "", "", "", "", "13", ""],
+        ["no memory", "0.000", "0.000", "", "", "", "", "13", ""],
     ]
     assert "r2: share of the calls that were executed" in text
     assert "Finished: 30 of 30 steps" in text and "1,234,567" in text and "Look at" not in text

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memalpha.calls import DIALECTS
 from memalpha.memory import CORE, EPISODIC, SEMANTIC, OpKind
 from memalpha.tools import (
     CONTENT_KEY,
@@ -25,6 +24,7 @@ from memalpha.tools import (
     tool_schemas,
 )
 
+MARKED = ("qwen3", "qwen_agent")  # tests/test_lines.py has the dialect without marks
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 TRAPS = ["</tool_call>", "<tool_call>", "✿FUNCTION✿: ", "✿ARGS✿", "✿RESULT✿", "</think>", "```"]
 TRAPS += ['"}}\n', "\\", '"', "{", "}", "[", "\n", "\u2028", "\ue000", "\ud800", "\x00", "NaN", "é"]
@@ -76,7 +76,7 @@ def test_format_is_exact():
     )
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 @quick
 @given(st.lists(calls, max_size=4), st.sampled_from(["\n", "", " then\n\n", "```\n"]))
 def test_what_is_formatted_is_parsed_back(dialect, expected, separator):
@@ -85,7 +85,7 @@ def test_what_is_formatted_is_parsed_back(dialect, expected, separator):
     assert parse_calls(separated, dialect) == expected
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 @quick
 @given(st.data())
 def test_parsing_never_raises_and_its_calls_become_operations(dialect, data):
@@ -110,7 +110,7 @@ def test_parsing_never_raises_and_its_calls_become_operations(dialect, data):
     assert [k == OpKind.MALFORMED for k in kinds] == [bool(c.error) for c in parsed]
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 @quick
 @given(st.lists(calls, min_size=1, max_size=3), st.integers(0, 2**32))
 def test_mutated_responses_never_raise(dialect, wanted, seed):
@@ -123,7 +123,7 @@ def test_mutated_responses_never_raise(dialect, wanted, seed):
         assert call.error or "memory_type" in call.arguments
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 @quick
 @given(calls, calls, st.data())
 def test_a_response_cut_anywhere_keeps_whole_calls_and_refuses_the_broken_one(
@@ -173,7 +173,7 @@ def test_sound_json_is_not_repaired(monkeypatch):
     monkeypatch.setattr(
         "memalpha.replies._read_value", lambda *a, **k: pytest.fail("repair was called")
     )
-    for dialect in DIALECTS:
+    for dialect in MARKED:
         assert one(format_call(INSERT, insert().arguments, dialect), dialect) == insert()
 
 
@@ -202,7 +202,7 @@ def test_broken_arguments_that_break_off_are_not_repaired(tail):
     assert "no end" in one(f"✿FUNCTION✿: {INSERT}\n✿ARGS✿: {tail}", "qwen_agent").error
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 def test_a_call_quoted_in_a_broken_off_text_is_not_run(dialect):
     quoted = format_call(INSERT, insert().arguments, dialect)
     outer = format_call(INSERT, insert(f"they wrote {quoted} and").arguments, dialect)
@@ -257,7 +257,7 @@ def written(rng, dialect, number):
 
 
 @pytest.mark.parametrize("parse", [parse_calls, parse_prompted_calls])
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 def test_a_content_is_stored_as_it_was_meant_or_its_call_is_malformed(dialect, parse):
     whole = 0
     for seed in range(1500):
@@ -282,7 +282,7 @@ def insert_text(content):
 DROP = format_call(DELETE, {"memory_type": "semantic", "memory_id": 1}, "qwen3")
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 @pytest.mark.parametrize(
     "content, is_whole",
     [
@@ -373,7 +373,7 @@ def test_arguments_as_a_string_and_ids_with_a_point(arguments, expected):
         assert call == Call(DELETE, {"memory_type": "semantic", "memory_id": expected})
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 def test_only_what_follows_the_last_thinking_counts_and_ends_count_from_the_start(dialect):
     drop = format_call(DELETE, {"memory_type": "core"}, dialect)
     add = format_call(INSERT, insert("a </think> b").arguments, dialect)
@@ -464,7 +464,7 @@ def test_a_call_that_cannot_be_used_says_why_and_is_malformed(value, error):
     assert calls_to_ops([[call]], encode, 4, 1).kind[0, 0] == OpKind.MALFORMED
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 @pytest.mark.parametrize(
     "body",
     ['{"a":' * 100_000, "[" * 100_000, '{"name": "' + "x" * 300_000, "{" * 3_000, '{"a" ' * 100_000]
@@ -574,7 +574,7 @@ def test_boundaries_name_what_is_wrong():
         tool_schemas((False, False, False))
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 @quick
 @given(calls)
 def test_a_formatted_call_is_made_of_fragments_and_texts(dialect, call):
@@ -592,7 +592,7 @@ def test_a_formatted_call_is_made_of_fragments_and_texts(dialect, call):
     assert not values and parts == len(call.arguments) + 1
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", MARKED)
 def test_fragments_hold_no_bare_word(dialect):
     fragments = fixed_fragments(dialect)
     assert len(set(fragments)) == len(fragments) and all('"' in f for f in fragments)

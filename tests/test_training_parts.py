@@ -10,18 +10,24 @@ import pytest
 from configs import tiny
 from experiments.lib.checks import check
 from experiments.lib.instances import training_batches
+from experiments.lib.measure import summarise
 from experiments.lib.objects import build_optimizer
 from experiments.lib.warm_start import ahead, quote_batch, trace_batch
-from experiments.train import make_learner
+from experiments.lib.writers import teacher
+from experiments.train import make_learner, reward_silence
+from memalpha.baselines.scripted import careful
 from memalpha.batch import plan_micro_batches
 from memalpha.credit import add_credit
 from memalpha.data.instance import Instance, Question
 from memalpha.learner import init_state
+from memalpha.memory import MemoryView
 from memalpha.model import ModelConfig, init_params
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
-from memalpha.tools import Call, parse_calls
+from memalpha.tools import INSERT, Call, format_call, parse_calls
 
 SMALL = "warm_start.rows=6,warm_start.micro_batch=0,rl.instances=2,rl.rollouts=2,rl.micro_batch=0"
+
+EMPTY = MemoryView("", (), (), 0, 0, 0)
 
 
 def real_instance() -> Instance:
@@ -107,7 +113,7 @@ def test_every_learner_takes_a_step(micro, arguments):
     batch = batch.with_targets(sample_logps=None)
     if config.rl.call_credit:
         batch = add_credit(batch, episodes, micro.env)
-    learner = make_learner(config, model, optimizer, params)
+    learner = make_learner(config, model, optimizer, params, params)
     plan = plan_micro_batches(batch, config.rl.micro_batch or None)
     batch, _ = learner.advantages(state, batch, plan)
     state, metrics = learner.update(state, batch, plan, 0)
@@ -156,3 +162,103 @@ def test_batches_are_made_one_ahead_in_order_and_their_errors_are_seen():
     with pytest.raises(ValueError, match="no batch 7"):
         list(ahead(make, range(6, 9)))
     assert made[3:] == [6, 7]
+
+
+def steps_of(micro, source, chunks, notes, texts):
+    """One episode whose responses are `texts`, in chunks with these notes."""
+    instance = Instance(source, "one", chunks, (Question("Who?", ("Ada",)),), {"notes": notes})
+    said = iter(texts)
+    return run_episodes(micro.env, [instance], scripted_writer(micro.env, lambda turn: next(said)))
+
+
+def test_silence_where_nothing_is_to_note_is_no_failure(micro):
+    note = {"memory": "semantic", "content": "Ada came.", "replaces": None}
+    call = format_call(INSERT, {"memory_type": "semantic", "content": "Ada came."}, "qwen3")
+    episodes = steps_of(
+        micro, "squad", ("Ada came.", "lol", "Ada left.", "ok"), [[note], [], [note], []],
+        [call, "", "", call.replace("came", "saw it")],
+    )  # fmt: skip
+    batch = to_batch(episodes, 1, 320, 128, 6)
+    paper = batch.rows.rewards["r2"]
+    assert paper.tolist() == [1, 0, 0, 1, 0, 0]
+    ours = reward_silence(batch, episodes).rows.rewards
+    assert ours["r2"].tolist() == [1, 1, 0, 1, 0, 0] and ours["r4"].tolist() == [1, 1, 0, 1, 0, 0]
+    means = summarise(episodes)
+    assert (means["r2"], means["r2_silence"]) == (0.5, 0.75)
+
+
+def test_streams_of_several_lengths_take_turns():
+    config = tiny.get_config("data.chunks=4")
+    config.data.lengths = (1, 4)
+    config.data.sources = ("synthetic_facts", "synthetic_events")
+    batches = training_batches(config)
+    assert [len(instance.chunks) for instance in batches(0, 6)] == [1, 1, 4, 4, 1, 1]
+    assert [len(i.chunks) for i in training_batches(config, (2,))(0, 3)] == [2, 2, 2]
+    assert batches(3, 2)[0] == batches(0, 8)[6]
+
+
+def test_a_careful_teacher_keeps_what_names_something_and_its_room(micro):
+    notes = [
+        {"memory": "semantic", "content": content, "replaces": None}
+        for content in ("The work was hard.", "In the end Ada won.", "It took 3 days.", "I saw it.")
+    ]
+    long = {"memory": "semantic", "content": "It took 99 days. " * 20, "replaces": None}
+    (chosen,) = [
+        careful(Instance("squad", "one", ("x",), (), {"notes": [notes]}), 0, EMPTY),
+    ]
+    assert [call.arguments["content"] for call in chosen] == [
+        "In the end Ada won.", "It took 3 days.",
+    ]  # fmt: skip
+    config = tiny.get_config("prompt.response_tokens=40,warm_start.teacher=careful")
+    questions = (Question("Who?", ("Ada",)),)
+    (episode,) = run_episodes(
+        micro.env,
+        [Instance("synthetic_facts", "one", ("x",), questions, {"notes": [[long, *notes]]})],
+        teacher(config, micro.env, None),
+    )
+    (step,) = episode.steps
+    assert 0 < len(step.calls) < 4 and len(step.response.tokens) <= 40
+    assert not any(call.error for call in step.calls)
+
+
+def test_an_unknown_teacher_is_refused():
+    with pytest.raises(ValueError, match="warm_start.teacher='kind'.*poor.*careful"):
+        check(tiny.get_config("warm_start.teacher=kind"))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"data.lengths": (2, 9)}, r"data.lengths=\(2, 9\).*from 1 to.*data.chunks=2"),
+        ({"rl.lengths": (0,)}, "rl.lengths"),
+        ({"data.sources": ("lme_train",)}, "validation split; lme_train and longmemeval_s have"),
+        ({"data.sources": ()}, "name at least one"),
+        ({"lora.path": "nowhere"}, "lora.path='nowhere' needs config.lora.rank"),
+    ],
+)
+def test_fields_of_streams_and_adapters_are_checked_at_the_start(changes, said):
+    config = tiny.get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=said):
+        check(config)
+
+
+def test_a_pool_of_several_lengths_leaves_out_what_is_longer(monkeypatch):
+    made = {n: [Instance("lme_train", f"{n}-{m}", ("x",) * m, ()) for m in (n, 5)] for n in (2, 3)}
+    given = []
+
+    def build(config, source, split, count, chunks):
+        given.append((count, chunks))
+        return made[chunks]
+
+    monkeypatch.setattr("experiments.lib.instances.build_instances", build)
+    config = tiny.get_config("data.chunks=8,data.instances=5")
+    config.data.sources = ("lme_train",)
+    pool = {instance.instance_id for instance in training_batches(config, (2, 3))(0, 40)}
+    assert pool == {"2-2", "3-3"} and given == [(3, 2), (3, 3)]
+    with pytest.raises(ValueError, match="lme_train: 5 instances .* at most 2 .* longest of 5"):
+        training_batches(config, (2,))
+    monkeypatch.setattr("experiments.lib.instances.build_instances", lambda *a, **k: [])
+    with pytest.raises(ValueError, match="there are 0"):
+        training_batches(config, (2, 3))

@@ -31,8 +31,13 @@ for name in ("memalpha.agent", "memalpha.data"):
             assert not end.code, end.code
     helps[name] = said.getvalue()
 from memalpha.lm.roles import render_verdict
+from memalpha.data.synthetic import generate
 from memalpha.prompts import load_template
 from memalpha.scoring import Claim
+generate("chats", "test", 0)  # reads lists that are files of the package
+from memalpha.adapters import SHIPPED
+from memalpha.policy import read_spec
+assert all(read_spec(name).lora.rank for name in SHIPPED)
 render_verdict(Claim("longmemeval", "a question", "a reply", ("an answer",)))
 foreign = sorted({"experiments", "configs"} & {*sys.modules})
 print(json.dumps([memalpha.__file__, names, helps, load_template("full").name, foreign]))

@@ -10,7 +10,9 @@ import pytest
 from ml_collections import config_dict
 from tensorboardX.proto.event_pb2 import Event
 
+from configs import tiny
 from experiments.lib.workdir import (
+    ADDED,
     MetricsLog,
     WorkdirError,
     claim_workdir,
@@ -157,3 +159,18 @@ def test_events_need_neither_tensorflow_nor_torch():
 
 def test_no_file_is_no_metrics(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_run_from_before_a_field_goes_on_under_the_value_it_had_without_it(tmp_path):
+    now = tiny.get_config()
+    old = json.loads(now.to_json())
+    for name in ADDED:
+        group, field = name.split(".")
+        del old[group][field]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / "tokenizer").mkdir()
+    other = tiny.get_config("warm_start.warmup_steps=3")
+    with pytest.raises(WorkdirError, match=r"config:\n  warm_start.warmup_steps: .* is 3\nChoose"):
+        claim_workdir(str(tmp_path), other)
+    assert claim_workdir(str(tmp_path), now) == tmp_path
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(now.to_json())

@@ -1,5 +1,7 @@
 """The policy as a writer: one prefix for all prompts, and no shape that was not there before."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from memalpha import sampler
 from memalpha.batch import plan_micro_batches
 from memalpha.data import synthetic
 from memalpha.learner import init_state, make_update
+from memalpha.lm.trained import trained_writer
 from memalpha.memory import apply_batch
 from memalpha.model import init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
+from memalpha.policy import Policy
 from memalpha.prompts import load_template
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tools import format_call
@@ -130,3 +134,32 @@ def test_nothing_is_compiled_after_the_warm_up(micro):
     for number in (1, 2, 3):
         step(number)
         assert (counts() - before).tolist() == [0, 0, 0], number
+
+
+def test_the_writer_for_use_says_what_the_writer_of_training_says(micro):
+    """The engine that compiles in seconds, and `sampler.generate`."""
+    params = init_params(micro.model, jax.random.key(0))
+    params = jax.tree.map(lambda x: 8 * x if x.ndim == 2 else x, params)  # says different things
+    env = micro.env.replace(response_tokens=24)
+    instances = synthetic.generate_many(["facts", "events"], "test", 1)
+    used = trained_writer(params, micro.model, env)
+    trained = policy_writer(params, micro.model, env, 2, jax.random.key(0), 0.0)
+    ours, theirs = (run_episodes(env, instances, writer, ask=False) for writer in (used, trained))
+    for one, other in zip(ours, theirs, strict=True):
+        for step, like in zip(one.steps, other.steps, strict=True):
+            assert step.response.tokens.tolist() == like.response.tokens.tolist()
+            assert step.response.prompt.tolist() == like.response.prompt.tolist()
+            assert step.response.finished == like.response.finished
+    sampled = trained_writer(params, micro.model, env, temperature=1.0, seed=3)
+    together = run_episodes(env, instances, sampled, ask=False)[1].steps[0].response.tokens
+    first = run_episodes(env, instances[:1] * 2, sampled, ask=False)
+    assert first[0].steps[0].response.tokens.tolist() != first[1].steps[0].response.tokens.tolist()
+    again = run_episodes(env, [instances[1], instances[1]], sampled, ask=False)
+    assert again[1].steps[0].response.tokens.tolist() == together.tolist()
+
+
+def test_a_deep_policy_is_used_on_the_engine(micro, monkeypatch):
+    policy = Policy("deep", micro.model, init_params(micro.model, jax.random.key(0)), micro.env)
+    monkeypatch.setattr("memalpha.policy.trained_writer", lambda *a: "engine")
+    assert policy.writer() != "engine"
+    assert replace(policy, model=replace(micro.model, num_layers=9)).writer() == "engine"

@@ -95,6 +95,7 @@ def run_charts(metrics: Sequence[Mapping]) -> list[Chart]:
         for name, label in REWARDS.items()
     ]
     return rewards + [
+        Chart("exact entries", {"exact": "training"}, {"validation_exact": "validation"}, top=1.02),
         Chart("r1 of each source, validation", {}, sources, top=1.02),
         Chart("calls a step", {"calls": "made", "ok_calls": "executed"}),
         Chart("tokens of a step", {"response_tokens": "response", "prompt_tokens": "prompt"}),

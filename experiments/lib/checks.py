@@ -10,8 +10,11 @@ from experiments.lib.objects import (
     build_mesh,
     find_model,
     parameter_shardings,
+    read_adapter_spec,
 )
 from experiments.lib.readers import check_readers
+from experiments.lib.writers import TEACHERS
+from memalpha.data import SESSIONS
 from memalpha.losses import group_ids
 from memalpha.optimizer import OptimizerConfig
 from memalpha.retrieval import make_index
@@ -25,11 +28,17 @@ def check(config: ConfigDict) -> None:
     mesh = build_mesh(config)
     if config.model.path:
         parameter_shardings(find_model(config)[1], mesh)
-    if build_lora(config).rank and stage.steps:
+    if build_lora(config).rank and not config.model.path:
         raise ValueError(
-            f"config.lora.rank={config.lora.rank} with a warm start: adapters are for a model that"
-            " is there already. Set config.model.path, and config.warm_start.steps=0"
+            f"config.lora.rank={config.lora.rank} without config.model.path: adapters are for a"
+            " model that is there already. Set config.model.path, or config.lora.rank=0"
         )
+    if config.lora.path:
+        if not config.lora.rank:
+            raise ValueError(f"config.lora.path={config.lora.path!r} needs config.lora.rank")
+        read_adapter_spec(config)
+    if stage.teacher not in TEACHERS:
+        raise ValueError(f"config.warm_start.teacher={stage.teacher!r}: choose one of {TEACHERS}")
     make_index([], config.reward.retriever, config.reward.dimensions)
     group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
     OptimizerConfig(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)
@@ -43,8 +52,11 @@ def check(config: ConfigDict) -> None:
             " reward.normalise_each=False alone; set it to False"
         )
     check_readers(config)
-    if not config.data.sources:
-        raise ValueError("config.data.sources is empty: name at least one source")
+    if all(source in SESSIONS for source in config.data.sources):
+        raise ValueError(
+            f"config.data.sources={tuple(config.data.sources)}: name at least one that has a"
+            f" validation split; {' and '.join(sorted(SESSIONS))} have none"
+        )
     _check_batch_sizes(config, mesh)
 
 
@@ -66,6 +78,12 @@ def _check_counts(config: ConfigDict) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"config.{name}={value}: give at least 1")
+    for name, lengths in (("data", config.data.lengths), ("rl", rl.lengths)):
+        if any(not 1 <= length <= config.data.chunks for length in lengths):
+            raise ValueError(
+                f"config.{name}.lengths={tuple(lengths)}: give lengths from 1 to"
+                f" config.data.chunks={config.data.chunks}"
+            )
 
 
 def _check_batch_sizes(config: ConfigDict, mesh: Mesh | None) -> None:

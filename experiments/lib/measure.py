@@ -10,6 +10,7 @@ from experiments.lib.instances import build_every
 from experiments.lib.writers import rollout_rows, trained_writer
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Episode, Recaller, Step, Writer
+from memalpha.exactness import exact_share
 from memalpha.memory import Outcome
 from memalpha.model import ModelConfig, Params
 from memalpha.reading import run_baseline
@@ -20,7 +21,8 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
     """Means of rewards and sizes: metrics of calls over steps, all others over episodes.
 
     Episodes without a judged question are left out of r1 and counted in `failed`; `unanswered` is
-    the share of questions without a score. Metrics of steps are missing for systems without steps.
+    the share of questions without a score; `exact` that of the stored contents which say only what
+    the writer had read. Metrics of steps are missing for systems without steps.
     """
     steps = [step for episode in episodes for step in episode.steps]
     judged = [episode.r1 for episode in episodes if episode.valid]
@@ -35,7 +37,19 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
         "chunk_tokens": _mean([episode.chunk_tokens for episode in episodes]),
         "reader_tokens": _mean([answer.tokens for e in complete for answer in e.answers]),
     }
-    return result | (_of_steps(steps) if steps else {})
+    if not steps:
+        return result
+    silent = sum(rightly_silent(e.instance, step) for e in episodes for step in e.steps)
+    of_steps = _of_steps(steps) | {"exact": exact_share(episodes)}
+    return result | of_steps | {"r2_silence": of_steps["r2"] + silent / len(steps)}
+
+
+def rightly_silent(instance: Instance, step: Step) -> bool:
+    """Whether a response makes no call in a chunk whose notes say that it holds nothing to keep.
+
+    `r2_silence` counts such a step as 1, where r2 counts 0."""
+    notes = instance.metadata.get("notes")
+    return not step.calls and notes is not None and not notes[step.chunk]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -78,7 +92,7 @@ def validate(
     return result
 
 
-_SHOWN = ("r1", "r2", "r3", "r4", "failed", "unanswered")
+_SHOWN = ("r1", "r2", "r3", "r4", "exact", "failed", "unanswered")
 
 
 def table_of_writer(
@@ -99,5 +113,7 @@ def table_rows(episodes: Sequence[Episode]) -> dict[str, dict[str, float]]:
     """Source -> `summarise` of its episodes; "mean": the mean over sources, as in the paper."""
     rows = {source: summarise(its_episodes) for source, its_episodes in by_source(episodes).items()}
     names = next(iter(rows.values())).keys()
-    mean = {name: float(np.mean([row[name] for row in rows.values()])) for name in names}
-    return rows | {"mean": mean}
+    columns = {name: [row[name] for row in rows.values()] for name in names}
+    if "exact" in columns:  # says nothing of a source of which nothing was stored
+        columns["exact"] = [share for share in columns["exact"] if not np.isnan(share)]
+    return rows | {"mean": {name: _mean(column) for name, column in columns.items()}}

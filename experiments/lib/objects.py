@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -16,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.lib.instances import corpus_texts, is_synthetic
 from experiments.lib.readers import build_engines, probe, with_readers
-from memalpha import lora
+from memalpha import adapters, lora
 from memalpha.data import PHRASES, synthetic
 from memalpha.episode import Environment, MemorySpec
 from memalpha.hub import find_folder, read_config
@@ -27,7 +29,7 @@ from memalpha.model import ModelConfig, Params, init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
 from memalpha.paths import user_path
-from memalpha.policy import Policy, load_policy
+from memalpha.policy import Policy, load_policy, read_spec
 from memalpha.policy_spec import EnvironmentSpec, PolicySpec, PromptSettings, RetrievalSettings
 from memalpha.prompts import load_template, template_fragments
 from memalpha.sharding import (
@@ -198,7 +200,7 @@ def parameter_shardings(model: ModelConfig, mesh: Mesh | None):
 
 
 def build_lora(config: ConfigDict) -> LoraConfig:
-    return LoraConfig(**config.lora.to_dict())
+    return LoraConfig(config.lora.rank, config.lora.alpha, config.lora.layers)
 
 
 def build_loss(config: ConfigDict) -> LossConfig:
@@ -222,10 +224,36 @@ def build_loss(config: ConfigDict) -> LossConfig:
     )
 
 
-def init_trained(config: ConfigDict, params: Params, optimizer) -> TrainState:
-    """The state before the first step: a copy of the model, or new adapters for it."""
+def first_trained(config: ConfigDict, params: Params) -> Params:
+    """What is trained, before its first update: a copy of the model, new adapters for it, or those
+    of `config.lora.path`.
+
+    Raises ValueError where these are for another model, or of another rank than the config's.
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
-    return init_state(shard(lora.init(params, build_lora(config), key), mesh_of(params)), optimizer)
+    first = lora.init(params, build_lora(config), key)
+    if config.lora.path:
+        spec = read_adapter_spec(config)
+        given = adapters.read(adapters.find(config.lora.path), params, spec)
+        first = unflatten_dict(flatten_dict(first) | flatten_dict(given))  # keeps a value head
+    return shard(first, mesh_of(params))
+
+
+def read_adapter_spec(config: ConfigDict) -> PolicySpec:
+    """What the adapters of `config.lora.path` are; ValueError where they do not fit the config."""
+    path, asked = config.lora.path, build_lora(config)
+    folder = adapters.find(path)
+    spec = read_spec(folder)
+    if spec is None or not (folder / adapters.WEIGHTS).is_file():
+        raise ValueError(f"config.lora.path={path!r} is no folder of adapters")
+    if spec.lora != asked:
+        raise ValueError(f"config.lora.path={path!r} has {spec.lora}, config.lora says {asked}")
+    return spec
+
+
+def copy_state(trained: Params, optimizer) -> TrainState:
+    """The state before the first step of a stage, which leaves `trained` as it is."""
+    return init_state(jax.tree.map(jnp.copy, trained), optimizer)
 
 
 def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:

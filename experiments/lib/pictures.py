@@ -23,7 +23,8 @@ REWARDS = {
 LEGEND = (
     "r1: share of the questions answered right from the memory, its mean over sources and that of"
     " each; r2: share of the calls that were executed; r3: 1 - tokens of the memory / tokens of the"
-    " text; r4: share of the calls whose content fits its memory; memory: its tokens"
+    " text; r4: share of the calls whose content fits its memory; exact: share of stored contents"
+    " whose numbers, dates and names the writer had read; memory: its tokens"
 )
 WINDOW = 10  # steps of the running mean
 
@@ -166,12 +167,12 @@ def results_table(title: str, results: Mapping[str, Mapping[str, Mapping[str, fl
     table = Table(title=title)
     table.add_column("writer")
     short = [source.removeprefix("synthetic_") for source in sources]
-    for name in ("r1", *short, "r2", "r3", "r4", "memory"):
+    for name in ("r1", *short, "r2", "r3", "r4", "exact", "memory"):
         table.add_column(name, justify="right")
     for system, rows in results.items():
         mean = rows["mean"]
         cells = [mean["r1"], *(rows[source]["r1"] for source in sources)]
-        cells += [mean.get(name, float("nan")) for name in ("r2", "r3", "r4")]
+        cells += [mean.get(name, float("nan")) for name in ("r2", "r3", "r4", "exact")]
         memory_tokens = f"{mean['memory_tokens']:.0f}"
         table.add_row(system, *("" if np.isnan(c) else f"{c:.3f}" for c in cells), memory_tokens)
     return table

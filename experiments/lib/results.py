@@ -20,6 +20,7 @@ from experiments.lib.workdir import differences, write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.episode import Episode
+from memalpha.exactness import exact_share
 from memalpha.memory import Outcome
 from memalpha.paths import user_path
 
@@ -144,8 +145,9 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
 
 
 def instance_row(system: str, episode: Episode, seconds: float) -> Row:
-    """The row of an instance. r2 and r4 are None for a system without calls, r1 if all answers
-    failed; r3 and the sizes of memory and evidence if the model of a baseline failed."""
+    """The row of an instance. r2 and r4 are None for a system without calls, `exact` where nothing
+    was stored, r1 if all answers failed; r3 and the sizes of memory and evidence if the model of a
+    baseline failed."""
     steps, complete = episode.steps, episode.has_memory
     read = [answer.tokens for answer in episode.answers]
     calls = [outcome for step in steps for outcome in step.outcomes]
@@ -155,6 +157,7 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
         "r2": _mean_or_none([step.r2 for step in steps]),
         "r3": episode.r3 if complete else None,
         "r4": _mean_or_none([step.r4 for step in steps]),
+        "exact": _or_none(exact_share([episode])),
         "memory_tokens": int(episode.memory_tokens) if complete else None,
         "chunk_tokens": int(episode.chunk_tokens),
         "chunks": len(episode.instance.chunks),

@@ -46,7 +46,7 @@ def from_flags(config: ConfigDict) -> tuple[dict[str, list[Instance]], dict[str,
 def known_sources(config: ConfigDict, split: str) -> list[str]:
     """Names that `load_sources` knows, given the data folders of the config."""
     real = built_sets.find_split(config.data.built, split) if config.data.built else SOURCES
-    return [*(PREFIX + family for family in synthetic.GENERATORS), *real]
+    return [*(PREFIX + family for family in synthetic.FAMILIES), *real]
 
 
 def load_sources(

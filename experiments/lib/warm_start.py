@@ -1,12 +1,14 @@
-"""Warm start: supervised training that a from-scratch model needs before reinforcement learning.
+"""Warm start: supervised training before reinforcement learning.
 
-It first learns to copy, as any pretrained model can: spans of random tokens, then pieces of the
-lines of a chunk inside of calls. Then it learns to imitate a deliberately poor writer.
+A model from scratch first learns to copy, as any pretrained model can: spans of random tokens, then
+pieces of the lines of a chunk inside of calls. Then it learns to imitate a scripted writer: the
+deliberately poor one, or for pretrained models a careful one (`config.warm_start.teacher`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,10 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.lib.instances import training_batches
+from experiments.lib.objects import build_lora, first_trained
 from experiments.lib.progress import progress
 from experiments.lib.step_log import check_finite
 from experiments.lib.workdir import MetricsLog, own_folder
-from experiments.lib.writers import is_flat, poor_writer
+from experiments.lib.writers import is_flat, teacher
+from memalpha import lora
 from memalpha.batch import Batch, Rows, Tokens, plan_micro_batches, take
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.episode import Environment, Turn, Writer
@@ -43,19 +47,20 @@ def warm_start(
     params: Params,
     events: bool = False,
 ) -> Params:
-    """Trains `params` to copy, to quote, then to imitate the poor writer; continues from its
-    checkpoints. Returns the parameters after `config.warm_start.steps` updates in all; 0: as given.
-    `events`: write TensorBoard events beside the log.
+    """Trains a writer to copy, to quote, then to imitate the teacher; continues from its
+    checkpoints. Returns what `config.lora` says is trained, the model or its adapters, after
+    `config.warm_start.steps` updates in all; 0: as it was. `params` are not changed. `events`:
+    write TensorBoard events beside the log.
     """
-    stage = config.warm_start
+    stage, adapters = config.warm_start, build_lora(config)
     if not stage.steps:
-        return params
+        return first_trained(config, params) if adapters.rank else params
     trace_steps = max(stage.steps - stage.copy_steps - stage.quote_steps, 1)
     # A short memory of squared gradients (b2): with 0.999 copying had not appeared after 300 steps.
     optimizer = make_optimizer(
         OptimizerConfig(
             learning_rate=stage.learning_rate,
-            warmup_steps=20,
+            warmup_steps=stage.warmup_steps,
             total_steps=stage.steps,
             schedule="stable_decay",
             decay_share=trace_steps / stage.steps,
@@ -64,9 +69,9 @@ def warm_start(
             b2=0.99,
         )
     )
-    update = make_supervised_update(model, optimizer)
+    update = make_supervised_update(model, optimizer, partial(lora.attach, config=adapters))
     batches = training_batches(config)
-    state, first = init_state(params, optimizer), 0
+    state, first = init_state(first_trained(config, params), optimizer), 0
     with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:
         if (checkpoint := restore(checkpoints, state)) is not None:
             first, state = checkpoint
@@ -82,7 +87,7 @@ def warm_start(
         with progress("warm start", stage.steps, first) as report:
             for step, batch in ahead(make, range(first, stage.steps)):
                 plan = plan_micro_batches(batch, stage.micro_batch or None)
-                state, metrics = update(state, batch, plan)
+                state, metrics = update(state, batch, plan, params if adapters.rank else None)
                 metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 log.write(step, metrics)
                 check_finite(metrics, step, "warm start")
@@ -158,20 +163,32 @@ def _store(memory: str, content: str) -> Call:
 
 
 def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
-    """Rows of the poor writer's episodes."""
+    """Rows of the teacher's episodes."""
     rng = np.random.default_rng([config.seed, step, 11])
-    return _batch(config, env, batches, step, poor_writer(config, env, rng))
+    return _batch(config, env, batches, step, teacher(config, env, rng))
 
 
 def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Writer) -> Batch:
-    """`rows` rows of episodes of a writer; responses over the token limit are left out."""
+    """`rows` rows of episodes of a writer; responses over the token limit are left out.
+
+    Where streams differ in length there are twice as many steps, of which `rows` are drawn."""
     rows, limit = config.warm_start.rows, config.prompt.response_tokens
-    instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
+    lengths = config.data.get("lengths")
+    if lengths:
+        instances = batches(TRACES // rows + step, -(-2 * rows * len(lengths) // sum(lengths)))
+    else:
+        instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
     episodes = [
         replace(e, steps=[s for s in e.steps if len(s.response.tokens) <= limit])
         for e in run_episodes(env, instances, writer, seed=step, ask=False)
     ]
-    room = sum(len(instance.chunks) for instance in instances)
-    batch = take(to_batch(episodes, 1, config.prompt.tokens, limit, room), np.arange(rows))
+    count = sum(len(episode.steps) for episode in episodes)
+    room = max(rows, sum(len(instance.chunks) for instance in instances))
+    whole = to_batch(episodes, 1, config.prompt.tokens, limit, room)
+    chosen = np.arange(rows)
+    if lengths and count > rows:
+        rng = np.random.default_rng([config.seed, step, 23])
+        chosen = rng.choice(count, size=rows, replace=False)
+    batch = take(whole, chosen)
     # The questions were skipped, so no row has a reward; every row with a response is valid here.
     return Batch(batch.tokens, rows=Rows(valid=batch.tokens.completion_mask.any(axis=1)))

@@ -48,7 +48,11 @@ def claim_workdir(workdir: str, config: ConfigDict) -> Path:
             before = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise WorkdirError(f"{path} is no JSON ({error}): choose another workdir") from None
-        differ = sorted(differences(comparable(before), comparable(now)))
+        differ = [
+            (name, old, new)
+            for name, old, new in sorted(differences(comparable(before), comparable(now)))
+            if (old, new) != (ABSENT, ADDED.get(name, ABSENT))
+        ]
         if differ:
             lines = "\n".join(f"  {name}: was {old!r}, is {new!r}" for name, old, new in differ)
             raise WorkdirError(
@@ -67,13 +71,26 @@ def own_folder(folder: Path) -> Path:
     return own
 
 
+ABSENT = "(absent)"
+# Fields of newer versions, with the values under which a run goes on as it began without them.
+ADDED = {
+    "data.lengths": [],
+    "data.session_questions": 0,
+    "lora.path": "",
+    "reward.silence": False,
+    "rl.lengths": [],
+    "warm_start.teacher": "poor",
+    "warm_start.warmup_steps": 20,
+}
+
+
 def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted name, old, new) of every value that differs between two JSON objects."""
     if isinstance(before, dict) and isinstance(now, dict):
         differing = []
         for key in before.keys() | now.keys():
             inner = f"{name}.{key}" if name else key
-            differing += differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
+            differing += differences(before.get(key, ABSENT), now.get(key, ABSENT), inner)
         return differing
     return [] if before == now else [(name, before, now)]
 

@@ -1,13 +1,14 @@
-"""Writers of a config: the policy, the perfect writer, and the poor writer to imitate."""
+"""Writers of a config: the policy, the perfect writer, and the teachers of the warm start."""
 
 import jax
 from ml_collections import ConfigDict
 
-from memalpha.baselines.scripted import Flaws, perfect, poor_response
+from memalpha.baselines.scripted import Flaws, careful, perfect, poor_response
 from memalpha.episode import Clock, Environment, Turn, Writer
 from memalpha.model import ModelConfig, Params
 from memalpha.rollout import scripted_writer
 from memalpha.sharding import gather
+from memalpha.tokenizer import encode
 from memalpha.tools import format_response
 from memalpha.writer import policy_writer
 
@@ -25,7 +26,7 @@ def perfect_writer(env: Environment) -> Writer:
 
 
 def poor_writer(config: ConfigDict, env: Environment, rng) -> Writer:
-    """The writer that the warm start imitates; its responses carry their prompts."""
+    """A teacher with the flaws of `config.warm_start`; its responses carry their prompts."""
     flaws = Flaws(**{k: config.warm_start[k] for k in Flaws.__dataclass_fields__})
 
     def respond(turn: Turn) -> str:
@@ -34,6 +35,32 @@ def poor_writer(config: ConfigDict, env: Environment, rng) -> Writer:
         )
 
     return scripted_writer(env, respond, with_prompts=True)
+
+
+def careful_writer(config: ConfigDict, env: Environment) -> Writer:
+    """Stores what `careful` chooses, as far as a response has room; its responses carry their
+    prompts. It does not know the questions."""
+    room = config.prompt.response_tokens - 1  # one token is the end of sequence
+    count = lambda text: len(encode(env.prompt.tokenizer, text))
+
+    def respond(turn: Turn) -> str:
+        said = ""
+        for call in careful(turn.instance, turn.chunk, turn.view, is_flat(env)):
+            longer = "\n".join(filter(None, (said, format_response([call], env.prompt.dialect))))
+            said = longer if count(longer) <= room else said
+        return said
+
+    return scripted_writer(env, respond, with_prompts=True)
+
+
+TEACHERS = ("poor", "careful")
+
+
+def teacher(config: ConfigDict, env: Environment, rng) -> Writer:
+    """The writer that the warm start imitates: `config.warm_start.teacher`."""
+    if config.warm_start.teacher == "careful":
+        return careful_writer(config, env)
+    return poor_writer(config, env, rng)
 
 
 def rollout_rows(config: ConfigDict) -> int:

@@ -1,5 +1,10 @@
 """The command line of the agent.
 
+python -m memalpha.agent chat
+
+This uses the writer that the package brings, memalpha-smollm2, which fetches its base model (98 MB)
+at its first use and then works offline. A writer of your own:
+
 python -m memalpha.agent observe --checkpoint=runs/tiny --store=me.db "Rex is the dog of Ana."
 python -m memalpha.agent ask --checkpoint=runs/tiny --store=me.db "Whose dog is Rex?"
 python -m memalpha.agent chat --checkpoint=runs/tiny --store=me.db
@@ -36,6 +41,7 @@ from memalpha.paths import user_path
 from memalpha.prompts import escape
 from memalpha.tokenizer import load_tokenizer
 
+DEFAULT_WRITER = "memalpha-smollm2"
 HELP = "lines starting with / are commands: /memory /history /undo /quit"
 
 
@@ -46,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors=errors)  # bytes that are no text must not end a conversation
     logging.set_verbosity(logging.ERROR)  # Orbax logs every file of a checkpoint
     try:
+        options.store = options.store or default_store()
         options.run(options)
     except (ValueError, RuntimeError, OSError) as error:
         # Some errors of libraries have many lines.
@@ -67,7 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=about)
         command.set_defaults(run=run)
-        command.add_argument("--store", required=True, help="file of the memories")
+        command.add_argument(
+            "--store",
+            help="file of the memories (default: ~/.local/share/memalpha/memory.db)",
+        )
         if name != "show":
             _add_models(command)
         if name != "serve":
@@ -86,9 +96,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
-    writer = command.add_mutually_exclusive_group(required=True)
+    writer = command.add_mutually_exclusive_group()
     writer.add_argument(
-        "--checkpoint", help="workdir of a finished run, model folder, GGUF file, hub id or smollm2"
+        "--checkpoint",
+        default=DEFAULT_WRITER,
+        help="workdir of a finished run, folder of adapters, model folder, GGUF file, hub id or"
+        " smollm2 (default: %(default)s)",
     )
     writer.add_argument("--writer-model", help="prompted model on a server, in its place")
     command.add_argument("--writer-url", help="of that server, such as http://127.0.0.1:8000/v1")
@@ -104,6 +117,14 @@ def _add_models(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tokenizer", help="folder or hub id of the writer model's; default: bytes are counted"
     )
+
+
+def default_store() -> str:
+    """`$XDG_DATA_HOME/memalpha/memory.db`, else below `~/.local/share`; its folder is created."""
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    folder = user_path(data) / "memalpha"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / "memory.db")
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ from memalpha.lm.roles import lm_writer, prompted_environment
 from memalpha.paths import cache_folder, user_path
 from memalpha.policy import load_policy, read_spec
 
-REPLY_TOKENS = 192  # of a writer or reader in this process: what a laptop generates in ten seconds
+REPLY_TOKENS = 128  # of a writer or reader in this process: seconds on a laptop
 MIN_CONTEXT = 1024  # tokens: the instructions of a prompted writer alone are about 700
 
 

@@ -63,7 +63,7 @@ FUNCTIONS = {  # name: what it does, and its arguments
     "recall_search": ("Find messages that left the queue.", {"query": "Words to look for."}),
 }
 
-_KNOWN = {name: {*arguments, "page", "heartbeat"} for name, (_, arguments) in FUNCTIONS.items()}
+_KNOWN = {name: (*arguments, "page", "heartbeat") for name, (_, arguments) in FUNCTIONS.items()}
 _ARGUMENTS = set().union(*_KNOWN.values())
 _MAIN = ("working", "summary", "queue")  # placeholders of the main form
 _COUNTS = ("used", "limit", "evicted", "archived", "notice", "budget")

@@ -67,6 +67,7 @@ FOLDERS = {
 # Files of another source that lie in the same folder.
 SHARED = [pattern for patterns in longmemeval.FILES.values() for pattern in patterns]
 SHARED += infbench.FILES.values()
+SESSIONS = frozenset(longmemeval.FILES)  # each question brings sessions of its own; no validation
 # Fixed strings of the chunks and questions of all of them, for a tokenizer trained on them.
 PHRASES = (*squad.PHRASES, *labelled.PHRASES)
 
@@ -78,6 +79,7 @@ def load_source(
     sizes: Sizes,
     seed: int,
     count_tokens: Callable[[str], int],
+    fewer: bool = False,
 ) -> list[Instance]:
     """`sizes.count` instances of a source, the same for the same arguments and files.
 
@@ -91,6 +93,7 @@ def load_source(
             e.g. `show` of the labelled sources.
         seed: of the choice of paragraphs, examples and questions; splits do not depend on it.
         count_tokens: number of tokens of a text.
+        fewer: a split with fewer instances gives those that it has.
 
     Raises:
         ValueError: an unknown source or split, a file that is absent or malformed, a split that is
@@ -102,7 +105,7 @@ def load_source(
     instances = list(
         map(stamp, make_instances(name, load(data_dir), split, sizes, seed, count_tokens))
     )
-    if len(instances) < sizes.count:
+    if len(instances) < (1 if fewer else sizes.count):
         raise ValueError(
             f"{name}: the {split!r} split gives {len(instances)} instances of these sizes, not"
             f" {sizes.count}; ask for fewer"

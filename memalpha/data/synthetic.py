@@ -1,10 +1,12 @@
-"""Synthetic instances in natural-looking English: five families, any length, no download.
+"""Synthetic instances in natural-looking English: six families, any length, no download.
 
 `tales` makes up what is worth remembering, and what is asked about it; here it is spread over
-chunks among filler, in the formats of the published sources.
+chunks among filler, in the formats of the published sources. The family `chats` looks like what
+people type to an assistant and has a package of its own.
 
 `metadata["notes"]` lists, for each chunk, what a perfect writer would store: objects with `memory`
 (core, semantic or episodic), `content` and `replaces` (the content it supersedes, or None).
+`metadata["evidence"]` of chats lists, for each question, the contents of the notes that answer it.
 Entities (people, firms, things, sentences) are disjoint between train, validation and test.
 """
 
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memalpha.data import lexicon
+from memalpha.data import chats, lexicon
 from memalpha.data.instance import Instance, Question, validate
 from memalpha.data.tales import GENERATORS, SPLITS, Tale, pick
 
@@ -45,6 +47,7 @@ def _book(day: datetime.date, lines: list[str]) -> str:
     )
 
 
+FAMILIES = (*GENERATORS, "chats")
 # What every chunk repeats: a small tokenizer may hold each as one token.
 PHRASES = (
     "[Dialogue between User and Assistant on ", " 00:00]\n<User> Some notes to keep:\n",
@@ -82,7 +85,7 @@ def generate(family: str, split: str, index: int, seed: int = 0, **sizes: float)
     """One instance; the same arguments always give the same instance.
 
     Args:
-        family: facts | events | labels | story | updates.
+        family: facts | events | labels | story | updates | chats.
         split: train | validation | test; entities of different splits never meet.
         index: number of the instance within the split.
         seed: of the data set.
@@ -92,33 +95,45 @@ def generate(family: str, split: str, index: int, seed: int = 0, **sizes: float)
         ValueError: an unknown family or split, sizes out of range, or a stream so long that the
             split runs out of entities.
     """
-    if family not in GENERATORS:
-        raise ValueError(f"unknown synthetic family {family!r}; known: {', '.join(GENERATORS)}")
+    if family not in FAMILIES:
+        raise ValueError(f"unknown synthetic family {family!r}; known: {', '.join(FAMILIES)}")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     stream = StreamSizes(**sizes)
-    rng = np.random.default_rng(
-        [seed, index, list(GENERATORS).index(family), list(SPLITS).index(split)]
-    )
-    most = stream.facts_per_chunk + (family == "labels")  # a class needs more than one example
-    beats = [int(n) for n in rng.integers(max(1, most - 1), most + 1, size=stream.chunks)]
-    tale = GENERATORS[family](rng, split, beats)
-    texts, notes, questions = _tell(family, rng, tale, stream, most)
+    rng = np.random.default_rng([seed, index, FAMILIES.index(family), list(SPLITS).index(split)])
+    write = _write_chats if family == "chats" else _write_tale
+    texts, notes, questions, about = write(family, rng, split, stream)
     if len(questions) > stream.max_questions:
         chosen = sorted(rng.choice(len(questions), size=stream.max_questions, replace=False))
         questions = [questions[i] for i in chosen]
-    metadata = {"notes": notes, "split": split, "seed": seed}
-    if tale.label_names:
-        metadata["label_names"] = tale.label_names
+        if "evidence" in about:
+            about["evidence"] = [about["evidence"][i] for i in chosen]
     return validate(
         Instance(
             source=f"synthetic_{family}",
             instance_id=f"{family}-{split}-{seed}-{index}-{stream.chunks}",
             chunks=tuple(texts),
             questions=tuple(questions),
-            metadata=metadata,
+            metadata={"notes": notes, "split": split, "seed": seed} | about,
         )
     )
+
+
+Written = tuple[list[str], list[list[dict]], list[Question], dict]  # the last: further metadata
+
+
+def _write_chats(family: str, rng: np.random.Generator, split: str, stream: StreamSizes) -> Written:
+    written = chats.write(rng, split, stream.chunks, stream.facts_per_chunk, stream.filler_share)
+    questions, evidence = written.questions()
+    return written.chunks, written.notes, questions, {"evidence": evidence}
+
+
+def _write_tale(family: str, rng: np.random.Generator, split: str, stream: StreamSizes) -> Written:
+    most = stream.facts_per_chunk + (family == "labels")  # a class needs more than one example
+    beats = [int(n) for n in rng.integers(max(1, most - 1), most + 1, size=stream.chunks)]
+    tale = GENERATORS[family](rng, split, beats)
+    about = {"label_names": tale.label_names} if tale.label_names else {}
+    return *_tell(family, rng, tale, stream, most), about
 
 
 def _tell(

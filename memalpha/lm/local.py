@@ -7,7 +7,7 @@ instructions reads only what is new in it. Parameters on a mesh keep their shard
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from os.path import commonprefix
 from pathlib import Path
@@ -138,42 +138,58 @@ class FlaxModel:
         that does not fit the context is an error in its generation. `tools` is not used: the chats
         describe the tools. A `stop` saves time where it stands inside one token, as line ends do.
         """
+        encoded = [self._encode(chat) for chat in prompts]
+        ends = ids_with(self.tokenizer, tuple(stop))
+        replies = self.complete(encoded, max_new_tokens, temperature, seed, ends)
+        return [
+            Generation("", len(ids), error=self._refusal(len(ids), max_new_tokens))
+            if tokens is None
+            else Generation(cut_at(decode(self.tokenizer, tokens), stop), len(ids), len(tokens))
+            for ids, tokens in zip(encoded, replies, strict=True)
+        ]
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: Seed = 0,
+        ends: Collection[int] = (),
+    ) -> list[list[int] | None]:
+        """`generate` in token ids: the reply to each prompt, the token that ended it included; None
+        where the prompt is empty or does not fit the context. `ends`: ids that end a reply beside
+        `stop_ids`."""
         if max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
         check_seeds(seed, len(prompts))
         root, numbers = (seed, range(len(prompts))) if isinstance(seed, int) else (0, seed)
-        encoded = [self._encode(chat) for chat in prompts]
-        room = self.context_tokens - max_new_tokens
-        results = [
-            Generation("", len(ids), error=self._refusal(len(ids), max_new_tokens))
-            for ids in encoded
-        ]
+        results: list[list[int] | None] = [None] * len(prompts)
         # The longest first: a batch that does not fit the device then fails at once.
-        fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= room]
-        waiting = sorted(fitting, key=lambda i: -len(encoded[i]))
-        shared = common_start([encoded[i] for i in fitting])
+        room = self.context_tokens - max_new_tokens
+        fitting = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= room]
+        waiting = sorted(fitting, key=lambda i: -len(prompts[i]))
+        shared = common_start([prompts[i] for i in fitting])
         start = self._start(shared) if shared else None
-        ends = sorted({*self.stop_ids, *ids_with(self.tokenizer, tuple(stop))})
+        ends = sorted({*self.stop_ids, *ends})
         progress = _Progress(len(waiting), self.on_progress)
         while waiting:
-            rows = self._rows(len(encoded[waiting[0]]) + max_new_tokens, len(waiting))
+            rows = self._rows(len(prompts[waiting[0]]) + max_new_tokens, len(waiting))
             taken, waiting = waiting[:rows], waiting[rows:]
             ids = [*(int(numbers[i]) for i in taken), *_fillers(rows - len(taken))]
             under_way = blocks.begin(
                 self.params,
                 self.config,
                 start,
-                [encoded[i][len(shared) :] for i in taken],
+                [prompts[i][len(shared) :] for i in taken],
                 sampler.row_keys(jax.random.key(root), ids),
                 max_new_tokens,
             )
-            progress.add(sum(len(encoded[i]) for i in taken))
+            progress.add(sum(len(prompts[i]) for i in taken))
             replies = blocks.finish(
                 self.params, self.config, under_way, temperature, ends, progress.add
             )
             for i, tokens in zip(taken, replies, strict=False):
-                text = cut_at(decode(self.tokenizer, tokens), stop)
-                results[i] = Generation(text, len(encoded[i]), len(tokens))
+                results[i] = tokens
             progress.end(len(taken))
         return results
 
