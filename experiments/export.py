@@ -2,7 +2,6 @@
 
     python -m experiments.export --workdir=runs/tiny --out=writer
     python -m experiments.export --workdir=model.Q4_K_M.gguf --out=model --dtype=bfloat16
-
     python -m experiments.export --workdir=runs/smollm2 --out=adapters --adapters
 
 Writes a folder with config.json, safetensors and the tokenizer. Adapters are merged into the model,

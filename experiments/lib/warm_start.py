@@ -173,11 +173,9 @@ def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Wri
 
     Where streams differ in length there are twice as many steps, of which `rows` are drawn."""
     rows, limit = config.warm_start.rows, config.prompt.response_tokens
-    lengths = config.data.get("lengths")
-    if lengths:
-        instances = batches(TRACES // rows + step, -(-2 * rows * len(lengths) // sum(lengths)))
-    else:
-        instances = batches(TRACES // rows + step, -(-rows // config.data.chunks))
+    lengths = config.data.lengths or (config.data.chunks,)
+    wanted = 2 * rows if config.data.lengths else rows
+    instances = batches(TRACES // rows + step, -(-wanted * len(lengths) // sum(lengths)))
     episodes = [
         replace(e, steps=[s for s in e.steps if len(s.response.tokens) <= limit])
         for e in run_episodes(env, instances, writer, seed=step, ask=False)
@@ -186,7 +184,7 @@ def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Wri
     room = max(rows, sum(len(instance.chunks) for instance in instances))
     whole = to_batch(episodes, 1, config.prompt.tokens, limit, room)
     chosen = np.arange(rows)
-    if lengths and count > rows:
+    if config.data.lengths and count > rows:
         rng = np.random.default_rng([config.seed, step, 23])
         chosen = rng.choice(count, size=rows, replace=False)
     batch = take(whole, chosen)
