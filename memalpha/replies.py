@@ -34,6 +34,7 @@ _WORD = re.compile(r"[\w.+-]+")
 _KEY = re.compile(r"[A-Za-z_]\w*(?=\s*:)")
 _ESCAPE = re.compile(r"(?:\\u[0-9a-fA-F]{4})+|\\.", re.DOTALL)
 _CUT_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{0,4}\Z")  # the decoder calls a whole one cut too
+_LITERALS = ("true", "false", "null", "-0")  # what the decoder reads whole or not at all
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _LEAD = re.compile(r"\s*(?:```\w*\s*)?(?:\[\s*)?")  # a code fence, a list
@@ -53,8 +54,8 @@ def visible(text: str) -> str:
 def thinking_length(text: str) -> int:
     """Number of characters up to the end of the last `</think>`; all if a `<think>` is not closed.
 
-    A mark inside the readable JSON of a call, or inside a string that is cut off by the end of the
-    text, is part of a content and does not end the thinking.
+    A mark inside the readable JSON of a call, or inside JSON that is cut off by the end of the text,
+    is part of a content and does not end the thinking.
     """
     if "think>" not in text:
         return 0
@@ -86,8 +87,9 @@ def clean(value: object) -> object:
 def read_strict(text: str, start: int) -> tuple[dict | None, int]:
     """The JSON object at `start` (after white space) and its end, or (None, start).
 
-    A duplicate key is an error, because one of its values would be lost. A string that is never
-    closed contains the rest of the text, calls included; then the end of the text is returned.
+    A duplicate key is an error, because one of its values would be lost. If the text ends before
+    the object does, the end of the text is returned: a string that is never closed contains the
+    rest of the text, calls included.
     """
     brace = _SPACE.match(text, start).end()
     if not text.startswith("{", brace):
@@ -100,12 +102,15 @@ def read_strict(text: str, start: int) -> tuple[dict | None, int]:
 
 
 def _is_unclosed(text: str, error: Exception) -> bool:
-    """Whether the decoder failed at a string that the end of the text cuts off, be it inside of an
-    escape."""
+    """Whether the decoder failed because the text ends: in a string, in an escape, or between the
+    members of an object."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     in_escape = error.msg.startswith("Invalid \\u") and len(text) - error.pos <= len("\\u0000")
-    return error.msg.startswith("Unterminated") or (in_escape and bool(_CUT_ESCAPE.search(text)))
+    if error.msg.startswith("Unterminated") or (in_escape and _CUT_ESCAPE.search(text)):
+        return True
+    rest = text[error.pos :].strip()
+    return any(literal.startswith(rest) for literal in _LITERALS)
 
 
 def read_object(text: str, start: int = 0) -> tuple[dict | None, int, bool]:

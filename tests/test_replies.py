@@ -23,6 +23,9 @@ from memalpha.replies import breaks_off, find_items, find_objects, find_with, re
         ('x</think><tool_call>{"a": "</think> cut', '<tool_call>{"a": "</think> cut'),
         ('x</think>✿ARGS✿: {"a": "</think> \\u00', '✿ARGS✿: {"a": "</think> \\u00'),
         ('x✿ARGS✿: {"a": "</think> \\u00q', "\\u00q"),  # broken, and not cut off
+        ('x</think>✿ARGS✿: {"a": "</think>"', '✿ARGS✿: {"a": "</think>"'),
+        ('x</think>✿ARGS✿: {"a": "</think>", "b": ', '✿ARGS✿: {"a": "</think>", "b":'),
+        ('x</think>✿ARGS✿: {"a": "</think>", "b": tr', '✿ARGS✿: {"a": "</think>", "b": tr'),
         ('x</think>✿ARGS✿: {"a": "<think>\n"}', '✿ARGS✿: {"a": "<think>\n"}'),
         ('<tool_call>{"a": "b</think> {"c": "d"}', '{"c": "d"}'),
     ],
