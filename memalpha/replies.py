@@ -54,8 +54,8 @@ def visible(text: str) -> str:
 def thinking_length(text: str) -> int:
     """Number of characters up to the end of the last `</think>`; all if a `<think>` is not closed.
 
-    A mark inside the readable JSON of a call, or inside JSON that is cut off by the end of the text,
-    is part of a content and does not end the thinking.
+    A mark inside the readable JSON of a call, or inside JSON that the end of the text cuts off, is
+    part of a content and does not end the thinking.
     """
     if "think>" not in text:
         return 0
