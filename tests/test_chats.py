@@ -25,6 +25,8 @@ from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_response
 
 PERSONS = {"who", "whose", "Who", "Whose"}
+VERB = ("verb", "object")
+COMPOSED = {"kin": ("rel", "name"), "do": VERB, "does": VERB, "did": VERB}  # slot -> its slots
 
 
 def chats(split="train", count=40, chunks=4, **sizes):
@@ -42,7 +44,7 @@ def noted(instance):
 
 def slots_of(template):
     names = {f.removeprefix("a_") for _, f, _, _ in string.Formatter().parse(template) if f}
-    return (names - {"kin"}) | {"rel", "name"} if "kin" in names else names
+    return {part for name in names for part in COMPOSED.get(name, (name,))}
 
 
 def test_the_same_arguments_give_the_same_instance():

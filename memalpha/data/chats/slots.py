@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from memalpha.data.chats.dates import MONTHS, WEEKDAYS, Day, coming, day_month
-from memalpha.data.chats.words import pool, with_article
+from memalpha.data.chats.words import pool, third_person, with_article
 
 TODAY = (" today", " this morning", " this afternoon")
 _WHEN = (*TODAY, "", "", "", " yesterday", " last week", " two days ago", " at the weekend")
@@ -88,6 +88,15 @@ class Values(dict):
         elif slot in ("kin", "rel", "name"):
             self["rel"], self["name"] = self._draws.relative(self._subject)
             self["kin"] = f"{self['rel']} {self['name']}"
+        elif slot in ("do", "does"):
+            self["verb"], self["object"] = self._draws.word("pursuit").split("|")
+            self["do"] = f"{self['verb']} {self['object']}"
+            self["does"] = f"{third_person(self['verb'])} {self['object']}"
+        elif slot == "did":
+            self["verb"], past, self["object"] = self._draws.word("deed").split("|")
+            self["did"] = f"{past} {self['object']}"
+        elif slot in ("thing", "state"):
+            self["thing"], self["state"] = self._draws.word("state").split("|")
         elif slot in ("date", "birthday"):
             self[slot] = self._date(slot)
         elif slot in GENERATED:

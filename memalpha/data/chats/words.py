@@ -67,3 +67,12 @@ def with_article(value: str) -> str:
         return value
     vowel = value[0].lower() in "aeiou" and not value.lower().startswith(_LIKE_CONSONANTS)
     return f"{'an' if vowel or value.startswith(_LETTERS) else 'a'} {value}"
+
+
+def third_person(verb: str) -> str:
+    """The verb as it stands after "she"."""
+    if verb == "have":
+        return "has"
+    if verb.endswith("y") and verb[-2] not in "aeiou":
+        return f"{verb[:-1]}ies"
+    return f"{verb}{'es' if verb.endswith(('s', 'sh', 'ch', 'x', 'o')) else 's'}"
