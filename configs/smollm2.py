@@ -14,7 +14,7 @@ call. Streams of 2, 4 and 8 chunks take turns, single lines as a person types th
 
 Arguments, after a colon and separated by commas:
 
-    laptop    2 CPU cores, float32: the supervised start takes about 15 minutes, the rest hours
+    laptop    2 CPU cores, float32: the supervised start takes about 70 minutes, the rest hours
     gpu       one GPU of 80 GB, bfloat16, more episodes a step
     smoke     every stage in few steps, too short to learn anything
     field=value   any field of the config, e.g. configs/smollm2.py:laptop,data.dir=DIR,seed=1
@@ -32,15 +32,19 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config = tiny.get_config()
     config.title = "SmolLM2-135M-Instruct learns to write its memory"
     config.data.update(
-        sources=(
+        sources=(  # every second stream is a chat
             "squad",
             "synthetic_chats",
             "trec_coarse",
+            "synthetic_chats",
             "lme_train",
+            "synthetic_chats",
             "nlu",
+            "synthetic_chats",
             "synthetic_updates",
             "synthetic_chats",
             "synthetic_story",
+            "synthetic_chats",
         ),
         dir=os.environ.get("MEMALPHA_DATA_DIR", "data"),
         chunks=8,
@@ -59,14 +63,14 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.reward.update(top_k=10, gamma=0.1, silence=True)
     config.warm_start.update(
         teacher="careful",
-        steps=20,
+        steps=120,
         copy_steps=0,  # a pretrained model can copy
         quote_steps=0,
         rows=16,
         micro_batch=4,
         optimizer="adamw",
         learning_rate=1e-3,
-        warmup_steps=3,
+        warmup_steps=5,
     )
     config.rl.update(
         steps=60,

@@ -11,12 +11,14 @@ from configs import tiny
 from experiments.lib.instances import training_batches
 from experiments.lib.sources import known_sources
 from experiments.lib.writers import poor_writer
+from memalpha.agent.memory_agent import dialogue
 from memalpha.baselines import no_memory
 from memalpha.baselines.scripted import perfect
 from memalpha.data import synthetic
-from memalpha.data.chats import words
+from memalpha.data.chats import _shortened, words
 from memalpha.data.chats.dates import Day, coming, head, nth
 from memalpha.data.chats.facts import kinds, tell
+from memalpha.data.chats.forms import Line
 from memalpha.data.chats.slots import Draws, Subject
 from memalpha.judge_rules import judge_content
 from memalpha.memory import MEMORY_NAMES
@@ -224,3 +226,21 @@ def test_a_correction_never_repeats_the_value():
 )
 def test_articles(value, said):
     assert words.with_article(value) == said
+
+
+def test_many_single_messages_look_as_the_agent_shows_them():
+    typed = re.compile(
+        r"\[Dialogue between User and Assistant on (\S+ \S+)\]\n<User> (.*)\n<Assistant> Noted\.",
+        re.DOTALL,
+    )
+    found = [typed.fullmatch(chunk) for i in chats("train") for chunk in i.chunks]
+    found = [match for match in found if match]
+    assert len(found) >= 20
+    assert all(dialogue(match[2], match[1]) == match[0] for match in found)
+
+
+def test_small_talk_is_left_out_of_a_dialogue_that_is_too_long():
+    lines = [Line("A", "one two three", True), Line("B", "x " * 60), Line("A", "y " * 60)]
+    assert _shortened(lines) == lines[:2]
+    facts = [Line("A", "z " * 70, True)] * 2
+    assert _shortened(facts) == facts

@@ -21,6 +21,8 @@ from memalpha.data.instance import Question
 CAST = 3  # people with names who talk to each other at a time
 CORRECTIONS = 0.5  # share of the facts of a chunk that correct an earlier one, where there is one
 MOST_CORRECTIONS = 2  # of one fact
+OBSERVED = 0.6  # share of single messages that look as `MemoryAgent` shows them to its writer
+MOST_WORDS = 90  # of a dialogue, as far as there is filler to leave out
 SLIPS = 0.08  # share of the facts that are corrected within the same chunk
 
 
@@ -114,22 +116,28 @@ class Stream:
 
     def _typed(self, date: datetime.date) -> str:
         """A message without a speaker: mostly one bare line."""
-        rng, day = self.draws.rng, self._day(date, 0.4)
+        rng, is_observed = self.draws.rng, self.draws.rng.random() < OBSERVED
+        day = forms.logged_day(rng, date) if is_observed else self._day(date, 0.4)
         count = 1 if rng.random() < 0.7 else int(rng.integers(1, min(self._most, 3) + 1))
         lines = []
         for _ in range(count):
             lines += self._fact_lines(self._user, forms.NOBODY, day)
         if rng.random() < self._filler / 3:
             lines.insert(0, Line(forms.NOBODY, forms.small_talk(self.draws)))
-        return forms.message(self.draws, day, lines)
+        return self._message(day, lines, is_observed)
+
+    def _message(self, day: Day, lines: list[Line], is_observed: bool) -> str:
+        """What one person types: as it is, or as `MemoryAgent` shows it to its writer."""
+        if not is_observed:
+            return forms.message(self.draws, day, lines)
+        text = forms.message(self.draws, day, lines)
+        return forms.logged(day, [Line("User", text), Line("Assistant", forms.NOTED)])
 
     def _with_assistant(self, date: datetime.date) -> str:
         """The user, or a person with a name, talks to an assistant."""
         rng, draws = self.draws.rng, self.draws
         is_logged = rng.random() < 0.3
-        day = self._day(date, 0.6)
-        if is_logged:
-            day = Day(date, day.clock, stated=date.isoformat())
+        day = forms.logged_day(rng, date) if is_logged else self._day(date, 0.6)
         subject = self._user if is_logged or rng.random() < 0.7 else self._speakers(1)[0]
         speaker = "User" if is_logged else draws.pick(forms.USERS)
         speaker = speaker if subject.is_user else subject.name
@@ -146,6 +154,7 @@ class Stream:
         if rng.random() < self._filler / 3:
             question, answer = forms.question_and_answer(draws)
             lines += [Line(speaker, question), Line(assistant, answer)]
+        lines = _shortened(lines)
         return forms.logged(day, lines) if is_logged else forms.dialogue(draws, day, lines)
 
     def _among_friends(self, date: datetime.date) -> str:
@@ -163,7 +172,7 @@ class Stream:
             if rng.random() < self._filler:
                 others = [s.name for s in present if s.name != turn[-1].speaker]
                 lines.append(Line(self.draws.pick(others), forms.reaction(self.draws)))
-        return forms.dialogue(self.draws, day, lines)
+        return forms.dialogue(self.draws, day, _shortened(lines))
 
     def _speakers(self, count: int) -> list[Subject]:
         """People of the cast; who has told nearly everything gives way to somebody new."""
@@ -182,10 +191,12 @@ class Stream:
 
     def _nothing(self, date: datetime.date) -> str:
         """A chunk that holds nothing worth keeping."""
-        rng, draws, day = self.draws.rng, self.draws, self._day(date, 0.3)
-        kind = rng.random()
+        rng, draws = self.draws.rng, self.draws
+        is_observed, kind = rng.random() < OBSERVED, rng.random()
         if kind < 0.45:
-            return forms.message(draws, day, [Line(forms.NOBODY, forms.small_talk(draws))])
+            day = forms.logged_day(rng, date) if is_observed else self._day(date, 0.3)
+            return self._message(day, [Line(forms.NOBODY, forms.small_talk(draws))], is_observed)
+        day = self._day(date, 0.3)
         if kind < 0.75:
             question, answer = forms.question_and_answer(draws)
             lines = [Line(draws.pick(forms.USERS), question)]
@@ -218,3 +229,14 @@ def write(
         date += datetime.timedelta(days=int(rng.integers(1, 5)))
         stream.add_chunk(date, bool(is_empty))
     return stream
+
+
+def _shortened(lines: Sequence[Line]) -> list[Line]:
+    """The lines of a dialogue without the last ones that say no fact, as far as it is too long."""
+    lines = list(lines)
+    while sum(len(line.text.split()) + 1 for line in lines) > MOST_WORDS:
+        filler = [i for i, line in enumerate(lines) if not line.says_fact]
+        if not filler:
+            break
+        del lines[filler[-1]]
+    return lines

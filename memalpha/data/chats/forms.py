@@ -1,15 +1,19 @@
 """How chats look: single messages, dialogues with speakers, small talk, long answers."""
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memalpha.data.chats.dates import Day
+import numpy as np
+
+from memalpha.data.chats.dates import Day, clock
 from memalpha.data.chats.slots import Draws
 from memalpha.data.chats.words import read_toml
 
 ASSISTANTS = ("Assistant", "assistant", "AI", "Bot")
 USERS = ("User", "user", "Me", "You")
 NOBODY = ""  # a line without a speaker
+NOTED = "Noted."  # what `MemoryAgent` answers to all that it is told
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ def dialogue(draws: Draws, day: Day, lines: Sequence[Line]) -> str:
     )
     body = "\n".join(style.format(line.speaker, line.text) for line in lines)
     return f"{day.header}\n{body}" if day.header else body
+
+
+def logged_day(rng: np.random.Generator, date: datetime.date) -> Day:
+    """A day as `logged` states it."""
+    return Day(date, clock(rng), stated=date.isoformat())
 
 
 def logged(day: Day, lines: Sequence[Line]) -> str:
