@@ -493,7 +493,7 @@ def test_one_pretrained_model_writes_and_answers(workdir, tmp_path, monkeypatch,
         loads.append(args[0])
         return load(cls, *args)
 
-    def generate(self, prompts, max_new_tokens, temperature=0.0, seed=0, tools=None):
+    def generate(self, prompts, max_new_tokens, temperature=0.0, seed=0, tools=None, stop=()):
         asked.append((prompts[0][-1]["content"], max_new_tokens))
         writes = "<new_chunk>" in prompts[0][-1]["content"]
         return [Generation(insert("Rex is a dog.") if writes else "a dog")]

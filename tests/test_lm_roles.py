@@ -98,6 +98,8 @@ def test_a_reader_of_one_line_stops_at_its_end_but_for_summaries():
     assert reader(requests) == ["Rex", "Rex\nand more", "Rex"]
     assert lm_reader(engine)(requests) == ["Rex\nand more"] * 3
     assert reader.name == lm_reader(engine).name + ", one line"
+    begins = lm_reader(Stopping(lambda text: "\n\nRex\nand more"), one_line=True)
+    assert begins(requests) == ["Rex", "Rex\nand more", "Rex"]
 
 
 def test_a_reader_that_fails_says_none_and_why():

@@ -40,8 +40,9 @@ def prompted_agent(
 def let_answer(agent: MemoryAgent, engine: LanguageModel) -> None:
     """Makes a model the reader of an agent."""
     local = isinstance(engine, FlaxModel)
+    # Small models go on after their answer, and thinking is off where the model runs here.
     size = {"max_new_tokens": min(REPLY_TOKENS, engine.context_tokens // 4)} if local else {}
-    read = lm_reader(engine, **size, on_failure=agent.env.reading.failures.append)
+    read = lm_reader(engine, **size, one_line=local, on_failure=agent.env.reading.failures.append)
     agent.env = agent.env.replace(answerer=read)
 
 

@@ -18,7 +18,7 @@ from absl import logging
 from memalpha import scoring
 from memalpha.episode import Environment, Response, Turn, Writer
 from memalpha.judge import ContentJudge, Verdict, to_judge
-from memalpha.lm.interface import Chat, LanguageModel, own_seed
+from memalpha.lm.interface import Chat, LanguageModel, cut_at, own_seed
 from memalpha.memory import MEMORY_NAMES
 from memalpha.prompts import (
     BUILT_IN,
@@ -94,19 +94,25 @@ def lm_reader(
             special=CHAT_MARKS,
         )
 
-    def answer(requests: Sequence[Request]) -> list[str | None]:
-        replies: dict[int, str | None] = {}
-        for stop in (("\n",), ()):
-            asked = {i: chat(r) for i, r in enumerate(requests) if ends(r) == stop}
-            said = _say(
-                engine, list(asked.values()), max_new_tokens, temperature, seed, "reader",
-                on_failure, stop,
-            )  # fmt: skip
-            replies |= zip(asked, said, strict=True)
-        return [replies[i] for i in range(len(requests))]
+    def say(requests: Sequence[Request], stop: tuple[str, ...]) -> list[str | None]:
+        return _say(
+            engine, list(map(chat, requests)), max_new_tokens, temperature, seed, "reader",
+            on_failure, stop,
+        )  # fmt: skip
 
-    def ends(request: Request) -> tuple[str, ...]:
-        return ("\n",) if one_line and scoring.category(request.source) != "summary" else ()
+    def answer(requests: Sequence[Request]) -> list[str | None]:
+        replies: list[str | None] = [""] * len(requests)
+        short = [i for i, request in enumerate(requests) if is_short(request)]
+        for i, reply in zip(short, say([requests[i] for i in short], ("\n",)), strict=True):
+            replies[i] = reply
+        # The others, and those whose reply began with a line end: all of it is needed.
+        rest = [i for i, reply in enumerate(replies) if reply == ""]
+        for i, reply in zip(rest, say([requests[i] for i in rest], ()), strict=True):
+            replies[i] = cut_at(reply, ("\n",)) if reply and i in short else reply
+        return replies
+
+    def is_short(request: Request) -> bool:
+        return one_line and scoring.category(request.source) != "summary"
 
     answer.name = _name(engine, max_new_tokens, temperature, template.name)
     answer.name += ", one line" if one_line else ""
