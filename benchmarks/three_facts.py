@@ -3,15 +3,19 @@
     python -m benchmarks.three_facts
     python -m benchmarks.three_facts --checkpoint=runs/tiny --reader=smollm2 --show
 
-Ten tries of three facts each, in sentences of our own that no training data holds. Told to a fresh
-store; the store is opened again, and each fact is asked for once. A try is right where all three
-replies hold what was told. Printed too: seconds a message, and the memory that the process used.
+Ten tries of three facts each, told to a fresh store; the store is opened again, and each fact is
+asked for once. A try is right where all three replies hold what was told. Printed too: seconds a
+message, and the memory that the process used. There are two sets: the tries of `blind` were written
+by somebody who knew neither training data nor code, those of `known` by us, who knew both.
 """
 
 import argparse
+import itertools
+import json
 import resource
 import tempfile
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,75 +27,32 @@ from memalpha.agent.terminal import DEFAULT_WRITER
 from memalpha.agent.writers import keep_compiled
 from memalpha.metrics import normalize
 
-TRIES = (  # (what is said, what is asked, what the reply has to hold)
-    (
-        ("My sister Ilka moved to Trieste.", "Where does my sister Ilka live?", "Trieste"),
-        ("I'm allergic to cashews.", "What am I allergic to?", "cashews"),
-        ("The dentist is on 14 May at 8:40.", "When is the dentist?", "14 May"),
-    ),
-    (
-        ("our dog is called Pepper", "What is our dog called?", "Pepper"),
-        ("I work at the Nordlicht bakery.", "Where do I work?", "Nordlicht"),
-        ("the gate code is 7719", "What is the gate code?", "7719"),
-    ),
-    (
-        ("My favourite composer is Smetana.", "Who is my favourite composer?", "Smetana"),
-        ("We fly to Lisbon on 3 August.", "When do we fly to Lisbon?", "3 August"),
-        ("My landlord's name is Mr Okoro.", "What is my landlord's name?", "Okoro"),
-    ),
-    (
-        ("I drive an old yellow Saab.", "What car do I drive?", "Saab"),
-        ("My mother was born in Tartu.", "Where was my mother born?", "Tartu"),
-        ("Rent is 940 euros a month.", "How much is the rent?", "940"),
-    ),
-    (
-        ("hi! my name is Joris", "What is my name?", "Joris"),
-        ("I play the bassoon in an orchestra.", "Which instrument do I play?", "bassoon"),
-        ("Yoga is every Tuesday at 18:15.", "When is yoga?", "Tuesday"),
-    ),
-    (
-        ("My daughter Wanda is seven.", "How old is my daughter Wanda?", "seven"),
-        ("I don't eat pork.", "What do I not eat?", "pork"),
-        ("Parcel 55-0921 is at the kiosk.", "Where is parcel 55-0921?", "kiosk"),
-    ),
-    (
-        ("Ben lent me 60 dollars.", "How much did Ben lend me?", "60"),
-        ("I'm learning Georgian.", "Which language am I learning?", "Georgian"),
-        ("My doctor is Dr Achterberg.", "Who is my doctor?", "Achterberg"),
-    ),
-    (
-        ("We named the boat Kingfisher.", "What did we name the boat?", "Kingfisher"),
-        ("My brother Tam studies geology.", "What does my brother Tam study?", "geology"),
-        ("The spare key is under the fern.", "Where is the spare key?", "fern"),
-    ),
-    (
-        ("I take my coffee with oat milk.", "How do I take my coffee?", "oat milk"),
-        ("My visa expires on 9 January 2031.", "When does my visa expire?", "9 January 2031"),
-        ("Uncle Rolf sells clocks.", "What does Uncle Rolf sell?", "clocks"),
-    ),
-    (
-        ("My train leaves at 6:52.", "When does my train leave?", "6:52"),
-        ("I grew up in a village called Hebden.", "Where did I grow up?", "Hebden"),
-        ("Our new flat is on the fourth floor.", "On which floor is our new flat?", "fourth"),
-    ),
-)  # fmt: skip
+FACTS = Path(__file__).parent / "data" / "three_facts.jsonl"
+
+
+def read_tries(which: str) -> list[list[dict]]:
+    """The tries of a set, each a list of facts: what is `said`, `asked`, and in the right reply."""
+    facts = [json.loads(line) for line in FACTS.read_text(encoding="utf-8").splitlines()]
+    chosen = [fact for fact in facts if fact["set"] == which]
+    return [list(group) for _, group in itertools.groupby(chosen, itemgetter("try"))]
 
 
 def attempt(options, facts, folder: Path) -> tuple[list[bool], list[float]]:
     """Whether each fact came back, and the seconds of each message."""
     store, seconds = str(folder / "memory.db"), []
     agent = options.agent(store)
-    for said, _, _ in facts:
+    for fact in facts:
         begin = time.perf_counter()
-        agent.observe(said)
+        agent.observe(fact["said"])
         seconds.append(time.perf_counter() - begin)
     right = []
     again = options.agent(store)
-    for said, asked, wanted in facts:
-        reply = again.ask(asked).text
-        right.append(f" {normalize(wanted)} " in f" {normalize(reply)} ")
+    for fact in facts:
+        reply = again.ask(fact["asked"]).text
+        right.append(f" {normalize(fact['reply'])} " in f" {normalize(reply)} ")
         if options.show:
-            print(f"  {'ok ' if right[-1] else 'NO '} {said!r} -> {asked!r}: {reply!r}")
+            sign = "ok " if right[-1] else "NO "
+            print(f"  {sign} {fact['said']!r} -> {fact['asked']!r}: {reply!r}")
     if options.show:
         memory = again.memory
         entries = [entry.text for entry in (*memory.semantic, *memory.episodic)]
@@ -105,7 +66,8 @@ def main() -> None:
     )
     parser.add_argument("--checkpoint", default=DEFAULT_WRITER)
     parser.add_argument("--reader", help="a model that answers; default: the offline rules")
-    parser.add_argument("--tries", type=int, default=len(TRIES))
+    parser.add_argument("--set", choices=("blind", "known"), default="blind")
+    parser.add_argument("--tries", type=int, default=10)
     parser.add_argument("--show", action="store_true", help="every reply and memory")
     options = parser.parse_args()
     keep_compiled()
@@ -116,7 +78,7 @@ def main() -> None:
     # The same models, on a store that is opened anew.
     options.agent = lambda store: MemoryAgent(first.env, first.writer, Store(store))
     results, seconds = [], []
-    for facts in TRIES[: options.tries]:
+    for facts in read_tries(options.set)[: options.tries]:
         with tempfile.TemporaryDirectory() as folder:
             right, took = attempt(options, facts, Path(folder))
         results.append(right)
@@ -124,7 +86,7 @@ def main() -> None:
         print(f"{sum(right)} of {len(right)} right", flush=True)
     whole = sum(all(right) for right in results)
     print(
-        f"{options.checkpoint}: all three right in {whole} of {len(results)} tries,"
+        f"{options.checkpoint}, {options.set}: all three right in {whole} of {len(results)} tries,"
         f" {np.mean(results):.2f} of the facts; loaded in {loading:.1f} s; a message takes"
         f" {np.median(seconds[1:]):.1f} s (median; the first {seconds[0]:.1f} s), the longest"
         f" {max(seconds[1:]):.1f} s; memory at most"

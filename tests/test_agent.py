@@ -481,6 +481,16 @@ def test_a_model_folder_is_a_writer_too(workdir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, policy.params, run.params)
 
 
+@pytest.mark.parametrize("question", ["What am I allergic to?", "what i'm allergic to?"])
+def test_the_offline_rules_find_what_is_stored_about_the_user(workdir, question):
+    run = load_policy(workdir[0])
+    agent = MemoryAgent(run.env, scripted_writer(run.env, lambda turn: ""), Store(":memory:"))
+    agent.observe("hello")
+    for text in ("The user's mother moved to Graz.", "The user is allergic to walnuts."):
+        agent.memory.insert("semantic", text)
+    assert agent.ask(question).text == "The user is allergic to walnuts."
+
+
 def test_one_pretrained_model_writes_and_answers(workdir, tmp_path, monkeypatch, capsys):
     """It is loaded once, and a file that is no model is refused in one line."""
     run = load_policy(workdir[0])

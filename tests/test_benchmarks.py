@@ -286,6 +286,6 @@ def test_three_facts_counts_what_comes_back_from_a_store_opened_anew(micro, tmp_
     env = micro.env.replace(answerer=extractive_answers)
     agent = lambda store: MemoryAgent(env, scripted_writer(env, respond), Store(store))
     options = SimpleNamespace(agent=agent, show=True)
-    right, seconds = three_facts.attempt(options, three_facts.TRIES[0], tmp_path)
+    right, seconds = three_facts.attempt(options, three_facts.read_tries("known")[0], tmp_path)
     assert right == [True, False, True] and len(seconds) == 3
     assert 'NO  "I\'m allergic to cashews."' in capsys.readouterr().out

@@ -41,6 +41,9 @@ SOURCE = "squad"  # questions are asked like those of this source, whose answers
 NOTED, UNKNOWN = "Noted.", "I have nothing about that in memory."
 # ASCII, full-width and small form, Arabic, Greek, Armenian, Ethiopic.
 QUESTION_MARKS = "?？﹖؟\u037e՞፧"
+# The asker in a question: for the offline rules "I" would be a term that entries have to hold, but
+# a writer says "the user".
+_ASKER = re.compile(r"\b(?:I am|am I|I(?:['’](?:m|ve|d|ll))?)\b", re.IGNORECASE)
 _SPEAKER = re.compile(r"<(?=\s*/?\s*(?:User|Assistant)\b)", re.IGNORECASE)
 
 
@@ -165,6 +168,8 @@ class MemoryAgent:
         view = view_of(self.store.read(self.namespace), self.env)
         instance = Instance(SOURCE, self.namespace, (), (Question(question, ()),))
         (request,) = find_evidence(self.env, instance, view)
+        if self.env.reading.answerer is extractive_answers:
+            request = dataclasses.replace(request, question=_ASKER.sub("", question))
         (answer,) = reader.read([request], self.env.reading.answerer)
         if answer.text is None:
             failures = self.env.reading.failures
