@@ -84,6 +84,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             top_k=20,
             normalise_each=False,
             silence=False,  # True: no call in a chunk without notes earns r2 and r4, not 0
+            evidence_share=0.0,  # part of r1 that goes to the steps that wrote what was retrieved
+            chunk_weight=0.0,  # of questions about a chunk, asked right after its step
         ),
         reader=language_model(),
         judge=language_model(max_new_tokens=512),

@@ -26,6 +26,9 @@ from memalpha.model import ModelConfig, Params
 from memalpha.objective import ppo_targets
 from memalpha.rewards import combine
 from memalpha.rollout import run_episodes, to_batch
+from memalpha.step_credit import chunk_scores, evidence_credit
+
+CHUNK = "chunk"  # the reward of the questions that a chunk answers
 
 
 def train(
@@ -60,12 +63,13 @@ def train(
             clock = log.start()
             group = instances(step, config.rl.instances)
             episodes = rollout(config, env, model, whole(state), group, step, clock)
+            batch = training_batch(config, env, episodes, clock)
             with clock("update"):
-                batch = agree(training_batch(config, env, episodes))
+                batch = agree(batch)
                 plan = plan_micro_batches(batch, config.rl.micro_batch or None)
                 batch, counts = learner.advantages(state, batch, plan)
                 state, metrics = learner.update(state, batch, plan, step)
-            log.finish(step, state, metrics | counts, episodes)
+            log.finish(step, state, metrics | counts | step_metrics(config, batch), episodes)
     return lora.merge(state.params, params, adapters)
 
 
@@ -82,18 +86,26 @@ def rollout(
     writer = training_writer(config, env, model, policy, step, clock)
     repeated = [instance for instance in instances for _ in range(config.rl.rollouts)]
     rows = rollout_rows(config)
-    episodes = run_episodes(env, repeated, writer, seed=step, clock=clock, rows=rows)
+    views = bool(config.reward.chunk_weight)
+    episodes = run_episodes(env, repeated, writer, step, views, clock, rows=rows)
     check_answers(config, episodes, f"step {step}")
     return episodes
 
 
-def training_batch(config: ConfigDict, env: Environment, episodes: Sequence[Episode]) -> Batch:
+def training_batch(
+    config: ConfigDict, env: Environment, episodes: Sequence[Episode], clock: Clock | None = None
+) -> Batch:
     """The batch of a step, padded to the largest number of rows that its episodes can have."""
     rl, prompt = config.rl, config.prompt
     room = len(episodes) * config.data.chunks
     batch = to_batch(episodes, rl.rollouts, prompt.tokens, prompt.response_tokens, room)
     if config.reward.silence:
         batch = reward_silence(batch, episodes)
+    if config.reward.evidence_share:
+        parts = [evidence_credit(e, config.reward.evidence_share) for e in episodes]
+        batch = with_reward(batch, "r1", parts)
+    if config.reward.chunk_weight:
+        batch = with_reward(batch, CHUNK, chunk_scores(env, episodes, clock))
     return credit.add_credit(batch, episodes, env) if rl.call_credit else batch
 
 
@@ -107,6 +119,34 @@ def reward_silence(batch: Batch, episodes: Sequence[Episode]) -> Batch:
     better = {name: np.where(silent, 1, batch.rows.rewards[name]) for name in ("r2", "r4")}
     better = {name: x.astype(np.float32) for name, x in better.items()}
     return batch.with_rows(rewards=batch.rows.rewards | better)
+
+
+def with_reward(batch: Batch, name: str, steps: Sequence[np.ndarray]) -> Batch:
+    """The batch with a reward of each step, given episode by episode.
+
+    Where a step has none (NaN), the mean over the steps of its instance that have one stands in for
+    it, which prefers nothing; 0 where none has."""
+    values = np.full(len(batch.rows.valid), np.nan, np.float32)
+    values[: sum(map(len, steps))] = np.concatenate(steps)
+    for instance in np.unique(batch.rows.instance):
+        rows = (batch.rows.instance == instance) & batch.rows.valid
+        known = values[rows & ~np.isnan(values)]
+        values[rows & np.isnan(values)] = known.mean() if len(known) else 0.0
+    values = np.where(batch.rows.valid, values, np.float32(0))
+    return batch.with_rows(rewards=batch.rows.rewards | {name: values})
+
+
+def step_metrics(config: ConfigDict, batch: Batch) -> dict[str, float]:
+    """What the options of `memalpha.step_credit` add to the metrics of a training step: `r1_chunk`,
+    the mean of the chunk questions, and `r1_spread`, how far the credit of the steps of an episode
+    lies apart."""
+    rows, valid, metrics = batch.rows, batch.rows.valid, {}
+    if config.reward.chunk_weight and valid.any():
+        metrics["r1_chunk"] = float(rows.rewards[CHUNK][valid].mean())
+    if config.reward.evidence_share and valid.any():
+        of_episode = (rows.rewards["r1"][valid & (rows.episode == e)] for e in rows.episode[valid])
+        metrics["r1_spread"] = float(np.mean([np.ptp(credit) for credit in of_episode]))
+    return metrics
 
 
 def agree(batch: Batch) -> Batch:
@@ -196,8 +236,9 @@ def group_advantages(config: ConfigDict, batch: Batch) -> tuple[Batch, dict]:
 
 
 def reward_weights(config: ConfigDict) -> dict[str, float]:
-    """The weight of each reward in the sum (Mem-alpha, section 3.3)."""
-    return {"r1": 1.0, "r2": 1.0, "r3": config.reward.beta, "r4": config.reward.gamma}
+    """The weight of each reward in the sum (Mem-alpha, section 3.3; the last is an option)."""
+    weights = {"r1": 1.0, "r2": 1.0, "r3": config.reward.beta, "r4": config.reward.gamma}
+    return weights | ({CHUNK: config.reward.chunk_weight} if config.reward.chunk_weight else {})
 
 
 def minibatches(config: ConfigDict, batch: Batch, step: int) -> list[np.ndarray]:

@@ -51,6 +51,7 @@ def check(config: ConfigDict) -> None:
             "config.rl.call_credit goes with rl.algorithm=grpo, rl.divide_by_std=False and"
             " reward.normalise_each=False alone; set it to False"
         )
+    _check_step_rewards(config)
     check_readers(config)
     if all(source in SESSIONS for source in config.data.sources):
         raise ValueError(
@@ -58,6 +59,22 @@ def check(config: ConfigDict) -> None:
             f" validation split; {' and '.join(sorted(SESSIONS))} have none"
         )
     _check_batch_sizes(config, mesh)
+
+
+def _check_step_rewards(config: ConfigDict) -> None:
+    """The rewards of single steps (`memalpha.step_credit`)."""
+    reward = config.reward
+    if not 0 <= reward.evidence_share <= 1:
+        raise ValueError(
+            f"config.reward.evidence_share={reward.evidence_share}: give a share from 0 to 1"
+        )
+    if reward.chunk_weight < 0:
+        raise ValueError(f"config.reward.chunk_weight={reward.chunk_weight}: give 0 or more")
+    if config.rl.groups == "episodes" and (reward.evidence_share or reward.chunk_weight):
+        raise ValueError(
+            "config.reward.evidence_share and chunk_weight reward single steps, but"
+            " config.rl.groups=episodes compares whole episodes: choose chunk or rows"
+        )
 
 
 def _check_counts(config: ConfigDict) -> None:

@@ -77,6 +77,8 @@ ADDED = {
     "data.lengths": [],
     "data.session_questions": 0,
     "lora.path": "",
+    "reward.chunk_weight": 0.0,
+    "reward.evidence_share": 0.0,
     "reward.silence": False,
     "rl.lengths": [],
     "warm_start.teacher": "poor",
