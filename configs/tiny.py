@@ -109,6 +109,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             algorithm="grpo",
             steps=145,
             lengths=(),  # chunks of episodes in turn; empty: as data.lengths says
+            curriculum=False,  # True: not in turn, but one length after the other
             instances=5,
             rollouts=8,
             rollout_rows=0,  # episodes sampled at the same time; 0: all

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments.lib.failures import check_answers
-from experiments.lib.instances import training_batches
+from experiments.lib.instances import rollout_batches
 from experiments.lib.measure import rightly_silent, validate
 from experiments.lib.objects import build_lora, build_loss, build_optimizer, copy_state
 from experiments.lib.step_log import StepLog
@@ -54,7 +54,7 @@ def train(
     optimizer = build_optimizer(config)
     reference = lora.attach(start, params, adapters)
     learner = make_learner(config, model, optimizer, reference, params)
-    instances = training_batches(config, config.rl.lengths)
+    instances = rollout_batches(config)
     whole = lambda state: lora.attach(state.params, params, adapters)
     check = lambda state: validate(config, env, model, whole(state))
     with StepLog(config, workdir, check, events) as log:

@@ -9,7 +9,7 @@ import pytest
 
 from configs import tiny
 from experiments.lib.checks import check
-from experiments.lib.instances import training_batches
+from experiments.lib.instances import rollout_batches, training_batches
 from experiments.lib.measure import summarise
 from experiments.lib.objects import build_optimizer
 from experiments.lib.warm_start import ahead, quote_batch, trace_batch
@@ -195,6 +195,19 @@ def test_streams_of_several_lengths_take_turns():
     assert [len(instance.chunks) for instance in batches(0, 6)] == [1, 1, 4, 4, 1, 1]
     assert [len(i.chunks) for i in training_batches(config, (2,))(0, 3)] == [2, 2, 2]
     assert batches(3, 2)[0] == batches(0, 8)[6]
+
+
+def test_a_curriculum_takes_one_length_after_the_other():
+    config = tiny.get_config("data.chunks=4,rl.steps=7,rl.curriculum=True")
+    with pytest.raises(ValueError, match="at least two lengths"):
+        check(config)
+    config.rl.lengths = (1, 2, 4)
+    check(config)
+    batches = rollout_batches(config)
+    lengths = [{len(instance.chunks) for instance in batches(step, 5)} for step in range(7)]
+    assert lengths == [{1}, {1}, {1}, {2}, {2}, {4}, {4}]
+    config.rl.curriculum = False
+    assert {len(instance.chunks) for instance in rollout_batches(config)(0, 15)} == {1, 2, 4}
 
 
 def test_a_careful_teacher_keeps_what_names_something_and_its_room(micro):

@@ -52,6 +52,7 @@ def check(config: ConfigDict) -> None:
             " reward.normalise_each=False alone; set it to False"
         )
     _check_step_rewards(config)
+    _check_curriculum(config)
     check_readers(config)
     if all(source in SESSIONS for source in config.data.sources):
         raise ValueError(
@@ -74,6 +75,15 @@ def _check_step_rewards(config: ConfigDict) -> None:
         raise ValueError(
             "config.reward.evidence_share and chunk_weight reward single steps, but"
             " config.rl.groups=episodes compares whole episodes: choose chunk or rows"
+        )
+
+
+def _check_curriculum(config: ConfigDict) -> None:
+    rl = config.rl
+    if rl.curriculum and not 2 <= len(rl.lengths) <= rl.steps:
+        raise ValueError(
+            f"config.rl.curriculum=True with rl.lengths={tuple(rl.lengths)} and"
+            f" rl.steps={rl.steps}: give at least two lengths, and a step for each"
         )
 
 

@@ -130,6 +130,16 @@ def training_batches(
     return lambda step, size: list(pick(step, size))
 
 
+def rollout_batches(config: ConfigDict) -> Callable[[int, int], list[Instance]]:
+    """`training_batches` of reinforcement learning, of streams of `config.rl.lengths`: in turn, or
+    with `config.rl.curriculum` one length after the other, each for an equal part of the steps."""
+    lengths, steps = config.rl.lengths, config.rl.steps
+    if not config.rl.curriculum:
+        return training_batches(config, lengths)
+    stages = [training_batches(config, (length,)) for length in lengths]
+    return lambda step, size: stages[step * len(stages) // steps](step, size)
+
+
 def _training_pool(config: ConfigDict, source: str, lengths: Sequence[int]) -> list[Instance]:
     """The instances of a real source, about `config.data.instances` in all, as many of each length.
 

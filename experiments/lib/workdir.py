@@ -80,6 +80,7 @@ ADDED = {
     "reward.chunk_weight": 0.0,
     "reward.evidence_share": 0.0,
     "reward.silence": False,
+    "rl.curriculum": False,
     "rl.lengths": [],
     "warm_start.teacher": "poor",
     "warm_start.warmup_steps": 20,
