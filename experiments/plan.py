@@ -5,6 +5,7 @@
 Prints tables from `memalpha.footprint`; runs on CPU, without the devices that are planned for.
 """
 
+import math
 import os
 import sys
 
@@ -62,8 +63,43 @@ def show(config: ConfigDict, setting, footprint) -> None:
         size = suggest_micro_batch(footprint, setting, capacity)
         table.add_row(name, "yes" if fits else "no", str(size) if size else "none fits")
     console.print(table)
+    show_cost(config, setting, footprint)
     work = ", ".join(f"{name} {count:.2e}" for name, count in footprint.flops.items())
     console.print(f"Floating point operations of a step, all devices, full widths: {work}")
+
+
+def show_cost(config: ConfigDict, setting, footprint) -> None:
+    from experiments.lib.progress import console
+    from memalpha import cost
+    from memalpha.footprint import sampled_bytes
+
+    steps, chunks = config.rl.steps, config.data.chunks
+    devices, weights = math.prod(setting.mesh), sampled_bytes(setting)
+    table = Table(
+        "device", "prefill", "decode", "update", "step", f"{steps} steps", "device hours",
+        title="Seconds of a training step, hours of the run: upper estimates",
+    )  # fmt: skip
+    for name, rates in cost.DEVICES.items():
+        stages = cost.step_seconds(setting, footprint, weights, chunks, rates)
+        step = sum(stages.values())
+        hours = step * steps / 3600
+        cells = [f"{seconds:.3g}" for seconds in (*stages.values(), step)]
+        table.add_row(name, *cells, f"{hours:.3g} h", f"{hours * devices:.3g}")
+    console.print(table)
+    episodes = setting.step_rows // chunks
+    calls = episodes * config.data.max_questions
+    memory = config.memory
+    tokens = memory.core_tokens + 2 * config.reward.top_k * memory.entry_tokens
+    reader = {"offline": "offline rules, seconds on the host"}.get(
+        config.reader.engine,
+        f"{calls:,} calls of the model, evidence of at most {tokens:,} tokens each",
+    )
+    console.print(
+        f"Not in these seconds: compilation, the host, and the reader of {calls:,} questions a step"
+        f" ({reader}). Rates: the makers' figures, of which {cost.MATRIX_SHARE:.0%} of the"
+        f" operations and {cost.BANDWIDTH_SHARE:.0%} of the bandwidth were measured on an H200;"
+        " python -m benchmarks.accelerator measures both"
+    )
 
 
 def run() -> None:

@@ -89,7 +89,7 @@ def measure_footprint(setting: Setting) -> Footprint:
     whole, model = abstract_params(setting.model, mesh), setting.model
     trees = _persistent(setting, whole, mesh)
     persistent = {name: stored(tree) for name, tree in trees.items()}
-    sampled = stored(_gathered(setting, whole, mesh))
+    sampled = sampled_bytes(setting)
     rollout = {
         "gathered parameters": sampled if sampled != stored(whole) else 0.0,
         "cache": cache_bytes(setting, mesh),
@@ -105,6 +105,12 @@ def measure_footprint(setting: Setting) -> Footprint:
         f"activations, {rows} rows": rows * activations,
     }
     return Footprint(persistent, rollout, update, count_flops(setting), activations)
+
+
+def sampled_bytes(setting: Setting) -> float:
+    """Bytes of the parameters that one device samples from, gathered over fsdp or not."""
+    mesh = sharding.make_mesh(*setting.mesh)
+    return stored(_gathered(setting, abstract_params(setting.model, mesh), mesh))
 
 
 def check_fits(setting: Setting, capacity: float) -> None:

@@ -11,7 +11,7 @@ from configs import qwen3_0_6b_single_gpu, qwen3_4b, tiny
 from experiments.lib import needs, objects
 from experiments.lib.checks import check
 from experiments.lib.needs import build_setting, mesh_sizes
-from memalpha import footprint, learner, sharding
+from memalpha import cost, footprint, learner, sharding
 from memalpha.lora import LoraConfig
 from memalpha.model import ModelConfig, init_params
 from memalpha.objective import LossConfig
@@ -91,6 +91,28 @@ def test_work_by_hand():
     forward = 2 * (2 * layer * 12 + 8 * 40 * 5) + 4 * 24 * 2 * 12**2 / 2
     # Gradient three passes, reference one.
     assert footprint.count_flops(SETTING) == {"rollout": 12 * forward, "update": 12 * 4 * forward}
+
+
+def test_seconds_by_hand(measured, params):
+    rates = cost.Rates(flops=1e6, bandwidth=1e4)
+    weights = footprint.sampled_bytes(SETTING)
+    assert weights == sum(x.nbytes for x in jax.tree.leaves(params))
+    # 12 rows of 4 chunks are 3 episodes; 6 fit at once, so half a batch of 6.
+    seconds = cost.step_seconds(SETTING, measured, weights, 4, rates)
+    rollout, update = measured.flops["rollout"], measured.flops["update"]
+    assert np.isclose(seconds["prefill"], rollout * 7 / 12 / 0.45e6)
+    assert np.isclose(seconds["update"], update / 0.45e6)
+    read = weights + measured.rollout["cache"] * (7 + 5 / 2) / 12
+    assert np.isclose(seconds["decode"], 0.5 * 4 * 5 * read / 0.54e4)
+    pod = cost.step_seconds(replace(SETTING, mesh=(2, 2, 1)), measured, weights, 4, rates)
+    assert np.isclose(pod["update"], seconds["update"] / 4)
+    assert cost.DEVICES.keys() == footprint.DEVICES.keys()
+
+
+def test_the_seconds_of_a_measured_decode_step():
+    """docs/benchmarks.md: 64 rows of Qwen3-4B after 1,024 tokens read 18.0 GB in 6.84 ms."""
+    rates = cost.DEVICES["H200 141 GB"]
+    assert np.isclose(18.0e9 / (rates.bandwidth * cost.BANDWIDTH_SHARE), 6.84e-3, rtol=0.03)
 
 
 def test_suggestion_by_hand():
