@@ -132,6 +132,7 @@ def test_no_more_is_kept_than_there_is_room_for(micro, params, monkeypatch):
     model.generate(ask("Basel and the head office. " * 32), NEW)
     assert model._kept == []
     model.generate(ask("Rex is a dog of Ana. " * 9), NEW)
+    model.generate(ask("Basel and the head office. " * 32), NEW)  # too long, and pushes nothing out
     assert [len(ids) for ids, _ in model._kept] == [PREFIX_STEP]
 
 

@@ -13,7 +13,6 @@ from os.path import commonprefix
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from memalpha import blocks, sampler
@@ -225,11 +224,11 @@ class FlaxModel:
         if known < len(tokens):
             start = blocks.prolong(self.params, self.config, start, tokens[known:])
         others = [one for one in self._kept if common(one[0]) < len(one[0]) / 2]
-        sizes = np.cumsum([len(tokens), *(len(ids) for ids, _ in others)])
-        fit = [size <= KEPT_TOKENS for size in sizes]
-        self._kept = [
-            one for one, fits in zip([(tokens, start), *others], fit, strict=True) if fits
-        ]
+        room, self._kept = KEPT_TOKENS, []
+        for one in [(tokens, start), *others]:
+            if len(one[0]) <= room:
+                room -= len(one[0])
+                self._kept.append(one)
         return start
 
 
