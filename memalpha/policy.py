@@ -21,7 +21,7 @@ from memalpha.policy_spec import POLICY, PolicySpec, from_plain
 from memalpha.prompts import PromptSpec, load_template
 from memalpha.tokenizer import load_tokenizer, stated_stops
 from memalpha.tools import parse_prompted_calls
-from memalpha.weights import load_params
+from memalpha.weights import load_params, trim_memory
 from memalpha.writer import policy_writer
 
 DEEP = 8  # layers; more of them take minutes to compile as the one program of `sampler.generate`
@@ -107,7 +107,9 @@ def load_policy(
 
 def _load_adapters(name: str, folder: Path, spec: PolicySpec) -> Policy:
     base = load_params(find_folder(spec.base), spec.model)
-    params = lora.merge(adapters.read(folder, base, spec), base, spec.lora)
+    params = jax.block_until_ready(lora.merge(adapters.read(folder, base, spec), base, spec.lora))
+    del base
+    trim_memory()
     env = spec.environment.build(load_tokenizer(spec.tokenizer))
     return Policy(name, spec.model, params, env)
 

@@ -7,9 +7,11 @@ checked from the headers of the files before the first tensor is read.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -46,6 +48,13 @@ class Tensor(Protocol):
     def get_dtype(self) -> str: ...  # has to be one of FLOATS
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray: ...
+
+
+def trim_memory() -> None:
+    """Gives freed memory back to the system where the C library keeps it (glibc): after a model was
+    loaded and merged, as much as the model takes."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def load_params(
