@@ -86,6 +86,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             silence=False,  # True: no call in a chunk without notes earns r2 and r4, not 0
             evidence_share=0.0,  # part of r1 that goes to the steps that wrote what was retrieved
             chunk_weight=0.0,  # of questions about a chunk, asked right after its step
+            transition_weight=0.0,  # of what a step keeps, covers and does not make up
         ),
         reader=language_model(),
         judge=language_model(max_new_tokens=512),
@@ -112,6 +113,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             curriculum=False,  # True: not in turn, but one length after the other
             instances=5,
             rollouts=8,
+            rerolls=0,  # steps of a batch that are taken again, `rollouts` times each
             rollout_rows=0,  # episodes sampled at the same time; 0: all
             optimizer="muon",  # stays closer to the warm start than adamw, and learns faster
             learning_rate=6e-4,

@@ -24,11 +24,14 @@ from memalpha.episode import Clock, Environment, Episode
 from memalpha.learner import Plan, TrainState, make_token_logps, make_update
 from memalpha.model import ModelConfig, Params
 from memalpha.objective import ppo_targets
+from memalpha.rerolls import reroll
 from memalpha.rewards import combine
 from memalpha.rollout import run_episodes, to_batch
 from memalpha.step_credit import chunk_scores, evidence_credit
+from memalpha.transitions import transition_rewards
 
-CHUNK = "chunk"  # the reward of the questions that a chunk answers
+# Rewards of single steps: the questions that a chunk answers, what a step does to the memory.
+CHUNK, TRANSITION = "chunk", "transition"
 
 
 def train(
@@ -63,7 +66,8 @@ def train(
             clock = log.start()
             group = instances(step, config.rl.instances)
             episodes = rollout(config, env, model, whole(state), group, step, clock)
-            batch = training_batch(config, env, episodes, clock)
+            again = take_again(config, env, model, whole(state), episodes, step, clock)
+            batch = training_batch(config, env, episodes, clock, again)
             with clock("update"):
                 batch = agree(batch)
                 plan = plan_micro_batches(batch, config.rl.micro_batch or None)
@@ -86,18 +90,41 @@ def rollout(
     writer = training_writer(config, env, model, policy, step, clock)
     repeated = [instance for instance in instances for _ in range(config.rl.rollouts)]
     rows = rollout_rows(config)
-    views = bool(config.reward.chunk_weight)
+    views = bool(config.reward.chunk_weight or config.reward.transition_weight)
     episodes = run_episodes(env, repeated, writer, step, views, clock, rows=rows)
     check_answers(config, episodes, f"step {step}")
     return episodes
 
 
+def take_again(
+    config: ConfigDict,
+    env: Environment,
+    model: ModelConfig,
+    policy: Params,
+    episodes: Sequence[Episode],
+    step: int,
+    clock: Clock,
+) -> list[Episode]:
+    """`config.rl.rollouts` further responses to each of `config.rl.rerolls` steps of a batch."""
+    rl = config.rl
+    if not rl.rerolls:
+        return []
+    writer = training_writer(config, env, model, policy, step, clock)
+    return reroll(env, episodes, writer, rl.rerolls, rl.rollouts, seed=step, clock=clock)
+
+
 def training_batch(
-    config: ConfigDict, env: Environment, episodes: Sequence[Episode], clock: Clock | None = None
+    config: ConfigDict,
+    env: Environment,
+    episodes: Sequence[Episode],
+    clock: Clock | None = None,
+    again: Sequence[Episode] = (),
 ) -> Batch:
-    """The batch of a step, padded to the largest number of rows that its episodes can have."""
+    """The batch of a step, padded to the largest number of rows that its episodes can have.
+    `again`: what `take_again` made of these episodes."""
     rl, prompt = config.rl, config.prompt
-    room = len(episodes) * config.data.chunks
+    room = len(episodes) * config.data.chunks + rl.rerolls * rl.rollouts
+    episodes = [*episodes, *again]
     batch = to_batch(episodes, rl.rollouts, prompt.tokens, prompt.response_tokens, room)
     if config.reward.silence:
         batch = reward_silence(batch, episodes)
@@ -106,6 +133,8 @@ def training_batch(
         batch = with_reward(batch, "r1", parts)
     if config.reward.chunk_weight:
         batch = with_reward(batch, CHUNK, chunk_scores(env, episodes, clock))
+    if config.reward.transition_weight:
+        batch = with_reward(batch, TRANSITION, [transition_rewards(e) for e in episodes])
     return credit.add_credit(batch, episodes, env) if rl.call_credit else batch
 
 
@@ -137,12 +166,12 @@ def with_reward(batch: Batch, name: str, steps: Sequence[np.ndarray]) -> Batch:
 
 
 def step_metrics(config: ConfigDict, batch: Batch) -> dict[str, float]:
-    """What the options of `memalpha.step_credit` add to the metrics of a training step: `r1_chunk`,
-    the mean of the chunk questions, and `r1_spread`, how far the credit of the steps of an episode
-    lies apart."""
+    """What the rewards of single steps add to the metrics of a training step: the means of chunk
+    questions and transitions, and `r1_spread`, how far the credit of the steps of an episode lies
+    apart."""
     rows, valid, metrics = batch.rows, batch.rows.valid, {}
-    if config.reward.chunk_weight and valid.any():
-        metrics["r1_chunk"] = float(rows.rewards[CHUNK][valid].mean())
+    for name in {CHUNK, TRANSITION} & rows.rewards.keys() if valid.any() else ():
+        metrics[f"reward_{name}"] = float(rows.rewards[name][valid].mean())
     if config.reward.evidence_share and valid.any():
         of_episode = (rows.rewards["r1"][valid & (rows.episode == e)] for e in rows.episode[valid])
         metrics["r1_spread"] = float(np.mean([np.ptp(credit) for credit in of_episode]))
@@ -236,9 +265,11 @@ def group_advantages(config: ConfigDict, batch: Batch) -> tuple[Batch, dict]:
 
 
 def reward_weights(config: ConfigDict) -> dict[str, float]:
-    """The weight of each reward in the sum (Mem-alpha, section 3.3; the last is an option)."""
+    """The weight of each reward in the sum (Mem-alpha, section 3.3), and those of options."""
     weights = {"r1": 1.0, "r2": 1.0, "r3": config.reward.beta, "r4": config.reward.gamma}
-    return weights | ({CHUNK: config.reward.chunk_weight} if config.reward.chunk_weight else {})
+    reward = config.reward
+    more = {CHUNK: reward.chunk_weight, TRANSITION: reward.transition_weight}
+    return weights | {name: weight for name, weight in more.items() if weight}
 
 
 def minibatches(config: ConfigDict, batch: Batch, step: int) -> list[np.ndarray]:

@@ -110,12 +110,17 @@ def is_exact(content: str, chunk: str, shown: str = "") -> bool:
 def exact_share(episodes: Iterable[Episode]) -> float:
     """The share of the executed inserts and updates whose content is exact; NaN without any."""
     exact = [
-        is_exact(content, episode.instance.chunks[step.chunk], _text(step.shown))
+        is_so
         for episode in episodes
         for step in episode.steps
-        for content in _stored(step)
+        for is_so in exact_contents(step, episode.instance.chunks[step.chunk])
     ]
     return sum(exact) / len(exact) if exact else float("nan")
+
+
+def exact_contents(step: Step, chunk: str) -> list[bool]:
+    """For each executed insert and update of a step, whether its content is exact."""
+    return [is_exact(content, chunk, _text(step.shown)) for content in _stored(step)]
 
 
 def _stored(step: Step) -> list[str]:

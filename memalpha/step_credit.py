@@ -76,19 +76,19 @@ def chunk_scores(
         instance = episode.instance
         if id(instance) not in asked:  # rollouts share their instance
             asked[id(instance)] = chunk_questions(env, instance)
-        for step in episode.steps:
+        for number, step in enumerate(episode.steps):
             if step.view is None:
                 raise ValueError("chunk_scores: a step without its view; run with keep_views=True")
             if chosen := asked[id(instance)][step.chunk]:
                 questions = tuple(instance.questions[q] for q in chosen)
                 probes.append(replace(instance, questions=questions))
                 views.append(step.view)
-                places.append((e, step.chunk))
+                places.append((e, number))
     scores = [np.full(len(episode.steps), np.nan, np.float32) for episode in episodes]
     if probes:
         read = read_out(env, probes, [[] for _ in probes], views, clock or Clock())
-        for (e, chunk), probe in zip(places, read, strict=True):
-            scores[e][chunk] = probe.r1
+        for (e, number), probe in zip(places, read, strict=True):
+            scores[e][number] = probe.r1
     return scores
 
 

@@ -130,7 +130,7 @@ def test_the_options_change_the_rewards_of_steps_and_nothing_else(micro):
     assert all(np.array_equal(rewards[k], paper.rows.rewards[k]) for k in ("r2", "r3", "r4"))
     assert sorted(reward_weights(config)) == sorted(rewards)
     metrics = step_metrics(config, ours)
-    assert np.isclose(metrics["r1_chunk"], np.mean(rewards[CHUNK]))
+    assert np.isclose(metrics["reward_chunk"], np.mean(rewards[CHUNK]))
     assert metrics["r1_spread"] >= 4 / 3 / 2
 
 

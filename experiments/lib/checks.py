@@ -53,6 +53,7 @@ def check(config: ConfigDict) -> None:
         )
     _check_step_rewards(config)
     _check_curriculum(config)
+    _check_rerolls(config)
     check_readers(config)
     if all(source in SESSIONS for source in config.data.sources):
         raise ValueError(
@@ -63,18 +64,32 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_step_rewards(config: ConfigDict) -> None:
-    """The rewards of single steps (`memalpha.step_credit`)."""
+    """The rewards of single steps (`memalpha.step_credit`, `memalpha.transitions`)."""
     reward = config.reward
     if not 0 <= reward.evidence_share <= 1:
         raise ValueError(
             f"config.reward.evidence_share={reward.evidence_share}: give a share from 0 to 1"
         )
-    if reward.chunk_weight < 0:
-        raise ValueError(f"config.reward.chunk_weight={reward.chunk_weight}: give 0 or more")
-    if config.rl.groups == "episodes" and (reward.evidence_share or reward.chunk_weight):
+    for name in ("chunk_weight", "transition_weight"):
+        if reward[name] < 0:
+            raise ValueError(f"config.reward.{name}={reward[name]}: give 0 or more")
+    of_steps = reward.evidence_share or reward.chunk_weight or reward.transition_weight
+    if config.rl.groups == "episodes" and of_steps:
         raise ValueError(
-            "config.reward.evidence_share and chunk_weight reward single steps, but"
-            " config.rl.groups=episodes compares whole episodes: choose chunk or rows"
+            "config.reward.evidence_share, chunk_weight and transition_weight reward single steps,"
+            " but config.rl.groups=episodes compares whole episodes: choose chunk or rows"
+        )
+
+
+def _check_rerolls(config: ConfigDict) -> None:
+    rl = config.rl
+    if rl.rerolls < 0:
+        raise ValueError(f"config.rl.rerolls={rl.rerolls}: give steps, or 0 for none")
+    by_step = config.reward.chunk_weight or config.reward.transition_weight
+    if rl.rerolls and (rl.algorithm == "ppo" or not by_step):
+        raise ValueError(
+            f"config.rl.rerolls={rl.rerolls} needs rl.algorithm=grpo, which compares the responses"
+            " to one step, and reward.chunk_weight or transition_weight, which tell them apart"
         )
 
 

@@ -80,8 +80,10 @@ ADDED = {
     "reward.chunk_weight": 0.0,
     "reward.evidence_share": 0.0,
     "reward.silence": False,
+    "reward.transition_weight": 0.0,
     "rl.curriculum": False,
     "rl.lengths": [],
+    "rl.rerolls": 0,
     "warm_start.teacher": "poor",
     "warm_start.warmup_steps": 20,
 }
