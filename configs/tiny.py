@@ -86,6 +86,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             silence=False,  # True: no call in a chunk without notes earns r2 and r4, not 0
             evidence_share=0.0,  # part of r1 that goes to the steps that wrote what was retrieved
             chunk_weight=0.0,  # of questions about a chunk, asked right after its step
+            likelihood=0.0,  # weight of how much likelier the memory makes the answers; reader flax
             transition_weight=0.0,  # of what a step keeps, covers and does not make up
         ),
         reader=language_model(),

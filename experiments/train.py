@@ -22,6 +22,7 @@ from memalpha.batch import Batch, plan_micro_batches, take
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
 from memalpha.learner import Plan, TrainState, make_token_logps, make_update
+from memalpha.lm.likelihood import gains
 from memalpha.model import ModelConfig, Params
 from memalpha.objective import ppo_targets
 from memalpha.rerolls import reroll
@@ -30,8 +31,9 @@ from memalpha.rollout import run_episodes, to_batch
 from memalpha.step_credit import chunk_scores, evidence_credit
 from memalpha.transitions import transition_rewards
 
-# Rewards of single steps: the questions that a chunk answers, what a step does to the memory.
-CHUNK, TRANSITION = "chunk", "transition"
+# Rewards beside the paper's four: the questions that a chunk answers, what a step does to the
+# memory, how much likelier the memory makes the answers.
+CHUNK, TRANSITION, LIKELIHOOD = "chunk", "transition", "likelihood"
 
 
 def train(
@@ -135,6 +137,11 @@ def training_batch(
         batch = with_reward(batch, CHUNK, chunk_scores(env, episodes, clock))
     if config.reward.transition_weight:
         batch = with_reward(batch, TRANSITION, [transition_rewards(e) for e in episodes])
+    if config.reward.likelihood:
+        reader = env.reading.answerer
+        gained = gains(episodes, getattr(reader.engine, "engine", reader.engine), reader.chat)
+        parts = [np.full(len(e.steps), gain) for e, gain in zip(episodes, gained, strict=True)]
+        batch = with_reward(batch, LIKELIHOOD, parts)
     return credit.add_credit(batch, episodes, env) if rl.call_credit else batch
 
 
@@ -166,11 +173,10 @@ def with_reward(batch: Batch, name: str, steps: Sequence[np.ndarray]) -> Batch:
 
 
 def step_metrics(config: ConfigDict, batch: Batch) -> dict[str, float]:
-    """What the rewards of single steps add to the metrics of a training step: the means of chunk
-    questions and transitions, and `r1_spread`, how far the credit of the steps of an episode lies
-    apart."""
+    """What further rewards add to the metrics of a training step: the mean of each, and how far
+    apart the credit of the steps of an episode lies, `r1_spread`."""
     rows, valid, metrics = batch.rows, batch.rows.valid, {}
-    for name in {CHUNK, TRANSITION} & rows.rewards.keys() if valid.any() else ():
+    for name in {CHUNK, TRANSITION, LIKELIHOOD} & rows.rewards.keys() if valid.any() else ():
         metrics[f"reward_{name}"] = float(rows.rewards[name][valid].mean())
     if config.reward.evidence_share and valid.any():
         of_episode = (rows.rewards["r1"][valid & (rows.episode == e)] for e in rows.episode[valid])
@@ -269,6 +275,7 @@ def reward_weights(config: ConfigDict) -> dict[str, float]:
     weights = {"r1": 1.0, "r2": 1.0, "r3": config.reward.beta, "r4": config.reward.gamma}
     reward = config.reward
     more = {CHUNK: reward.chunk_weight, TRANSITION: reward.transition_weight}
+    more |= {LIKELIHOOD: reward.likelihood}
     return weights | {name: weight for name, weight in more.items() if weight}
 
 

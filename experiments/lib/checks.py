@@ -51,7 +51,7 @@ def check(config: ConfigDict) -> None:
             "config.rl.call_credit goes with rl.algorithm=grpo, rl.divide_by_std=False and"
             " reward.normalise_each=False alone; set it to False"
         )
-    _check_step_rewards(config)
+    _check_further_rewards(config)
     _check_curriculum(config)
     _check_rerolls(config)
     check_readers(config)
@@ -63,16 +63,21 @@ def check(config: ConfigDict) -> None:
     _check_batch_sizes(config, mesh)
 
 
-def _check_step_rewards(config: ConfigDict) -> None:
-    """The rewards of single steps (`memalpha.step_credit`, `memalpha.transitions`)."""
+def _check_further_rewards(config: ConfigDict) -> None:
+    """The rewards beside the paper's four."""
     reward = config.reward
     if not 0 <= reward.evidence_share <= 1:
         raise ValueError(
             f"config.reward.evidence_share={reward.evidence_share}: give a share from 0 to 1"
         )
-    for name in ("chunk_weight", "transition_weight"):
+    for name in ("chunk_weight", "transition_weight", "likelihood"):
         if reward[name] < 0:
             raise ValueError(f"config.reward.{name}={reward[name]}: give 0 or more")
+    if reward.likelihood and config.reader.engine != "flax":
+        raise ValueError(
+            f"config.reward.likelihood={reward.likelihood} needs a reader that is a model in this"
+            f" process: config.reader.engine={config.reader.engine!r} should be flax"
+        )
     of_steps = reward.evidence_share or reward.chunk_weight or reward.transition_weight
     if config.rl.groups == "episodes" and of_steps:
         raise ValueError(

@@ -79,6 +79,7 @@ ADDED = {
     "lora.path": "",
     "reward.chunk_weight": 0.0,
     "reward.evidence_share": 0.0,
+    "reward.likelihood": 0.0,
     "reward.silence": False,
     "reward.transition_weight": 0.0,
     "rl.curriculum": False,

@@ -78,6 +78,9 @@ def lm_reader(
 
     one_line: a reply ends with its first line, but for summaries; for small models, which go on
     after their answer, and not for models that think before it.
+
+    Its attributes `engine` and `chat`, which renders the prompt of a request, are for those who
+    score replies (`lm.likelihood`).
     """
     template = load_template("full") if template is None else template
 
@@ -116,6 +119,7 @@ def lm_reader(
 
     answer.name = _name(engine, max_new_tokens, temperature, template.name)
     answer.name += ", one line" if one_line else ""
+    answer.engine, answer.chat = engine, chat
     return answer
 
 
