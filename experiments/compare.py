@@ -20,7 +20,7 @@ from absl import app, flags
 from experiments.evaluate import describe, evaluate, keep_compiled
 from experiments.lib import sources as measured
 from experiments.lib.command import command
-from experiments.lib.intervals import estimate
+from experiments.lib.intervals import Estimate, estimate
 from experiments.lib.pictures import draw_matrix
 from experiments.lib.progress import console
 from experiments.lib.render import Table, interval, markdown
@@ -107,7 +107,7 @@ def compare_table(title: str, result: Mapping[str, Any], trained_on: Mapping[str
 
 def interval_text(cell: Sequence[float | None] | None) -> str:
     """The text of [mean, low, high]; "" for None."""
-    return "" if cell is None else interval(cell[0], None if cell[1] is None else cell[1:])
+    return interval(None if cell is None else Estimate(*cell))
 
 
 def main(argv: list[str]) -> None:

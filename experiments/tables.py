@@ -24,7 +24,7 @@ from absl import app, flags
 
 from experiments.lib.command import command
 from experiments.lib.data_tables import data_tables, small_sizes
-from experiments.lib.intervals import Estimate
+from experiments.lib.kinds import kind_tables
 from experiments.lib.pool import Cell, Key, Pool, Weights, mean_over_columns, performance, read_pool
 from experiments.lib.render import Table, html, interval, latex, markdown
 from memalpha import baselines
@@ -162,19 +162,13 @@ def _our_lines(label: str, cells: Sequence[Cell | None], shared: Sequence[int]):
     whole = list(cells) if all(cells) else []
     part = [cells[i] for i in shared] if all(cells[i] for i in shared) else []
     groups = [[cell] if cell else [] for cell in cells] + [whole] + ([part] if shared else [])
-    perf = [_interval(performance(group)) if group else "" for group in groups]
+    perf = [interval(performance(group)) if group else "" for group in groups]
     sizes = [mean_over_columns(group, "memory_tokens") if group else None for group in groups]
     size_texts = ["" if size is None else thousands(size) for size in sizes]
     measured = [cell for cell in cells if cell and len(cell.reader_tokens)]
     read = f"{mean_over_columns(measured, 'reader_tokens'):.0f}" if measured else ""
     yield label, "Perf.", *perf, read
     yield "", "Mem.", *size_texts, ""
-
-
-def _interval(value: Estimate | None) -> str:
-    if value is None:
-        return ""
-    return interval(value.mean, None if value.low is None else (value.low, value.high))
 
 
 def thousands(tokens: float) -> str:
@@ -250,7 +244,7 @@ def main(argv: list[str]) -> None:
     with command(argv):
         pool = read_pool(args.results, args.small, args.first_box)
         tables = [*paper_tables(pool), *data_tables(args.data, args.full_data)]
-        tables = [*small_tables(pool), *tables]
+        tables = [*kind_tables(pool, LABELS), *small_tables(pool), *tables]
         folder = user_path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
         written = [

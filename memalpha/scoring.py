@@ -7,10 +7,11 @@ either into the key of `METRICS`. The metrics themselves are in `memalpha.metric
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from memalpha.data import names
+from memalpha.data.locomo import NOT_MENTIONED
 from memalpha.metrics import (
     all_occur,
     boxed_match,
@@ -21,7 +22,11 @@ from memalpha.metrics import (
     recall_at_5,
     rouge_l,
     ruler_match,
+    says_not_mentioned,
     share_of_answers,
+    stemmed_f1,
+    stemmed_f1_of_first,
+    stemmed_f1_of_parts,
     sub_em,
     through_first_box,
 )
@@ -34,7 +39,7 @@ ABSTENTION = "abstention"  # kind of a question that the text does not answer
 class Claim:
     """A prediction to be scored: the reader's reply to a question, and the gold answers (at least
     one, none blank). `kind`: type of the question (`question_kind`), by which a judge chooses its
-    criteria; empty: unknown."""
+    criteria and a source its metric; empty: unknown."""
 
     source: str
     question: str
@@ -59,11 +64,19 @@ def verdict(text: str) -> float:
     return float(yes and not no) if yes or no else float("nan")
 
 
-# family -> (what kind of answer is wanted, metric); None: a judge decides.
-METRICS: dict[str, tuple[str, Metric | None]] = {
+_LOCOMO = {  # by the kind of the question
+    "multi-hop": stemmed_f1_of_parts,
+    "open-domain": stemmed_f1_of_first,
+    "adversarial": says_not_mentioned,
+    "": stemmed_f1,
+}
+# family -> (what kind of answer is wanted, metric); None: a judge decides. A mapping has a metric
+# for some kinds of question, and under "" that of all others.
+METRICS: dict[str, tuple[str, Metric | Mapping[str, Metric] | None]] = {
     "squad": ("retrieval", sub_em),
     "hotpotqa": ("retrieval", sub_em),
     "perltqa": ("retrieval", share_of_answers),
+    "locomo": ("retrieval", _LOCOMO),
     "lme_train": ("retrieval", None),
     "longmemeval": ("retrieval", None),
     "ruler_qa1": ("retrieval", ruler_match),
@@ -95,7 +108,12 @@ _INSTRUCTIONS = {
     "labels": "Give the number of the label, bare or as \\boxed{number}.\n\n",
     "summary": "Base your reply on the summary that the core memory holds.\n\n",
 }
-_CHOICE_INSTRUCTION = "Give your final choice as \\boxed{choice}.\n\n"
+# family -> the instruction of a family that has its own.
+_OWN_INSTRUCTIONS = {
+    "detectiveqa": "Give your final choice as \\boxed{choice}.\n\n",
+    "locomo": "Answer in a few words, with the date where one is asked for. If the memory does not"
+    f" tell, reply: {NOT_MENTIONED}.\n\n",
+}
 
 
 def family(source: str) -> str:
@@ -119,9 +137,13 @@ def category(source: str) -> str:
 
 def instruction(source: str) -> str:
     """Text to put before a question of this source; empty where none is needed."""
-    return (
-        _CHOICE_INSTRUCTION if family(source) == "detectiveqa" else _INSTRUCTIONS[category(source)]
-    )
+    return _OWN_INSTRUCTIONS.get(family(source), _INSTRUCTIONS[category(source)])
+
+
+def without_answer(source: str) -> str:
+    """What a reader says where the memory does not tell: nothing, but for sources that ask for
+    words."""
+    return NOT_MENTIONED if family(source) in names.OVERLAP else ""
 
 
 def reads_box(source: str) -> bool:
@@ -142,11 +164,12 @@ def score(
     judge: Judge | None = None,
     question: str = "",
     first_box: bool = False,
+    kind: str = "",
 ) -> float:
     """Score of one prediction, in [0, 1]; see `scores`."""
     if isinstance(answers, str):
         raise ValueError(f"{source}: answers must be a list of strings, got {answers!r}")
-    claim = Claim(source, question, prediction, tuple(answers))
+    claim = Claim(source, question, prediction, tuple(answers), kind)
     return scores([claim], judge, first_box=first_box)[0]
 
 
@@ -178,6 +201,8 @@ def scores(
                 f"{claim.source}: answers must be non-blank strings, got {claim.answers!r}"
             )
         metric = METRICS[family(claim.source)][1]
+        if isinstance(metric, Mapping):
+            metric = metric.get(claim.kind, metric[""])
         reply = visible(claim.prediction)
         if metric is not None:
             boxes = first_box and reads_box(claim.source)

@@ -50,7 +50,8 @@ class Pool:
     """Rows by cell, then by instance.
 
     main: reward weights of the first folder. reading: how its memories were read. small: cells of
-    the small tables. descriptions: column or system -> its first folder, and its settings.
+    the small tables. descriptions: column or system -> its first folder, and its settings. abouts:
+    folder -> all of its settings.
     """
 
     main: Weights
@@ -58,6 +59,7 @@ class Pool:
     rows: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
     small: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
     descriptions: dict[tuple, tuple[Path, Row]] = field(default_factory=dict)
+    abouts: dict[Path, Row] = field(default_factory=dict)
 
     def agree(self, place: tuple, folder: Path, description: Row) -> None:
         """Stores the settings of a column or system (the last item of `place`). ResultsError if
@@ -152,6 +154,7 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = (), first_box: bool
         elif differ := differences(pool.reading, reading):
             lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
             raise ResultsError(f"{folder} was read in another way than the first folder: {lines}")
+        pool.abouts[user_path(folder)] = about
         _add(pool, user_path(folder), about, weights, rows, aside)
     if pool is None:
         raise ResultsError("no results folder: give at least one")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from experiments.lib import page
+from experiments.lib.intervals import Estimate
 
 _LATEX = {
     **{c: f"\\{c}" for c in "{}$&#_%"},
@@ -32,9 +33,12 @@ class Table:
                 )
 
 
-def interval(mean: float, bounds: Sequence[float] | None) -> str:
-    """A mean, with its interval if there is one: 0.594 [0.512, 0.671]."""
-    return f"{mean:.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+def interval(value: Estimate | None) -> str:
+    """A mean, with its interval if there is one: 0.594 [0.512, 0.671]; empty without a mean."""
+    if value is None:
+        return ""
+    bounds = "" if value.low is None else f" [{value.low:.3f}, {value.high:.3f}]"
+    return f"{value.mean:.3f}{bounds}"
 
 
 def markdown(tables: Sequence[Table]) -> str:

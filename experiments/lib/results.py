@@ -23,6 +23,7 @@ from memalpha.episode import Episode
 from memalpha.exactness import exact_share
 from memalpha.memory import Outcome
 from memalpha.paths import user_path
+from memalpha.reading import question_kind
 
 ABOUT, INSTANCES, QUESTIONS = "about.json", "instances.jsonl", "questions.jsonl"
 Row = dict[str, Any]
@@ -123,15 +124,22 @@ def digest(instance: Instance) -> str:
 
 
 def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
-    """One row per question. A failed answer has no prediction and no score."""
+    """One row per question. A failed answer has no prediction and no score.
+
+    `corrected` are the gold answers by a corrected key: None without one, empty where it leaves the
+    question without an answer.
+    """
+    corrected = episode.instance.metadata.get("corrected_answers")
     verdicts = episode.verdicts or [""] * len(episode.answers)
     asked = zip(episode.instance.questions, episode.answers, episode.scores, verdicts, strict=True)
     return [
         _name(system, episode)
         | {
             "number": number,
+            "kind": question_kind(episode.instance, number),
             "question": question.question,
             "gold": list(question.answers),
+            "corrected": None if corrected is None else list(corrected[number]),
             "prediction": answer.text,
             "score": _or_none(score),
             "verdict": verdict or None,
@@ -164,6 +172,7 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
         "calls": len(calls),
         "ok_calls": calls.count(Outcome.OK),
         "questions": len(episode.scores),
+        "dropped": episode.instance.metadata.get("dropped_questions", 0),
         "failed": sum(map(math.isnan, episode.scores)),
         "reader_tokens": sum(read) / len(read) if complete else None,
         "seconds": round(seconds, 6),
