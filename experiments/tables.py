@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from experiments.lib.below import Shown, below
 from experiments.lib.command import command
 from experiments.lib.data_tables import data_tables, small_sizes
 from experiments.lib.kinds import kind_tables
@@ -132,6 +133,11 @@ def system_table(
     shared = shared if 0 < len(shared) < len(columns) else []
     extra = [f"Avg. of {len(shared)}"] if shared else []
     heads = ("system", "", *map(_short, columns), "Avg.", *extra, "reader tokens")
+    shown = [
+        Shown(_label(name), tuple(Key(split, weights, system, column) for column in columns))
+        for name, (system, weights) in rows.items()
+    ]
+    ending, told = below(pool, shown, small)
     lines = []
     for name, cells in ours.items():
         label = _label(name)
@@ -141,8 +147,7 @@ def system_table(
     notes = [*_sizes(columns, split, measured, not small), *_failures(columns, ours)]
     notes += [_shared_note(columns, shared)] if shared else []
     notes += _odd_averages({name: published[name] for name in ours if name in published})
-    notes.append(f"Reader: {pool.reading['reader']}; judge: {pool.reading['judge']}.")
-    return Table(title, heads, tuple(lines), tuple(notes))
+    return Table(title + ending, heads, tuple(lines), (*notes, *told))
 
 
 def _published_lines(label: str, figures: Mapping[str, list[float]], shared: Sequence[int]):

@@ -192,7 +192,8 @@ def test_questions_count_alike_and_the_interval_draws_instances():
 def results(path, instance, replies):
     about = {
         "split": "test", "reward": {"beta": 0, "gamma": 0}, "systems": {"a": {}},
-        "reading": {"reader": "r", "judge": "j", "tokenizer": "t"}, "sources": {"locomo": {}},
+        "reading": {"reader": "r", "judge": "j", "retriever": "bm25", "top_k": 9, "tokenizer": "t"},
+        "sources": {"locomo": {}},
     }  # fmt: skip
     kinds = instance.metadata["question_types"]
     scores = [

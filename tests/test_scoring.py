@@ -370,8 +370,13 @@ def test_judge_is_needed_and_its_failure_is_not_a_score():
 
 
 def test_recall_judge_needs_most_words_of_a_gold_answer():
-    gold = ("one two three four five",)
-    said = ("Five, four and three; one.", "one two three")  # 4 and 3 of 5
+    gold = ("red green blue pink grey",)
+    said = ("Grey, pink and blue; red.", "red green blue")  # 4 and 3 of 5
+    claims = [scoring.Claim("lme_train", "q", reply, gold) for reply in said]
+    assert scoring.recall_judge(claims) == ["yes", "no"]
+    # A number or date may not be among the words that are left out.
+    gold = ("the Sunday before last in May 2023",)
+    said = ("Sunday before last, in May 2023", "Sunday before last, in June 2023")
     claims = [scoring.Claim("lme_train", "q", reply, gold) for reply in said]
     assert scoring.recall_judge(claims) == ["yes", "no"]
 

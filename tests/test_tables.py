@@ -28,7 +28,14 @@ def write(folder, rows, split="validation", beta=0.05, gamma=0.1, about=None, **
     about = {
         "split": split,
         "reward": {"beta": beta, "gamma": gamma},
-        "reading": {"reader": "rules", "judge": "rule", "top_k": 20, "tokenizer": "t"} | reading,
+        "reading": {
+            "reader": "rules",
+            "judge": "rule",
+            "retriever": "bm25",
+            "top_k": 20,
+            "tokenizer": "t",
+        }
+        | reading,
         "systems": {},
         "sources": {},
     } | (about or {})

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.lib.below import Shown, below
 from experiments.lib.intervals import pooled
-from experiments.lib.pool import Pool, Weights
+from experiments.lib.pool import Key, Pool, Weights, column_of
 from experiments.lib.render import Table, interval
 from experiments.lib.results import INSTANCES, QUESTIONS, Row, read_lines, row_key
 from memalpha import scoring
@@ -36,7 +37,7 @@ def kind_tables(pool: Pool, names: Mapping[str, str]) -> list[Table]:
             for row in question_rows(folder):
                 groups.setdefault((row["source"], about["split"]), []).append(row)
     return [
-        _table(f"{source} by the kind of question, {split} split", rows, names)
+        _table(pool, source, split, rows, names)
         for (source, split), rows in groups.items()
         if any(row.get("kind") for row in rows)
     ]
@@ -48,21 +49,28 @@ def question_rows(folder: Path) -> list[Row]:
     return [row for row in read_lines(folder / QUESTIONS) if row_key(row) in finished]
 
 
-def _table(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Table:
+def _table(
+    pool: Pool, source: str, split: str, rows: Sequence[Row], names: Mapping[str, str]
+) -> Table:
     kinds = [*dict.fromkeys(row["kind"] for row in rows), ALL]
     corrected = any(row.get("corrected") is not None for row in rows)
-    columns = [(kind, key) for kind in kinds for key in (("", CORRECTED) if corrected else ("",))]
-    counts = {column: len(_values(rows, *column)) for column in columns}
-    heads = ("system", *(f"{kind or 'other'}{key} ({counts[kind, key]})" for kind, key in columns))
+    cells = [(kind, key) for kind in kinds for key in (("", CORRECTED) if corrected else ("",))]
+    counts = {column: len(_values(rows, *column)) for column in cells}
+    heads = ("system", *(f"{kind or 'other'}{key} ({counts[kind, key]})" for kind, key in cells))
     systems = dict.fromkeys(row["system"] for row in rows)
     lines = []
     for system in systems:
         mine = [row for row in rows if row["system"] == system]
-        lines.append((names.get(system, system), *(_cell(_values(mine, *c)) for c in columns)))
-    notes = [
-        "Questions count alike, in brackets how many; 95 % intervals draw whole instances.",
-        *_notes_of_key(rows, corrected),
+        lines.append((names.get(system, system), *(_cell(_values(mine, *c)) for c in cells)))
+    columns = dict.fromkeys((source, column_of(source)))
+    shown = [
+        Shown(names.get(system, system), tuple(Key(split, pool.main, system, c) for c in columns))
+        for system in systems
     ]
+    small = any(key in pool.small for one in shown for key in one.keys)
+    ending, told = below(pool, shown, small)
+    notes = ["Questions count alike; in brackets how many.", *_notes_of_key(rows, corrected), *told]
+    title = f"{source} by the kind of question, {split} split{ending}"
     return Table(title, heads, tuple(lines), tuple(notes))
 
 

@@ -90,6 +90,11 @@ class Pool:
     def splits(self) -> list[str]:
         return list(dict.fromkeys(k.split for k in self.small))
 
+    def rows_of(self, key: Key, small: bool) -> list[Row]:
+        """The instance rows of one cell."""
+        instances = (self.small if small else self.rows).get(key, {})
+        return [row for its_rows in instances.values() for row in its_rows]
+
     def cell(self, key: Key, small: bool) -> "Cell | None":
         """The values of one cell; None if nothing was measured."""
         instances = (self.small if small else self.rows).get(key)
