@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments.lib import page
-from experiments.lib.charts import Chart, chart_svg, run_charts
+from experiments.lib.charts import Chart, chart_svg, frontier_svg, run_charts
 from experiments.lib.command import command
 from experiments.lib.pictures import LEGEND
 from experiments.lib.progress import CUT, WORRIES, worries
@@ -58,6 +58,7 @@ def write_report(folder: Path) -> Path:
         _state(config, metrics, summary),
         _warnings(metrics),
         _results((summary or {}).get("results") or {}),
+        _frontier((summary or {}).get("results") or {}),
         _curves(folder, metrics),
         _examples(folder),
         _facts(config, summary, starts),
@@ -117,6 +118,18 @@ def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     table = f"<table>{''.join(rows)}</table>"
     head = '<h2>Results on test instances</h2><div class="wide">'
     return f'{head}{table}</div><p class="soft">{escape(note)}</p>'
+
+
+def _frontier(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Score against the tokens of the reader, where the summary has both."""
+    means = {name: rows["mean"] for name, rows in results.items()}
+    points = {
+        name: (mean["reader_tokens"], mean["r1"])
+        for name, mean in means.items()
+        if all(math.isfinite(mean.get(field, math.nan)) for field in ("reader_tokens", "r1"))
+    }
+    picture = frontier_svg("r1 against what the reader gets", points)
+    return f'<div class="charts"><figure>{picture}</figure></div>' if picture else ""
 
 
 def _published(system: str) -> dict[str, float]:

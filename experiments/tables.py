@@ -23,10 +23,20 @@ import numpy as np
 from absl import app, flags
 
 from experiments.lib.below import Shown, below
+from experiments.lib.charts import frontier_svg, lengths_svg
 from experiments.lib.command import command
 from experiments.lib.data_tables import data_tables, small_sizes
 from experiments.lib.kinds import kind_tables
-from experiments.lib.pool import Cell, Key, Pool, Weights, mean_over_columns, performance, read_pool
+from experiments.lib.pool import (
+    Cell,
+    Key,
+    Pool,
+    Weights,
+    mean_over_columns,
+    mean_points,
+    performance,
+    read_pool,
+)
 from experiments.lib.render import Table, html, interval, latex, markdown
 from memalpha import baselines
 from memalpha.data.files import write_text
@@ -94,6 +104,22 @@ def small_tables(pool: Pool) -> list[Table]:
                 tables.append(system_table(f"{title}, {split} split", pool, split, columns, rows))
         tables.append(small_sizes(pool, split))
     return tables
+
+
+def pictures(pool: Pool, lengths: Sequence[str]) -> list[str]:
+    """SVG text: score against reader tokens of a split, and against the length of the stream, with
+    a point for each of the folders of other lengths."""
+    drawn = []
+    main = [f for f, about in pool.abouts.items() if Weights(**about["reward"]) == pool.main]
+    for split in dict.fromkeys(about["split"] for about in pool.abouts.values()):
+        points = {_label(name): point for name, point in mean_points(main, split, "reader").items()}
+        drawn.append(frontier_svg(f"Score against reader tokens, {split} split", points))
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for folder in [*main, *map(user_path, lengths)]:
+            for name, point in mean_points([folder], split, "chunk").items():
+                lines.setdefault(_label(name), []).append(point)
+        drawn.append(lengths_svg(f"Score against length, {split} split", lines))
+    return drawn
 
 
 def _in_order(systems: Sequence[str]) -> list[str]:
@@ -255,7 +281,9 @@ def main(argv: list[str]) -> None:
         written = [
             write_text(folder / "tables.md", markdown(tables)),
             write_text(folder / "tables.tex", latex(tables)),
-            write_text(folder / "tables.html", html("Results", tables)),
+            write_text(
+                folder / "tables.html", html("Results", tables, pictures(pool, args.lengths))
+            ),
         ]
     print(markdown(tables))
     print("\n".join(map(str, written)))
@@ -267,6 +295,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "first_box", False, "Score the first of several boxed answers, as the paper's code does."
     )
+    flags.DEFINE_list("lengths", [], "Folders of other stream lengths, for the picture alone.")
     flags.DEFINE_string("data", "", "Built folder of tables 7 and 8.")
     flags.DEFINE_string("full_data", "", "Built folder of table 6 (build --full).")
     flags.DEFINE_string("out", "tables", "Folder of tables.md, tables.tex and tables.html.")

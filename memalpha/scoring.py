@@ -99,6 +99,7 @@ METRICS: dict[str, tuple[str, Metric | Mapping[str, Metric] | None]] = {
     "synthetic_events": ("retrieval", sub_em),
     "synthetic_updates": ("retrieval", sub_em),
     "synthetic_chats": ("retrieval", sub_em),
+    "synthetic_conflicts": ("retrieval", sub_em),
     "synthetic_labels": ("labels", label_match),
     "synthetic_story": ("summary", keyword_share),
 }
@@ -108,8 +109,13 @@ _INSTRUCTIONS = {
     "labels": "Give the number of the label, bare or as \\boxed{number}.\n\n",
     "summary": "Base your reply on the summary that the core memory holds.\n\n",
 }
+_NEWEST = (
+    "Facts are numbered. Where two contradict each other, the one with the larger number holds."
+)
 # family -> the instruction of a family that has its own.
 _OWN_INSTRUCTIONS = {
+    "factconsolidation": f"{_NEWEST}\n\n",
+    "synthetic_conflicts": f"{_NEWEST}\n\n",
     "detectiveqa": "Give your final choice as \\boxed{choice}.\n\n",
     "locomo": "Answer in a few words, with the date where one is asked for. If the memory does not"
     f" tell, reply: {NOT_MENTIONED}.\n\n",

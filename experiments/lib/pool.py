@@ -202,6 +202,29 @@ def _of_a_seed(name: str) -> bool:
     return name in free or name.startswith("trained.eval.")
 
 
+def mean_points(folders: Iterable[Path], split: str, tokens: str) -> dict[str, tuple[float, float]]:
+    """System -> (tokens, r1), means over its sources of the means over instances.
+
+    tokens: "reader" for those of a question's evidence, "chunk" for those of a stream. Only systems
+    that were measured on every source of the folders.
+    """
+    field = f"{tokens}_tokens"
+    values: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    sources: set[str] = set()
+    for folder in folders:
+        about, rows = read_results(folder)
+        for row in rows if about["split"] == split else ():
+            sources.add(row["source"])
+            if row["r1"] is not None and row[field] is not None:
+                of_system = values.setdefault(row["system"], {})
+                of_system.setdefault(row["source"], []).append((row[field], row["r1"]))
+    return {
+        system: tuple(np.mean([np.mean(pairs, axis=0) for pairs in of.values()], axis=0).tolist())
+        for system, of in values.items()
+        if of.keys() == sources
+    }
+
+
 def column_of(source: str) -> str:
     """The column of the paper's tables that a source belongs to, published variants included."""
     family = scoring.family(source)

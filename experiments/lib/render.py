@@ -96,9 +96,11 @@ def _tex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def html(title: str, tables: Sequence[Table]) -> str:
-    """A complete document without external files."""
-    body = "\n".join(_html(table) for table in tables)
+def html(title: str, tables: Sequence[Table], pictures: Sequence[str] = ()) -> str:
+    """A complete document without external files. pictures: SVG text, shown before the tables."""
+    figures = "".join(f"<figure>{picture}</figure>" for picture in pictures if picture)
+    body = f'<div class="charts">{figures}</div>\n' if figures else ""
+    body += "\n".join(_html(table) for table in tables)
     style = page.read("report.css") + STYLE
     return page.page(title, f"<h1>{escape(title)}</h1>\n{body}", style)
 
