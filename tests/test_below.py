@@ -136,17 +136,19 @@ def test_no_judged_table_without_its_false_accepts(tmp_path):
     write_checks(folder, "kind judge", {"longmemeval_s": yes})
     table = whole(folder)
     assert table.title.endswith("test split: judge not fit")
-    assert any("accepts 100.0% of planted wrong answers" in note for note in table.notes)
+    (line,) = [note for note in table.notes if "accepts 100.0% of planted wrong" in note]
+    assert line.endswith("Measured on longmemeval_s.")
     assert kind_tables(read_pool([], [folder]), {})[0].title.endswith(": judge not fit")
     # A table without judged columns does not ask for a judge.
     assert whole(results(tmp_path / "b")).title.endswith("test split")
+    write_checks(folder, "kind judge", {"locomo": yes})  # what was measured on this source counts
     fit = JudgeCheck({VAGUE: 1, ENTITY: 0, DATE: 0}, {VAGUE: 99, ENTITY: 9, DATE: 0}, 8, 9, 1)
     write_checks(folder, "kind judge", {"longmemeval_s": fit})
     table = whole(folder)
     assert table.title.endswith("test split")
     assert (
         "The judge accepts 0.9% of planted wrong answers (vague 1 of 99, other entity 0 of 9), and"
-        " 8 of 9 gold answers; no verdict on 1." in table.notes
+        " 8 of 9 gold answers; no verdict on 1. Measured on longmemeval_s." in table.notes
     )
 
 

@@ -6,10 +6,16 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.lib.intervals import DRAWS, LEVEL
-from experiments.lib.judged import describe_check, is_judged, not_measured, read_checks, total
+from experiments.lib.judged import (
+    describe_check,
+    is_judged,
+    judged_title,
+    not_measured,
+    read_checks,
+    total,
+)
 from experiments.lib.pool import Key, Pool, Weights
 from experiments.lib.results import ResultsError, Row
-from memalpha.planted import JudgeCheck
 
 
 class Shown(NamedTuple):
@@ -30,10 +36,10 @@ def below(pool: Pool, shown: Sequence[Shown], small: bool) -> tuple[str, list[st
     if not rows:
         return "", notes
     check = _judge(pool, {row["source"] for its_rows in rows.values() for row in its_rows})
-    notes += [describe_check(check)] if check else []
+    notes += [check[1]] if check else []
     notes.append(_questions([row for its_rows in rows.values() for row in its_rows]))
     notes += [f"{one.label}: {_cost(of)}; {_training(pool, one.keys)}." for one, of in rows.items()]
-    return "" if check is None or check.fit else ": judge not fit", [*notes, *_made_with(pool)]
+    return check[0] if check else "", [*notes, *_made_with(pool)]
 
 
 def _reading(pool: Pool) -> str:
@@ -45,15 +51,18 @@ def _reading(pool: Pool) -> str:
     )
 
 
-def _judge(pool: Pool, sources: set[str]) -> JudgeCheck | None:
-    """What is known of the judge of these sources; None where none of them is judged."""
+def _judge(pool: Pool, sources: set[str]) -> tuple[str, str] | None:
+    """What is known of the judge of these sources, for the title and for below the table; None
+    where none of them is judged. Measured on other sources, where not on these."""
     judged = sorted(filter(is_judged, sources))
     if not judged:
         return None
     checks = read_checks(pool.abouts, pool.reading["judge"])
     if not checks:
         raise ResultsError(not_measured(pool.reading["judge"], judged))
-    return total(checks.values())
+    own = {source: check for source, check in checks.items() if source in judged} or checks
+    check = total(own.values())
+    return judged_title("", check), f"{describe_check(check)} Measured on {', '.join(own)}."
 
 
 def _questions(rows: Sequence[Row]) -> str:

@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
         try:
             known[name] = version(name)
         except PackageNotFoundError:  # a clone that is not installed
-            known[name] = "not installed"
+            known[name] = "(a clone)"
     return known
 
 
