@@ -10,6 +10,7 @@ from experiments.lib.judged import (
     check_table,
     claims_of,
     describe_check,
+    judge_notes,
     read_checks,
     total,
     write_checks,
@@ -169,6 +170,16 @@ def test_checks_of_other_sources_stay_and_add_up(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="no JSON"):
         read_checks([tmp_path], "j")
+
+
+def test_other_tables_say_whether_their_judge_was_measured(tmp_path):
+    assert judge_notes(tmp_path, ["squad"]) == []
+    (warning,) = judge_notes(tmp_path, ["squad", "lme_train"])
+    assert warning.startswith("lme_train: scored by the judge") and "judge_check" in warning
+    yes = check_judge(lambda claims: ["yes"] * len(claims), claims_of([instance()], 9))
+    write_checks(tmp_path, "kind judge", {"lme_train": yes})
+    (line,) = judge_notes(tmp_path, ["squad", "lme_train"])
+    assert line.startswith("lme_train by kind judge. The judge accepts 100.0%")
 
 
 def test_claims_carry_the_kind_and_end_at_the_count():

@@ -8,9 +8,8 @@ from typing import Any
 
 from experiments.lib.render import Table
 from experiments.lib.workdir import write_json
-from memalpha import scoring
 from memalpha.data.instance import Instance
-from memalpha.data.names import JUDGED
+from memalpha.data.names import JUDGED, family
 from memalpha.paths import user_path
 from memalpha.planted import KINDS, MAX_FALSE_ACCEPTS, JudgeCheck
 from memalpha.reading import question_kind
@@ -78,7 +77,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def is_judged(source: str) -> bool:
     """Whether the score of a source, or of a column of a table, is the word of a judge."""
-    return scoring.family(source) in JUDGED
+    return family(source) in JUDGED
 
 
 def judged_title(title: str, check: JudgeCheck) -> str:
@@ -122,6 +121,20 @@ def check_table(judge: str, checks: Checks) -> Table:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.3f} ({part} of {whole})" if whole else ""
+
+
+def judge_notes(folder: str | Path, sources: Iterable[str]) -> list[str]:
+    """Lines for figures that a judge scored, by judge.json of their folder; none for other sources,
+    and a warning where the judge was not measured."""
+    judged = sorted(filter(is_judged, sources))
+    path = user_path(folder) / FILE
+    if not judged:
+        return []
+    if not path.exists():
+        return [not_measured("of the config", judged)]
+    judge = _read(path)["judge"]
+    checks = read_checks([folder], judge)
+    return [f"{', '.join(judged)} by {judge}. {describe_check(total(checks.values()))}"]
 
 
 def not_measured(judge: str, sources: Sequence[str]) -> str:
