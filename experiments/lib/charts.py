@@ -85,13 +85,12 @@ def frontier_svg(title: str, points: Mapping[str, tuple[float, float]]) -> str:
 
     def draw(axes: Axes) -> None:
         for name, (tokens, score) in points.items():
-            axes.plot(tokens, score, "o", markersize=5)
-            axes.annotate(name, (tokens, score), (4, 4), textcoords="offset points", fontsize=8)
+            axes.plot(tokens, score, "o", markersize=5, label=name)
         line = [points[name] for name in frontier(points)]
         axes.plot(*zip(*line, strict=True), "--", color="gray", linewidth=0.8, zorder=0)
         axes.set(title=title, xlabel="tokens given to the reader for a question", ylabel="score")
         axes.set_xscale("symlog", linthresh=10)
-        axes.set_xlim(0, 4 * max(10, *(tokens for tokens, _ in points.values())))
+        axes.legend(frameon=False, fontsize=8)
 
     return _draw_svg(title, draw)
 
