@@ -11,6 +11,7 @@ run, from which the same command continues if it was stopped.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from absl import app, flags
 from experiments.evaluate import describe, evaluate, keep_compiled
 from experiments.lib import sources as measured
 from experiments.lib.command import command
-from experiments.lib.intervals import estimate
+from experiments.lib.intervals import Estimate, estimate
+from experiments.lib.judged import judge_notes
 from experiments.lib.pictures import draw_matrix
 from experiments.lib.progress import console
 from experiments.lib.render import Table, interval, markdown
@@ -107,7 +109,7 @@ def compare_table(title: str, result: Mapping[str, Any], trained_on: Mapping[str
 
 def interval_text(cell: Sequence[float | None] | None) -> str:
     """The text of [mean, low, high]; "" for None."""
-    return "" if cell is None else interval(cell[0], None if cell[1] is None else cell[1:])
+    return interval(None if cell is None else Estimate(*cell))
 
 
 def main(argv: list[str]) -> None:
@@ -129,6 +131,7 @@ def main(argv: list[str]) -> None:
         write_json(folder / "compare.json", result)
         trained_on = {name: ", ".join(run.config.data.sources) for name, run in runs.items()}
         table = compare_table(f"r1 of trained writers, {args.split} split", result, trained_on)
+        table = replace(table, notes=(*table.notes, *judge_notes(folder, sources)))
         write_text(folder / "compare.md", markdown([table]))
     print(markdown([table]))
     console.print(f"picture {draw_matrix(folder, result)}")

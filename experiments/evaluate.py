@@ -25,7 +25,9 @@ from rich.table import Table
 from experiments.lib import sources as measured
 from experiments.lib.command import command
 from experiments.lib.failures import check_answers
+from experiments.lib.judged import describe_check, is_judged, not_measured, read_checks, total
 from experiments.lib.progress import console, progress
+from experiments.lib.provenance import prompt_hashes, versions
 from experiments.lib.readers import describe_usage
 from experiments.lib.results import Results, read_results
 from experiments.lib.systems import (
@@ -93,10 +95,15 @@ def evaluate(
 
 
 def results_overview(folder: Path) -> Table:
-    """Mean r1 of each system on each source of a results folder, for the terminal."""
+    """Mean r1 of each system on each source of a results folder, for the terminal. Below it stands
+    what is known of the judge, where one scored any of it."""
     about, rows = read_results(folder)
     sources = list(dict.fromkeys(row["source"] for row in rows))
     table = Table(title=f"r1, {about['split']} split")
+    if judged := sorted(filter(is_judged, sources)):
+        judge = about["reading"]["judge"]
+        checks = read_checks([folder], judge).values()
+        table.caption = describe_check(total(checks)) if checks else not_measured(judge, judged)
     table.add_column("system")
     for source in sources:
         table.add_column(source.removeprefix("synthetic_"), justify="right")
@@ -119,6 +126,8 @@ def describe(
         "split": split,
         "seed": run.config.seed,
         "reading": describe_reading(run.env),
+        "prompts": prompt_hashes(run.env.prompt, run.config),
+        "versions": [versions()],
         "reward": describe_reward(run.config),
         "systems": {name: system.about for name, system in systems.items()},
         "sources": dict(sources),

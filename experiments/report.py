@@ -17,8 +17,9 @@ import numpy as np
 from absl import app, flags
 
 from experiments.lib import page
-from experiments.lib.charts import Chart, chart_svg, run_charts
+from experiments.lib.charts import Chart, chart_svg, frontier_svg, run_charts
 from experiments.lib.command import command
+from experiments.lib.judged import judge_notes
 from experiments.lib.pictures import LEGEND
 from experiments.lib.progress import CUT, WORRIES, worries
 from experiments.lib.workdir import read_metrics
@@ -57,7 +58,8 @@ def write_report(folder: Path) -> Path:
         f"<h1>{escape(title)}</h1>",
         _state(config, metrics, summary),
         _warnings(metrics),
-        _results((summary or {}).get("results") or {}),
+        _results((summary or {}).get("results") or {}, folder),
+        _frontier((summary or {}).get("results") or {}),
         _curves(folder, metrics),
         _examples(folder),
         _facts(config, summary, starts),
@@ -94,7 +96,7 @@ def _warnings(metrics: Sequence[Mapping]) -> str:
     return f'<div class="warn"><b>Look at</b><ul>{items}</ul></div>' if warnings else ""
 
 
-def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]], folder: Path) -> str:
     if not results:
         return ""
     sources = [name for name in next(iter(results.values())) if name != "mean"]
@@ -116,7 +118,22 @@ def _results(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             note = f"{LEGEND}. {OTHERS}"
     table = f"<table>{''.join(rows)}</table>"
     head = '<h2>Results on test instances</h2><div class="wide">'
-    return f'{head}{table}</div><p class="soft">{escape(note)}</p>'
+    notes = "".join(
+        f'<p class="soft">{escape(n)}</p>' for n in (note, *judge_notes(folder, sources))
+    )
+    return f"{head}{table}</div>{notes}"
+
+
+def _frontier(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Score against the tokens of the reader, where the summary has both."""
+    means = {name: rows["mean"] for name, rows in results.items()}
+    points = {
+        name: (mean["reader_tokens"], mean["r1"])
+        for name, mean in means.items()
+        if all(math.isfinite(mean.get(field, math.nan)) for field in ("reader_tokens", "r1"))
+    }
+    picture = frontier_svg("r1 against what the reader gets", points)
+    return f'<div class="charts"><figure>{picture}</figure></div>' if picture else ""
 
 
 def _published(system: str) -> dict[str, float]:

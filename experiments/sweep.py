@@ -21,6 +21,7 @@ from experiments.evaluate import describe, keep_compiled
 from experiments.lib import sources as measured
 from experiments.lib.command import command
 from experiments.lib.failures import check_answers
+from experiments.lib.judged import judge_notes
 from experiments.lib.pictures import draw_sweep
 from experiments.lib.progress import console, progress
 from experiments.lib.render import Table, markdown
@@ -146,6 +147,7 @@ def main(argv: list[str]) -> None:
         results = summarise(rows)
         write_json(folder / "sweep.json", {"system": args.system} | {"results": results})
         table = sweep_table(f"Retriever and top k, {args.system}, {args.split} split", results)
+        table = replace(table, notes=(*table.notes, *judge_notes(folder, applicable)))
         write_text(folder / "sweep.md", markdown([table]))
     print(markdown([table]))
     console.print(f"picture {draw_sweep(folder, results)}")

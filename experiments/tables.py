@@ -22,10 +22,21 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from experiments.lib.below import Shown, below
+from experiments.lib.charts import frontier_svg, lengths_svg
 from experiments.lib.command import command
 from experiments.lib.data_tables import data_tables, small_sizes
-from experiments.lib.intervals import Estimate
-from experiments.lib.pool import Cell, Key, Pool, Weights, mean_over_columns, performance, read_pool
+from experiments.lib.kinds import kind_tables
+from experiments.lib.pool import (
+    Cell,
+    Key,
+    Pool,
+    Weights,
+    mean_over_columns,
+    mean_points,
+    performance,
+    read_pool,
+)
 from experiments.lib.render import Table, html, interval, latex, markdown
 from memalpha import baselines
 from memalpha.data.files import write_text
@@ -95,6 +106,22 @@ def small_tables(pool: Pool) -> list[Table]:
     return tables
 
 
+def pictures(pool: Pool, lengths: Sequence[str]) -> list[str]:
+    """SVG text: score against reader tokens of a split, and against the length of the stream, with
+    a point for each of the folders of other lengths."""
+    drawn = []
+    main = [f for f, about in pool.abouts.items() if Weights(**about["reward"]) == pool.main]
+    for split in dict.fromkeys(about["split"] for about in pool.abouts.values()):
+        points = {_label(name): point for name, point in mean_points(main, split, "reader").items()}
+        drawn.append(frontier_svg(f"Score against reader tokens, {split} split", points))
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for folder in [*main, *map(user_path, lengths)]:
+            for name, point in mean_points([folder], split, "chunk").items():
+                lines.setdefault(_label(name), []).append(point)
+        drawn.append(lengths_svg(f"Score against length, {split} split", lines))
+    return drawn
+
+
 def _in_order(systems: Sequence[str]) -> list[str]:
     known = [name for name in ROWS if name in systems]
     return [*known, *(name for name in systems if name not in ROWS)]
@@ -132,6 +159,11 @@ def system_table(
     shared = shared if 0 < len(shared) < len(columns) else []
     extra = [f"Avg. of {len(shared)}"] if shared else []
     heads = ("system", "", *map(_short, columns), "Avg.", *extra, "reader tokens")
+    shown = [
+        Shown(_label(name), tuple(Key(split, weights, system, column) for column in columns))
+        for name, (system, weights) in rows.items()
+    ]
+    ending, told = below(pool, shown, small)
     lines = []
     for name, cells in ours.items():
         label = _label(name)
@@ -141,8 +173,7 @@ def system_table(
     notes = [*_sizes(columns, split, measured, not small), *_failures(columns, ours)]
     notes += [_shared_note(columns, shared)] if shared else []
     notes += _odd_averages({name: published[name] for name in ours if name in published})
-    notes.append(f"Reader: {pool.reading['reader']}; judge: {pool.reading['judge']}.")
-    return Table(title, heads, tuple(lines), tuple(notes))
+    return Table(title + ending, heads, tuple(lines), (*notes, *told))
 
 
 def _published_lines(label: str, figures: Mapping[str, list[float]], shared: Sequence[int]):
@@ -162,19 +193,13 @@ def _our_lines(label: str, cells: Sequence[Cell | None], shared: Sequence[int]):
     whole = list(cells) if all(cells) else []
     part = [cells[i] for i in shared] if all(cells[i] for i in shared) else []
     groups = [[cell] if cell else [] for cell in cells] + [whole] + ([part] if shared else [])
-    perf = [_interval(performance(group)) if group else "" for group in groups]
+    perf = [interval(performance(group)) if group else "" for group in groups]
     sizes = [mean_over_columns(group, "memory_tokens") if group else None for group in groups]
     size_texts = ["" if size is None else thousands(size) for size in sizes]
     measured = [cell for cell in cells if cell and len(cell.reader_tokens)]
     read = f"{mean_over_columns(measured, 'reader_tokens'):.0f}" if measured else ""
     yield label, "Perf.", *perf, read
     yield "", "Mem.", *size_texts, ""
-
-
-def _interval(value: Estimate | None) -> str:
-    if value is None:
-        return ""
-    return interval(value.mean, None if value.low is None else (value.low, value.high))
 
 
 def thousands(tokens: float) -> str:
@@ -250,13 +275,15 @@ def main(argv: list[str]) -> None:
     with command(argv):
         pool = read_pool(args.results, args.small, args.first_box)
         tables = [*paper_tables(pool), *data_tables(args.data, args.full_data)]
-        tables = [*small_tables(pool), *tables]
+        tables = [*kind_tables(pool, LABELS), *small_tables(pool), *tables]
         folder = user_path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
         written = [
             write_text(folder / "tables.md", markdown(tables)),
             write_text(folder / "tables.tex", latex(tables)),
-            write_text(folder / "tables.html", html("Results", tables)),
+            write_text(
+                folder / "tables.html", html("Results", tables, pictures(pool, args.lengths))
+            ),
         ]
     print(markdown(tables))
     print("\n".join(map(str, written)))
@@ -268,6 +295,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "first_box", False, "Score the first of several boxed answers, as the paper's code does."
     )
+    flags.DEFINE_list("lengths", [], "Folders of other stream lengths, for the picture alone.")
     flags.DEFINE_string("data", "", "Built folder of tables 7 and 8.")
     flags.DEFINE_string("full_data", "", "Built folder of table 6 (build --full).")
     flags.DEFINE_string("out", "tables", "Folder of tables.md, tables.tex and tables.html.")

@@ -8,6 +8,7 @@ published definition.
 import re
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from types import SimpleNamespace
@@ -175,6 +176,59 @@ def _rouge_scorer(latin: bool):
 
     tokenizer = None if latin else SimpleNamespace(tokenize=_WORD.findall)
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=latin, tokenizer=tokenizer)
+
+
+def stemmed_f1(prediction: str, answers: Sequence[str]) -> float:
+    """LoCoMo: F1 of the stemmed words, best over the gold answers; articles, "and" and punctuation
+    do not count, a word that both have twice counts twice."""
+    return max(_stemmed_f1(prediction, answer) for answer in answers)
+
+
+def stemmed_f1_of_parts(prediction: str, answers: Sequence[str]) -> float:
+    """LoCoMo, multi-hop: a gold answer is a list between commas. The mean over its parts of the F1
+    with the nearest part of the prediction."""
+    given = prediction.split(",")
+    return max(
+        sum(max(_stemmed_f1(part, gold) for part in given) for gold in parts) / len(parts)
+        for parts in (answer.split(",") for answer in answers)
+    )
+
+
+def stemmed_f1_of_first(prediction: str, answers: Sequence[str]) -> float:
+    """LoCoMo, open-domain: F1 with what stands before the first `;`, behind which are reasons."""
+    return stemmed_f1(prediction, [answer.split(";")[0] for answer in answers])
+
+
+def says_not_mentioned(prediction: str, answers: Sequence[str]) -> float:
+    """LoCoMo, adversarial: 1 if the reply says that the text does not tell, in one of two ways."""
+    return float(any(occurs(said, prediction) for said in _ABSTAINS))
+
+
+_ABSTAINS = ("no information available", "not mentioned")
+_UNSTEMMED = re.compile(r"\b(?:a|an|the|and)\b")
+
+
+def _stemmed_f1(prediction: str, gold: str) -> float:
+    given, wanted = Counter(_stems(prediction)), Counter(_stems(gold))
+    same = (given & wanted).total()
+    return 2 * same / (given.total() + wanted.total()) if same else 0.0
+
+
+def _stems(text: str) -> list[str]:
+    words = _UNSTEMMED.sub(" ", fold(text).translate(_PUNCTUATION)).split()
+    return [_stem(word) for word in words]
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(word: str) -> str:
+    return _porter().stem(word)
+
+
+@lru_cache(maxsize=1)
+def _porter():
+    from nltk.stem.porter import PorterStemmer  # imported here: it takes a second
+
+    return PorterStemmer()
 
 
 def answer_line(prediction: str) -> str:

@@ -38,7 +38,8 @@ def extractive_reader(
     max_words: int = MAX_WORDS,
     max_summary_words: int = MAX_SUMMARY_WORDS,
 ) -> str:
-    """A reply quoted from the evidence, by fixed rules; empty where the evidence says nothing.
+    """A reply quoted from the evidence, by fixed rules; `scoring.without_answer` where it says
+    nothing.
 
     The source decides the kind (`scoring.category`): one or two passages of at most max_words words
     together; a label as `\\boxed{n}`; or the core, cut to max_summary_words words.
@@ -51,7 +52,7 @@ def extractive_reader(
     if kind == "labels":
         label = vote_label(question, evidence)
         return "" if label is None else f"\\boxed{{{label}}}"
-    return quote(question, evidence, max_words)
+    return quote(question, evidence, max_words) or scoring.without_answer(source)
 
 
 def _dated(evidence: Evidence, parse: Callable[[str], tuple]) -> list[tuple[tuple, object]]:

@@ -167,8 +167,12 @@ def _episode(
 
 
 def _claim(instance: Instance, number: int, reply: str) -> scoring.Claim:
-    question = instance.questions[number]
+    question, kind = instance.questions[number], question_kind(instance, number)
+    return scoring.Claim(instance.source, question.question, reply, question.answers, kind)
+
+
+def question_kind(instance: Instance, number: int) -> str:
+    """The kind of a question by what the metadata of its instance say; empty where they do not."""
     types, ids = (instance.metadata.get(f"question_{name}", ()) for name in ("types", "ids"))
     kind, name = (str(field[number]) if number < len(field) else "" for field in (types, ids))
-    kind = scoring.question_kind(kind, name)
-    return scoring.Claim(instance.source, question.question, reply, question.answers, kind)
+    return scoring.question_kind(kind, name)

@@ -48,9 +48,10 @@ def test_rows_by_hand():
     made = episode(scores=(1.0, math.nan), r1=1.0)
     first, failed = question_rows("a", made, 0.25)
     assert first == {
-        "system": "a", "source": "squad", "instance": "one", "number": 0, "question": "q0",
-        "gold": ["gold", "other"], "prediction": "said", "score": 1.0, "verdict": None,
-        "retrieved": [7, 9], "reader_tokens": 12, "seconds": 0.25, "failed": False,
+        "system": "a", "source": "squad", "instance": "one", "number": 0, "kind": "",
+        "question": "q0", "gold": ["gold", "other"], "corrected": None, "prediction": "said",
+        "score": 1.0, "verdict": None, "retrieved": [7, 9],
+        "reader_tokens": 12, "seconds": 0.25, "failed": False,
     }  # fmt: skip
     assert failed["failed"] and failed["prediction"] is None and failed["score"] is None
     row = instance_row("a", made, 2.0)

@@ -168,12 +168,19 @@ def test_from_a_server_to_the_tables(workdir, built, model, chat_server, tmp_pat
         asked_one = question["source"] == "longmemeval_s"
         assert question["verdict"] == (right if asked_one else None)
 
+    check = [
+        sys.executable, "-m", "experiments.judge_check", f"--workdir={workdir}",
+        f"--data={built}", "--sources=longmemeval_s", "--instances=2", f"--out={out}",
+    ]  # fmt: skip
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
     pool = read_pool([str(out)])
     (judged,) = [t for t in paper_tables(pool) if t.title.startswith("Table 2.")]
     place = judged.heads.index("longmemeval_s")
     cells = {row[0]: row for row in judged.rows}["MemAgent (ours)"]
     assert cells[place] == "1.000 [1.000, 1.000]"
     assert {cell for n, cell in enumerate(cells[2:-2], 2) if n != place} == {""}
+    assert "The judge accepts 0.0% of planted wrong answers" in " ".join(judged.notes)
     assert any("extra {" in note and "judge: judges," in note for note in judged.notes)
 
 

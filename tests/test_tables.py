@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from experiments.lib.charts import frontier, frontier_svg
 from experiments.lib.data_tables import data_tables
 from experiments.lib.intervals import estimate
-from experiments.lib.pool import Weights, read_pool, score_first_boxes
+from experiments.lib.pool import Weights, mean_points, read_pool, score_first_boxes
 from experiments.lib.render import Table, html, latex, markdown
 from experiments.lib.results import ResultsError, read_results
-from experiments.tables import PUBLISHED, paper_tables, small_tables, thousands
+from experiments.tables import PUBLISHED, paper_tables, pictures, small_tables, thousands
 from memalpha.data import built_sets
 from memalpha.data.instance import Instance, Question
 
@@ -28,7 +29,14 @@ def write(folder, rows, split="validation", beta=0.05, gamma=0.1, about=None, **
     about = {
         "split": split,
         "reward": {"beta": beta, "gamma": gamma},
-        "reading": {"reader": "rules", "judge": "rule", "top_k": 20, "tokenizer": "t"} | reading,
+        "reading": {
+            "reader": "rules",
+            "judge": "rule",
+            "retriever": "bm25",
+            "top_k": 20,
+            "tokenizer": "t",
+        }
+        | reading,
         "systems": {},
         "sources": {},
     } | (about or {})
@@ -388,6 +396,47 @@ def test_latex_is_well_formed(tmp_path):
     command = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert made.returncode == 0, made.stdout[-1500:]
+
+
+def test_systems_as_points_and_the_line_that_none_beats(tmp_path):
+    points = {
+        "a": (100.0, 0.5),
+        "b": (10.0, 0.2),
+        "c": (100.0, 0.4),
+        "d": (200.0, 0.5),
+        "e": (0, 0),
+    }
+    assert frontier(points) == ["e", "b", "a"]
+    assert frontier_svg("t", {}) == "" and frontier({}) == []
+    assert ">a</text>" in frontier_svg("t", points)
+
+    def one(name, tokens, r1, more=()):
+        rows = [
+            ("trained", "synthetic_facts", "1", r1, 9),
+            ("rag_top2", "synthetic_facts", "1", 1, 9),
+        ]
+        folder = write(tmp_path / name, [*rows, *more], "test")
+        path = tmp_path / name / "instances.jsonl"
+        path.write_text(path.read_text().replace("20000", str(tokens)))
+        return folder
+
+    other = ("trained", "synthetic_events", "1", 0.0, 9)
+    short, long = one("a", 100, 0.5), one("b", 4000, 0.25)
+    assert mean_points([tmp_path / "a"], "test", "chunk") == {
+        "trained": (100.0, 0.5),
+        "rag_top2": (100.0, 1.0),
+    }
+    assert mean_points([tmp_path / "a"], "validation", "chunk") == {}
+    pool = read_pool([short])
+    first, second = pictures(pool, [long])
+    assert "Score against reader tokens, test split" in first and "RAG-Top2" in first
+    assert "Score against length, test split" in second
+    assert pictures(pool, [])[1] == ""  # one length is no line
+    # Only what was measured on all sources has a mean.
+    one("c", 100, 0.5, [other])
+    assert mean_points([tmp_path / "c"], "test", "reader") == {"trained": (100.0, 0.25)}
+    page = html("t", [], [first, ""])
+    assert page.count("<figure>") == 1 and "<svg" in page
 
 
 def test_greek_letters_in_latex():

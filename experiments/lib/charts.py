@@ -1,13 +1,14 @@
-"""Learning curves of a run as SVG text for a page, in the colours of the page around them."""
+"""Curves of a run and points of systems as SVG text for a page, in the colours around them."""
 
 import io
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.lib.pictures import REWARDS, column, smooth
@@ -64,6 +65,58 @@ def chart_svg(chart: Chart, metrics: Sequence[Mapping]) -> str:
             axes.set_ylim(min(0.0, axes.dataLim.y0), chart.top)  # r3 can be negative
         axes.legend(frameon=False, fontsize=8)
         return svg(figure, chart.title)
+
+
+def frontier(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the points that no other beats: none has a smaller x and a y as large, or a
+    larger y and an x as small; by x."""
+    best: list[str] = []
+    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
+        if not best or points[name][1] > points[best[-1]][1]:
+            best.append(name)
+    return best
+
+
+def frontier_svg(title: str, points: Mapping[str, tuple[float, float]]) -> str:
+    """Systems as points (tokens of the reader, score), and a line through those that no other
+    beats; "" without points."""
+    if not points:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        for name, (tokens, score) in points.items():
+            axes.plot(tokens, score, "o", markersize=5, label=name)
+        line = [points[name] for name in frontier(points)]
+        axes.plot(*zip(*line, strict=True), "--", color="gray", linewidth=0.8, zorder=0)
+        axes.set(title=title, xlabel="tokens given to the reader for a question", ylabel="score")
+        axes.set_xscale("symlog", linthresh=10)
+        axes.legend(frameon=False, fontsize=8)
+
+    return _draw_svg(title, draw)
+
+
+def lengths_svg(title: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """A line a system through (tokens of the stream, score); "" without a system of two lengths."""
+    if max(map(len, lines.values()), default=0) < 2:
+        return ""
+
+    def draw(axes: Axes) -> None:
+        for name, points in lines.items():
+            axes.plot(*zip(*sorted(points), strict=True), "o-", markersize=4, label=name)
+        axes.set(title=title, xlabel="tokens of the stream", ylabel="score", xscale="log")
+        axes.legend(frameon=False, fontsize=8)
+
+    return _draw_svg(title, draw)
+
+
+def _draw_svg(title: str, draw: Callable[[Axes], None]) -> str:
+    """A picture with a score from 0 to 1 on its y axis."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_ylim(-0.02, 1.05)
+        return svg(figure, title)
 
 
 def svg(figure: Figure, title: str) -> str:

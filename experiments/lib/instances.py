@@ -74,7 +74,16 @@ def _load(source: str, folder: str, split: str, count: int, seed: int, fewer: bo
 @lru_cache(maxsize=32)
 def _read_built(source: str, folder: str, split: str, questions: int) -> list[Instance]:
     built = built_sets.open_source(folder, source, split)
-    return _with_notes([replace(i, questions=i.questions[:questions]) for i in built])
+    return _with_notes([_first_questions(instance, questions) for instance in built])
+
+
+def _first_questions(instance: Instance, count: int) -> Instance:
+    """The instance with its first `count` questions; the others join its dropped ones."""
+    if len(instance.questions) <= count:
+        return instance
+    dropped = instance.metadata.get("dropped_questions", 0) + len(instance.questions) - count
+    metadata = instance.metadata | {"dropped_questions": dropped}
+    return replace(instance, questions=instance.questions[:count], metadata=metadata)
 
 
 def _with_notes(instances: list[Instance]) -> list[Instance]:

@@ -39,6 +39,28 @@ def estimate(columns: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
     return Estimate(mean, float(low), float(high))
 
 
+def pooled(groups: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """The mean of all values of all groups, where questions count alike and not instances.
+
+    The interval draws whole groups with replacement, since the questions of one instance rise and
+    fall together; it is None for fewer than two groups that have values.
+
+    Raises ValueError if there is no value or one is NaN.
+    """
+    filled = [np.asarray(group, np.float64) for group in groups if len(group)]
+    if not filled or any(np.isnan(group).any() for group in filled):
+        raise ValueError("pooled: some group needs a value, and none may be NaN")
+    sums = np.array([group.sum() for group in filled])
+    counts = np.array([len(group) for group in filled], np.float64)
+    mean = float(sums.sum() / counts.sum())
+    if len(filled) < 2:
+        return Estimate(mean)
+    size = len(filled)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), DRAWS)
+    low, high = np.quantile(drawn @ sums / (drawn @ counts), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(mean, float(low), float(high))
+
+
 def _resampled_means(rng: np.random.Generator, column: np.ndarray) -> np.ndarray:
     """[DRAWS] float64, means of resampled columns; the counts of the instances are multinomial."""
     count = len(column)

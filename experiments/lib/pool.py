@@ -50,7 +50,8 @@ class Pool:
     """Rows by cell, then by instance.
 
     main: reward weights of the first folder. reading: how its memories were read. small: cells of
-    the small tables. descriptions: column or system -> its first folder, and its settings.
+    the small tables. descriptions: column or system -> its first folder, and its settings. abouts:
+    folder -> all of its settings.
     """
 
     main: Weights
@@ -58,6 +59,7 @@ class Pool:
     rows: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
     small: dict[Key, dict[str, list[Row]]] = field(default_factory=dict)
     descriptions: dict[tuple, tuple[Path, Row]] = field(default_factory=dict)
+    abouts: dict[Path, Row] = field(default_factory=dict)
 
     def agree(self, place: tuple, folder: Path, description: Row) -> None:
         """Stores the settings of a column or system (the last item of `place`). ResultsError if
@@ -87,6 +89,11 @@ class Pool:
 
     def splits(self) -> list[str]:
         return list(dict.fromkeys(k.split for k in self.small))
+
+    def rows_of(self, key: Key, small: bool) -> list[Row]:
+        """The instance rows of one cell."""
+        instances = (self.small if small else self.rows).get(key, {})
+        return [row for its_rows in instances.values() for row in its_rows]
 
     def cell(self, key: Key, small: bool) -> "Cell | None":
         """The values of one cell; None if nothing was measured."""
@@ -152,6 +159,7 @@ def read_pool(folders: Sequence[str], small: Sequence[str] = (), first_box: bool
         elif differ := differences(pool.reading, reading):
             lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
             raise ResultsError(f"{folder} was read in another way than the first folder: {lines}")
+        pool.abouts[user_path(folder)] = about
         _add(pool, user_path(folder), about, weights, rows, aside)
     if pool is None:
         raise ResultsError("no results folder: give at least one")
@@ -192,6 +200,29 @@ def _of_a_seed(name: str) -> bool:
     """Whether a field may differ between runs that are combined as seeds."""
     free = ("seed", "rows", "trained.seed", "trained.checkpoint_every", "trained.data.dir")
     return name in free or name.startswith("trained.eval.")
+
+
+def mean_points(folders: Iterable[Path], split: str, tokens: str) -> dict[str, tuple[float, float]]:
+    """System -> (tokens, r1), means over its sources of the means over instances.
+
+    tokens: "reader" for those of a question's evidence, "chunk" for those of a stream. Only systems
+    that were measured on every source of the folders.
+    """
+    field = f"{tokens}_tokens"
+    values: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    sources: set[str] = set()
+    for folder in folders:
+        about, rows = read_results(folder)
+        for row in rows if about["split"] == split else ():
+            sources.add(row["source"])
+            if row["r1"] is not None and row[field] is not None:
+                of_system = values.setdefault(row["system"], {})
+                of_system.setdefault(row["source"], []).append((row[field], row["r1"]))
+    return {
+        system: tuple(np.mean([np.mean(pairs, axis=0) for pairs in of.values()], axis=0).tolist())
+        for system, of in values.items()
+        if of.keys() == sources
+    }
 
 
 def column_of(source: str) -> str:

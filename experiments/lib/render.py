@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from experiments.lib import page
+from experiments.lib.intervals import Estimate
 
 _LATEX = {
     **{c: f"\\{c}" for c in "{}$&#_%"},
@@ -32,9 +33,12 @@ class Table:
                 )
 
 
-def interval(mean: float, bounds: Sequence[float] | None) -> str:
-    """A mean, with its interval if there is one: 0.594 [0.512, 0.671]."""
-    return f"{mean:.3f}" + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+def interval(value: Estimate | None) -> str:
+    """A mean, with its interval if there is one: 0.594 [0.512, 0.671]; empty without a mean."""
+    if value is None:
+        return ""
+    bounds = "" if value.low is None else f" [{value.low:.3f}, {value.high:.3f}]"
+    return f"{value.mean:.3f}{bounds}"
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -92,9 +96,11 @@ def _tex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def html(title: str, tables: Sequence[Table]) -> str:
-    """A complete document without external files."""
-    body = "\n".join(_html(table) for table in tables)
+def html(title: str, tables: Sequence[Table], pictures: Sequence[str] = ()) -> str:
+    """A complete document without external files. pictures: SVG text, shown before the tables."""
+    figures = "".join(f"<figure>{picture}</figure>" for picture in pictures if picture)
+    body = f'<div class="charts">{figures}</div>\n' if figures else ""
+    body += "\n".join(_html(table) for table in tables)
     style = page.read("report.css") + STYLE
     return page.page(title, f"<h1>{escape(title)}</h1>\n{body}", style)
 

@@ -23,6 +23,7 @@ from memalpha.episode import Episode
 from memalpha.exactness import exact_share
 from memalpha.memory import Outcome
 from memalpha.paths import user_path
+from memalpha.reading import question_kind
 
 ABOUT, INSTANCES, QUESTIONS = "about.json", "instances.jsonl", "questions.jsonl"
 Row = dict[str, Any]
@@ -40,7 +41,8 @@ class Results:
 
         Args:
             about: the settings that the rows depend on. They must equal those of the existing rows,
-                except that `systems` and `sources` ({name: settings}) may have new names.
+                except that `systems` and `sources` ({name: settings}) may have new names. The list
+                `versions` may differ: the folder keeps all of them.
 
         Raises:
             ResultsError: rows with other settings (says what differs), another process that writes
@@ -72,6 +74,11 @@ class Results:
         if not path.exists():
             return about
         before, merged = _read_about(path), dict(about)
+        versions = [*before.pop("versions", []), *about.pop("versions", [])]
+        if versions:
+            merged["versions"] = [v for i, v in enumerate(versions) if v not in versions[:i]]
+        if "prompts" not in before:  # rows of before prompts were written down
+            about.pop("prompts", None)
         for part in ("systems", "sources"):
             known = before.get(part, {})
             about[part] = {k: v for k, v in about[part].items() if k in known}
@@ -123,15 +130,22 @@ def digest(instance: Instance) -> str:
 
 
 def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
-    """One row per question. A failed answer has no prediction and no score."""
+    """One row per question. A failed answer has no prediction and no score.
+
+    `corrected` are the gold answers by a corrected key: None without one, empty where it leaves the
+    question without an answer.
+    """
+    corrected = episode.instance.metadata.get("corrected_answers")
     verdicts = episode.verdicts or [""] * len(episode.answers)
     asked = zip(episode.instance.questions, episode.answers, episode.scores, verdicts, strict=True)
     return [
         _name(system, episode)
         | {
             "number": number,
+            "kind": question_kind(episode.instance, number),
             "question": question.question,
             "gold": list(question.answers),
+            "corrected": None if corrected is None else list(corrected[number]),
             "prediction": answer.text,
             "score": _or_none(score),
             "verdict": verdict or None,
@@ -147,9 +161,11 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
 def instance_row(system: str, episode: Episode, seconds: float) -> Row:
     """The row of an instance. r2 and r4 are None for a system without calls, `exact` where nothing
     was stored, r1 if all answers failed; r3 and the sizes of memory and evidence if the model of a
-    baseline failed."""
+    baseline failed. `write_calls` are those of a language model; a scripted writer makes none."""
     steps, complete = episode.steps, episode.has_memory
     read = [answer.tokens for answer in episode.answers]
+    responses = [step.response for step in steps if step.response.prompt.size]
+    recall = episode.recall
     calls = [outcome for step in steps for outcome in step.outcomes]
     return _name(system, episode) | {
         "digest": digest(episode.instance),
@@ -164,6 +180,10 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
         "calls": len(calls),
         "ok_calls": calls.count(Outcome.OK),
         "questions": len(episode.scores),
+        "write_calls": recall.generations + len(responses),
+        "write_prompt_tokens": recall.prompt_tokens + sum(r.prompt.size for r in responses),
+        "write_tokens": recall.completion_tokens + sum(len(r.tokens) for r in responses),
+        "dropped": episode.instance.metadata.get("dropped_questions", 0),
         "failed": sum(map(math.isnan, episode.scores)),
         "reader_tokens": sum(read) / len(read) if complete else None,
         "seconds": round(seconds, 6),

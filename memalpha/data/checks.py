@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 from memalpha.data import text
 from memalpha.data.instance import Instance
-from memalpha.data.names import JUDGED, SUMMARIES, family
+from memalpha.data.names import JUDGED, OVERLAP, SUMMARIES, family
 
 _SPACE = re.compile(r"\s+")
 _LABEL = re.compile(r"\nLabels?: ?(\d+)\b")
 _TAG = re.compile(r"^(?:Sentence|Sample): ")  # before a labelled example
 # Lines that frame a chunk and recur in every instance.
 _FRAME = ("[Dialogue", "Event happened on", "An event about", "<System>")
+PER_QUESTION = ("question_ids", "question_types", "corrected_answers", "supporting", "evidence")
 MIN_LETTERS = 40  # of a paragraph, to be compared: shorter lines recur by chance
 
 
@@ -20,15 +21,15 @@ def answerable(instance: Instance) -> list[bool | None]:
     """For each question, whether an answer stands in the chunks; None where that says nothing.
 
     Compared without case and with single spaces. Labelled sources: some example has the label. Of
-    several answers, keywords, or parts between `;`, one is enough. None: yes or no, and answers
-    graded by a judge (LongMemEval).
+    several answers, keywords, or parts between `;`, one is enough. None: yes or no, answers graded
+    by a judge (LongMemEval), and those scored by the words in common (LoCoMo).
     """
     read = _plain("\n".join(instance.chunks))
     labels = set(_LABEL.findall("\n".join(instance.chunks)))
     verdicts: list[bool | None] = []
     for question in instance.questions:
         answers = [part for a in question.answers for part in a.split(";") if part.strip()]
-        if family(instance.source) in JUDGED:
+        if family(instance.source) in JUDGED | OVERLAP:
             verdicts.append(None)
         elif all(answer.strip().lower() in ("yes", "no") for answer in answers):
             verdicts.append(None)
@@ -50,10 +51,11 @@ def drop_unanswerable(instance: Instance) -> Instance | None:
     if len(asked) == len(instance.questions):
         return instance
     metadata = dict(instance.metadata)
-    for name in ("question_ids", "question_types", "supporting", "evidence"):
+    for name in PER_QUESTION:
         if len(metadata.get(name, ())) == len(instance.questions):
             metadata[name] = [metadata[name][i] for i in asked]
-    metadata["dropped_questions"] = len(instance.questions) - len(asked)
+    dropped = len(instance.questions) - len(asked)
+    metadata["dropped_questions"] = metadata.get("dropped_questions", 0) + dropped
     questions = tuple(instance.questions[i] for i in asked)
     return replace(instance, questions=questions, metadata=metadata)
 

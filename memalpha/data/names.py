@@ -12,6 +12,7 @@ _SHOTS = r"(_\d+shot(_balance)?)?"
 # something after it".
 # family -> the forms of its published names, lower-case, "-" as "_", without a final "*".
 PUBLISHED_FORMS = {
+    "locomo": r"locomo(10)?",
     "longmemeval": r"longmemeval(_s|_m|_oracle)?(_star|_cleaned)?",
     "ruler_qa1": r"ruler_qa1(_\d+k)?",
     "ruler_qa2": r"ruler_qa2(_\d+k)?",
@@ -31,6 +32,7 @@ PUBLISHED_FORMS = {
 LABELLED = frozenset(
     ("ttl_train", "nlu", "trec_coarse", "trec_fine", "banking77", "clinic150", "pubmed_rct")
 )  # families whose answers are integers
+OVERLAP = frozenset(("locomo",))  # scored by the words in common: no answer is wholly in the text
 JUDGED = frozenset(("lme_train", "longmemeval"))  # families that are graded by a judge
 SUMMARIES = frozenset(("booksum", "infbench_sum"))  # families that ask for a summary
 

@@ -88,18 +88,22 @@ _TEST = {
     "trec_fine": (108, 1168, 100, _SHOW_TRAINING),
     "infbench_sum": (400, 2048, 1, {}),
     "infbench_qa": (400, 2048, 100, {}),
-    # The last three are as long as the paper's instances, chunks times mean tokens: their chunks
-    # are not full, so that chunks times the limit of one would be more.
+    # LongMemEval and RULER are as long as the paper's instances, chunks times mean tokens: their
+    # chunks are not full, so that chunks times the limit of one would be more.
     "longmemeval_s": (219, 2048, 60, {"target_tokens": 347_880}),
+    "locomo": (64, 2048, 300, {}),
     "ruler_qa1": (103, 2210, 100, {"target_tokens": 216_702}),
     "ruler_qa2": (219, 2290, 100, {"target_tokens": 473_806}),
 }
 
 
+_COUNTS = {"locomo": 10}  # instances of sources that the paper has no row of; else 1
+
+
 def default_sizes(source: str, split: str) -> Sizes:
     """Sizes that give instances like the paper's; where it has no row, those of its nearest one."""
     row = PUBLISHED[split].get(source)
-    count = row[0] if row else 1
+    count = row[0] if row else _COUNTS.get(source, 1)
     if split == "test" and source in _TEST:
         *numbers, options = _TEST[source]
         return Sizes(count, *numbers, options)

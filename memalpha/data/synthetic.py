@@ -1,4 +1,4 @@
-"""Synthetic instances in natural-looking English: six families, any length, no download.
+"""Synthetic instances in natural-looking English: seven families, any length, no download.
 
 `tales` makes up what is worth remembering, and what is asked about it; here it is spread over
 chunks among filler, in the formats of the published sources. The family `chats` looks like what
@@ -6,7 +6,8 @@ people type to an assistant and has a package of its own.
 
 `metadata["notes"]` lists, for each chunk, what a perfect writer would store: objects with `memory`
 (core, semantic or episodic), `content` and `replaces` (the content it supersedes, or None).
-`metadata["evidence"]` of chats lists, for each question, the contents of the notes that answer it.
+`metadata["evidence"]` of chats lists, for each question, the contents of the notes that answer it,
+`metadata["question_types"]` of conflicts over how many hops each goes.
 Entities (people, firms, things, sentences) are disjoint between train, validation and test.
 """
 
@@ -47,7 +48,8 @@ def _book(day: datetime.date, lines: list[str]) -> str:
     )
 
 
-FAMILIES = (*GENERATORS, "chats")
+# By age: the place of a family is a part of the seed of its streams.
+FAMILIES = ("facts", "events", "labels", "story", "updates", "chats", "conflicts")
 # What every chunk repeats: a small tokenizer may hold each as one token.
 PHRASES = (
     "[Dialogue between User and Assistant on ", " 00:00]\n<User> Some notes to keep:\n",
@@ -85,7 +87,7 @@ def generate(family: str, split: str, index: int, seed: int = 0, **sizes: float)
     """One instance; the same arguments always give the same instance.
 
     Args:
-        family: facts | events | labels | story | updates | chats.
+        family: facts | events | labels | story | updates | chats | conflicts.
         split: train | validation | test; entities of different splits never meet.
         index: number of the instance within the split.
         seed: of the data set.
@@ -106,8 +108,8 @@ def generate(family: str, split: str, index: int, seed: int = 0, **sizes: float)
     if len(questions) > stream.max_questions:
         chosen = sorted(rng.choice(len(questions), size=stream.max_questions, replace=False))
         questions = [questions[i] for i in chosen]
-        if "evidence" in about:
-            about["evidence"] = [about["evidence"][i] for i in chosen]
+        for name in about.keys() & {"evidence", "question_types"}:
+            about[name] = [about[name][i] for i in chosen]
     return validate(
         Instance(
             source=f"synthetic_{family}",
@@ -133,6 +135,7 @@ def _write_tale(family: str, rng: np.random.Generator, split: str, stream: Strea
     beats = [int(n) for n in rng.integers(max(1, most - 1), most + 1, size=stream.chunks)]
     tale = GENERATORS[family](rng, split, beats)
     about = {"label_names": tale.label_names} if tale.label_names else {}
+    about |= {"question_types": list(tale.kinds)} if tale.kinds else {}
     return *_tell(family, rng, tale, stream, most), about
 
 

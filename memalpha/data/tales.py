@@ -1,4 +1,4 @@
-"""What happens in synthetic instances: five families of tales, each from a random generator.
+"""What happens in synthetic instances: six families of tales, each from a random generator.
 
 A tale is a list of *beats*: statements worth remembering, with the question each one answers, in
 reading order. `synthetic` writes tales down as the chunks of an instance.
@@ -34,13 +34,15 @@ class Beat:
 
 @dataclass(frozen=True)
 class Tale:
-    """Beats in reading order, the chunk of each beat, filler sentences and fixed questions."""
+    """Beats in reading order, the chunk of each beat, filler sentences and fixed questions, of
+    which `kinds` says what each is about; empty: not told."""
 
     beats: list[Beat]
     chunk_of: list[int]
     filler: Sequence[str]
     questions: tuple[Question, ...] = ()
     label_names: dict | None = None
+    kinds: tuple[str, ...] = ()
 
 
 def split_of(entity: str) -> str:
@@ -160,6 +162,63 @@ def updates(rng: np.random.Generator, split: str, sizes: Sequence[int]) -> Tale:
     return Tale(slots, _spread(sizes), lexicon.FILLER)
 
 
+def conflicts(rng: np.random.Generator, split: str, sizes: Sequence[int]) -> Tale:
+    """Numbered facts that contradict earlier ones, where the larger number holds; asked over one
+    hop and over two, of which either may have changed (FactConsolidation of MemoryAgentBench)."""
+    cells, employees = _person_relations(rng, split), _people(rng, split)
+    firms = iter(rng.permutation(_owned("firms", split)))
+    total = sum(sizes)
+    chains: list[list[str]] = []  # statements of which each supersedes the one before
+    questions: list[tuple[str, str, str]] = []  # question, answer, kind
+    while (left := total - sum(map(len, chains))) > 0:
+        pair = [next(firms, None), next(firms, None)] if left >= 5 and rng.random() < 0.4 else []
+        if all(pair) and pair:
+            made, asked = _two_hops(rng, next(employees), pair)
+        else:
+            made, asked = _one_hop(rng, *_draw(cells, split), count=min(left, 2))
+        chains += made
+        questions.append(asked)
+    return Tale(
+        _numbered(rng, chains, total),
+        _spread(sizes),
+        lexicon.FILLER,
+        tuple(Question(question, (answer,)) for question, answer, _ in questions),
+        kinds=tuple(kind for _, _, kind in questions),
+    )
+
+
+def _one_hop(rng: np.random.Generator, person: str, relation: str, count: int) -> tuple:
+    values = [str(v) for v in rng.choice(lexicon.RELATIONS[relation], size=count, replace=False)]
+    chain = [_fact(person, relation, value) for value in values]
+    return [chain], (f"What is the {relation} of {person}?", values[-1], "one hop")
+
+
+def _two_hops(rng: np.random.Generator, person: str, firms: Sequence[str]) -> tuple:
+    """The employer changes from one firm to the other, whose head office moves."""
+    towns = [str(town) for town in rng.choice(lexicon.TOWNS, size=3, replace=False)]
+    first, second = firms
+    made = [
+        [f"The employer of {person} is {firm}." for firm in firms],
+        [f"The head office of {first} is in {towns[0]}."],
+        [f"The head office of {second} is in {town}." for town in towns[1:]],
+    ]
+    ask = f"In which town is the head office of the employer of {person}?"
+    return made, (ask, towns[-1], "two hops")
+
+
+def _numbered(rng: np.random.Generator, chains: Sequence[list[str]], total: int) -> list[Beat]:
+    """The statements of all chains in a random order that keeps each chain's own."""
+    order = iter(rng.permutation(total))
+    slots: dict[int, Beat] = {}
+    for chain in chains:
+        before = None
+        for place, said in zip(sorted(int(next(order)) for _ in chain), chain, strict=True):
+            text = f"{place}. {said}"
+            slots[place] = Beat(text, text, "semantic", replaces=before)
+            before = place
+    return [slots[place] for place in range(total)]
+
+
 def events(rng: np.random.Generator, split: str, sizes: Sequence[int]) -> Tale:
     """Dated dialogue turns; asked is when something happened."""
     things = itertools.product(lexicon.ACTORS, lexicon.EVENT_VERBS, _owned("things", split))
@@ -224,6 +283,7 @@ GENERATORS = {
     "labels": labels,
     "story": story,
     "updates": updates,
+    "conflicts": conflicts,
 }
 
 
