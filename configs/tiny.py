@@ -135,6 +135,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             is_cap=0.0,  # 0: no importance weight
             temperature=0.7,
             top_p=1.0,
+            draft_tokens=0,  # copied from the prompt and checked in one pass: the same samples
             micro_batch=8,
             head_chunk=0,  # positions whose logits are in memory at the same time; 0: all
             # PPO only

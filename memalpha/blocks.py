@@ -6,20 +6,21 @@ Chats have any length. Here a cache is filled with blocks of `BLOCK` tokens and 
 tokens at a time: two programs that compile in seconds serve every length up to their number of
 slots. The samples are those of `sampler.generate` at top-p 1.
 
-Axes: B rows, S tokens of a block, N cache slots.
+Axes: B rows, S tokens of a block, W slots of a text, N cache slots.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax import lax
 
-from memalpha.model import Cache, ModelConfig, Params, Transformer, grow, logits
-from memalpha.sampler import choose
+from memalpha.decoding import Choice, Rows, advance
+from memalpha.drafts import NOTHING, close_holes
+from memalpha.model import Cache, ModelConfig, Params, Transformer, grow
 from memalpha.sharding import (
     CACHE,
     ROWS,
@@ -40,22 +41,11 @@ FEWEST_SLOTS = 256
 LEAVE = 4  # finished rows leave a batch once a fourth of it goes on: each size is compiled
 
 
-@struct.dataclass
-class Rows:
-    """Rows that are being decoded; each has a cache that holds all its tokens but `last`.
+class Reply(NamedTuple):
+    """Tokens of a reply, the stop token included, and the passes of the model that gave them."""
 
-    last [B] int32: the newest token; position [B] int32: its place in the text; step [] int32: the
-    tokens sampled so far; done [B] bool; keys [B] typed random keys, as `sampler.row_keys` makes
-    them; limits [B] int32: the most tokens of each row; cache: of N slots.
-    """
-
-    last: Array
-    position: Array
-    step: Array
-    done: Array
-    keys: Array
-    limits: Array
-    cache: Cache
+    tokens: list[int]
+    passes: int
 
 
 def slots_for(tokens: int) -> int:
@@ -142,23 +132,30 @@ def begin(
     texts: Sequence[Sequence[int]],
     keys: Array,
     max_new_tokens: int,
+    searched: Sequence[Sequence[int]] = (),
 ) -> Rows:
     """Rows whose prompts are read: what `start` holds and then a text of at least one token each.
 
     keys [B], as `sampler.row_keys` makes them; where there are more of them than texts, the other
-    rows write nothing.
+    rows write nothing. searched: for each text, the tokens that drafts are copied from beside the
+    reply itself.
     """
     mesh, known, b = mesh_of(params), _tokens_of(start), len(keys)
     check_rows(mesh, b, "begin")
-    last, position, limits = (np.zeros(b, np.int32) for _ in range(3))
-    for row, text in enumerate(texts):
-        last[row], position[row], limits[row] = text[-1], known + len(text) - 1, max_new_tokens
-    cache = _fill(params, config, start, [text[:-1] for text in texts], b)
-    last, position, limits, keys = place(
-        (*map(jnp.asarray, (last, position, limits)), keys), mesh, ROWS
-    )
-    step, done = place((jnp.int32(0), jnp.asarray(np.arange(b) >= len(texts))), mesh, WHOLE)
-    return Rows(last, position, step, done, keys, limits, cache)
+    last, prompt, limits, begin = (np.zeros(b, np.int32) for _ in range(4))
+    width = slots_for(max(map(len, searched), default=0) + max_new_tokens)
+    text, zero = np.full((b, width), NOTHING, np.int32), np.zeros(b, np.int32)
+    for row, own in enumerate(texts):
+        last[row], prompt[row], limits[row] = own[-1], known + len(own), max_new_tokens
+    for row, tokens in enumerate(searched):
+        text[row, : len(tokens)], begin[row] = tokens, len(tokens)
+    cache = _fill(params, config, start, [own[:-1] for own in texts], b)
+    by_row = dict(
+        text=text, logps=np.zeros(text.shape, np.float32), begin=begin, keys=keys, last=last,
+        prompt=prompt, count=zero, passes=zero, limits=limits, finished=zero > 0,
+    )  # fmt: skip
+    by_row = place({name: jnp.asarray(x) for name, x in by_row.items()}, mesh, ROWS)
+    return Rows(**by_row, done=place(jnp.arange(b) >= len(texts), mesh, WHOLE), cache=cache)
 
 
 def finish(
@@ -168,21 +165,25 @@ def finish(
     temperature: float,
     stop_ids: Sequence[int],
     on_tokens: Callable[[int], None] = lambda count: None,
-) -> list[list[int]]:
-    """The tokens of every row, the stop token included; the rows are used up.
+    draft_tokens: int = 0,
+) -> list[Reply]:
+    """The reply of every row; the rows are used up.
 
     temperature >= 0, where 0 is greedy; stop_ids: a row ends with the first of these; on_tokens:
-    told of so many new tokens.
+    told of so many new tokens; draft_tokens: how many tokens a pass checks beside the newest one.
     """
-    replies = [[] for _ in rows.done]
-    numbers = np.arange(len(replies))  # of the rows that are still computed
+    replies = [Reply([], 0) for _ in rows.done]
+    numbers, told = np.arange(len(replies)), 0  # the rows that are still computed
     parts, done = row_parts(mesh_of(params)), np.asarray(rows.done)
     while not done.all():
-        rows, tokens, mask = _more(params, config, rows, temperature, stop_ids)
-        tokens, mask, done = jax.device_get((tokens, mask, rows.done))
+        rows, seen = _more(params, config, rows, temperature, stop_ids, draft_tokens)
+        text, begin, count, passes, done = jax.device_get(seen)
         for row, number in enumerate(numbers):
-            replies[number] += tokens[row][mask[row]].tolist()
-        on_tokens(int(mask.sum()))
+            tokens = text[row, begin[row] : begin[row] + count[row]].tolist()
+            replies[number] = Reply(tokens, int(passes[row]))
+        new = sum(len(reply.tokens) for reply in replies) - told
+        on_tokens(new)
+        told += new
         live = np.sum(~done)
         if parts == 1 and 0 < live * LEAVE <= len(done):
             order = np.argsort(done, stable=True)[: 1 << (int(live) - 1).bit_length()]
@@ -198,49 +199,37 @@ def _read(params: Params, config: ModelConfig, cache: Cache, tokens: Array, mask
     return model.apply({"params": params}, tokens, positions, mask, cache, last=1)[1]
 
 
-def _more(params, config, rows, temperature, stop_ids) -> tuple[Rows, Array, Array]:
+def _more(params, config, rows, temperature, stop_ids, size) -> tuple[Rows, tuple[Array, ...]]:
     """`_decode`, with room made in the cache where there is none."""
-    mesh, used = mesh_of(params), int(rows.cache.index) + STEPS
-    if used > rows.cache.valid.shape[1]:
+    mesh, room, slots = mesh_of(params), STEPS + size, rows.cache.valid.shape[1]
+    if size and len(rows.last) > 1 and int(rows.cache.index) + room > slots:
+        with use(mesh):
+            rows = _close(rows)
+    if (used := int(rows.cache.index) + room) > slots:
         rows = rows.replace(cache=grow(rows.cache, slots_for(used)))
-    how = jnp.asarray(temperature, jnp.float32), jnp.asarray(stop_ids, jnp.int32)
+    how = Choice(jnp.float32(temperature), jnp.float32(1), jnp.asarray(stop_ids, jnp.int32))
     with use(mesh):
-        return _decode(params, config, rows, *place(how, mesh, WHOLE))
+        return _decode(params, config, rows, place(how, mesh, WHOLE), size)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="rows")
-def _decode(params, config, rows, temperature, stop_ids) -> tuple[Rows, Array, Array]:
-    """The rows after at most `STEPS` tokens more; tokens [B, STEPS] int32 and mask [B, STEPS] bool,
-    a stop token included."""
-    b = rows.last.shape[0]
-    model, one = Transformer(config), jnp.ones((b, 1), bool)
+@partial(jax.jit, donate_argnames="rows")
+def _close(rows: Rows) -> Rows:
+    return rows.replace(cache=close_holes(rows.cache, ~rows.done))
 
-    def more(carry):
-        i, rows, _, _ = carry
-        return (i < STEPS) & ~jnp.all(rows.done)
 
-    def step(carry):
-        i, rows, tokens, mask = carry
-        hidden, cache = model.apply(
-            {"params": params}, rows.last[:, None], rows.position[:, None], one, rows.cache
-        )
-        number = lambda key: jax.random.uniform(jax.random.fold_in(key, rows.step))
-        scores = logits(params, hidden[:, 0], config)
-        token, _ = choose(scores, jax.vmap(number)(rows.keys), temperature, jnp.float32(1))
-        token, live = jnp.where(rows.done, 0, token), ~rows.done
-        tokens = lax.dynamic_update_slice(tokens, token[:, None], (0, i))
-        mask = lax.dynamic_update_slice(mask, live[:, None], (0, i))
-        stopped = jnp.any(token[:, None] == stop_ids, axis=1)
-        done = rows.done | stopped | (rows.step + 1 >= rows.limits)
-        rows = rows.replace(
-            last=token, position=rows.position + 1, step=rows.step + 1, done=done, cache=cache
-        )
-        return i + 1, rows, tokens, mask
+@partial(jax.jit, static_argnames=("config", "size"), donate_argnames="rows")
+def _decode(params, config, rows, choice, size) -> tuple[Rows, tuple[Array, ...]]:
+    """The rows after at least `STEPS` tokens more of one of them, where they do not all end before;
+    and what the host looks at: their text, begin, count, passes and done."""
+    end = rows.cache.index + STEPS
 
-    none = jnp.zeros((b, STEPS), jnp.int32)
-    _, rows, tokens, mask = lax.while_loop(more, step, (jnp.int32(0), rows, none, none > 0))
-    tokens, mask, done = (constrain(x, WHOLE) for x in (tokens, mask, rows.done))
-    return rows.replace(done=done), tokens, mask
+    def more(rows: Rows) -> Array:
+        return (rows.cache.index < end) & ~jnp.all(rows.done)
+
+    rows = lax.while_loop(more, lambda rows: advance(params, config, rows, choice, size), rows)
+    seen = (rows.text, rows.begin, rows.count, rows.passes, rows.done)
+    seen = tuple(constrain(x, WHOLE) for x in seen)
+    return rows.replace(done=seen[-1]), seen
 
 
 @jax.jit

@@ -107,7 +107,8 @@ class Response:
     tokens: [n] int32, the end-of-sequence token included. logps: [n] float32, the sampler's
     log-probs. prompt: [p] int32, the ids that the writer read; empty for a writer that reads text.
     finished: False where the token limit cut the response off. error: error message of a writer
-    that failed; its episode is not scored.
+    that failed; its episode is not scored. passes: of the model that gave the tokens, fewer than
+    these with drafts; 0: unknown.
     """
 
     tokens: np.ndarray
@@ -115,6 +116,7 @@ class Response:
     finished: bool = True
     error: str = ""
     prompt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    passes: int = 0
 
 
 Writer = Callable[[Sequence[Turn]], list[Response]]

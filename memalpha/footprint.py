@@ -57,6 +57,7 @@ class Setting:
     rows: int
     micro_batch: int
     step_rows: int
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,8 @@ def _gradient_bytes(setting: Setting, mesh: Mesh | None, parts: int, model: Mode
 def _rollout_bytes(setting: Setting, mesh: Mesh | None, model: ModelConfig) -> float:
     """Transient bytes of sampling, without arguments and one cache of full length."""
     params = _gathered(setting, abstract_params(model, mesh), mesh)
-    lowered = lower(params, model, setting.rows, setting.prompt, setting.response)
+    sizes = (setting.rows, setting.prompt, setting.response, setting.draft_tokens)
+    lowered = lower(params, model, *sizes)
     return max(0.0, _transient(lowered) - cache_bytes(replace(setting, model=model), mesh))
 
 

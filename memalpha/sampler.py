@@ -20,15 +20,9 @@ from flax import struct
 from jax import lax
 from jax.sharding import NamedSharding
 
-from memalpha.model import (
-    Cache,
-    ModelConfig,
-    Params,
-    Transformer,
-    grow,
-    inverse_temperature,
-    logits,
-)
+from memalpha.decoding import Choice, Rows, advance, record
+from memalpha.drafts import NOTHING, Drafts, close_holes, make_drafts
+from memalpha.model import Cache, ModelConfig, Params, Transformer, grow
 from memalpha.sharding import (
     CACHE,
     ROWS,
@@ -46,19 +40,21 @@ Array = jax.Array
 
 MIN_SEGMENT = 32  # decode steps with one cache size
 MAX_SEGMENTS = 8  # one compiled loop each: bounds the size of the program
-BLOCK = 128  # tokens of the vocabulary summed together before a choice among them
+SPARE_PASSES = 4  # with drafts: passes that the cache has room for after its holes were closed
 
 
 @struct.dataclass
 class Samples:
     """tokens [B, T] int32 (0 where the mask is False); mask [B, T] bool, True for every sampled
     token, the stop token included; logps [B, T] float32; finished [B] bool: ended by a stop token
-    (False: cut by its limit)."""
+    (False: cut by its limit); passes [B] int32: passes of the model that gave the tokens of a row,
+    one a token without drafts."""
 
     tokens: Array
     mask: Array
     logps: Array
     finished: Array
+    passes: Array
 
 
 @struct.dataclass
@@ -72,17 +68,7 @@ class _Inputs:
     top_p: Array  # [] float32
     limits: Array  # [B] int32
     stop_ids: Array  # [n] int32
-
-
-@struct.dataclass
-class _State:
-    """The state of the decoding loop."""
-
-    step: Array  # [] int32, the next response slot
-    last: Array  # [B] int32, the newest token of each row
-    done: Array  # [B] bool
-    samples: Samples
-    cache: Cache | None
+    drafts: Drafts
 
 
 def pad_prompts(
@@ -163,6 +149,7 @@ def generate(
     stop_ids: Array,
     max_new_tokens: int,
     prefix: Cache | None = None,
+    drafts: Drafts | None = None,
 ) -> Samples:
     """Sample a response to every prompt.
 
@@ -171,7 +158,9 @@ def generate(
     padding or on the other rows; temperature >= 0, where 0 is greedy; top_p in (0, 1]; limits [B]
     int32: the most tokens of each row, 0 for a row to skip; stop_ids [n] int32: a row ends with the
     first of these it samples (-1 never occurs); max_new_tokens: the static buffer T; prefix: what
-    all prompts begin with, from `prefill` with the same parameters; `prompts` are then the rest.
+    all prompts begin with, from `prefill` with the same parameters; `prompts` are then the rest;
+    drafts: how many tokens one pass checks beside the newest one, and what they are copied from
+    beside prompt and response (`drafts`): the same samples in fewer passes.
 
     `logps` are those of the whole distribution at this temperature (not of its top-p part), and of
     the raw distribution when greedy. With parameters on a mesh, rows are sharded over data x fsdp,
@@ -206,12 +195,20 @@ def generate(
         mesh,
         WHOLE,
     )
-    inputs = _Inputs(prompts, prompt_mask, keys, temperature, top_p, limits, stop_ids)
+    drafts = place(make_drafts(0) if drafts is None else drafts, mesh, WHOLE)
+    inputs = _Inputs(prompts, prompt_mask, keys, temperature, top_p, limits, stop_ids, drafts)
     with use(mesh):
         return _generate(params, config, inputs, max_new_tokens, prefix)
 
 
-def lower(params: Params, config: ModelConfig, rows: int, prompt_tokens: int, max_new_tokens: int):
+def lower(
+    params: Params,
+    config: ModelConfig,
+    rows: int,
+    prompt_tokens: int,
+    max_new_tokens: int,
+    draft_tokens: int = 0,
+):
     """`generate` on shapes alone, to be compiled ahead of time: `lower(...).compile()`.
 
     params: arrays or shapes, with the shardings that all of it would have.
@@ -231,6 +228,7 @@ def lower(params: Params, config: ModelConfig, rows: int, prompt_tokens: int, ma
         top_p=shape((), jnp.float32),
         limits=shape((rows,), jnp.int32, ROWS),
         stop_ids=shape((1,), jnp.int32),
+        drafts=Drafts(shape((0,), jnp.int32), draft_tokens),
     )
     with use(mesh):
         return _generate.lower(params, config, inputs, max_new_tokens)
@@ -246,74 +244,83 @@ def _generate(
 ) -> Samples:
     """Prefill, the first token, then one loop for each segment of the response."""
     b, p = inputs.prompts.shape
-    prompt_mask = inputs.prompt_mask
+    prompt_mask, size = inputs.prompt_mask, inputs.drafts.size
     shared = 0 if prefix is None else prefix.valid.shape[1]
-    model = Transformer(config)
-    lengths = shared + jnp.sum(prompt_mask, axis=1)
-    uniforms = _uniforms(inputs.keys, max_new_tokens)
-
-    def advance(state: _State, hidden: Array, cache: Cache) -> _State:
-        u = lax.dynamic_index_in_dim(uniforms, state.step, axis=1, keepdims=False)
-        scores = logits(params, hidden, config)
-        token, logp = choose(scores, u, inputs.temperature, inputs.top_p)
-        return _record(state, token, logp, inputs).replace(cache=cache)
-
-    def decode(state: _State) -> _State:
-        positions = (lengths + state.step - 1)[:, None]
-        seen = jnp.ones((b, 1), bool)
-        hidden, cache = model.apply(
-            {"params": params}, state.last[:, None], positions, seen, state.cache
-        )
-        return advance(state, hidden[:, 0], cache)
-
+    choice = Choice(inputs.temperature, inputs.top_p, inputs.stop_ids)
     positions = shared + jnp.maximum(jnp.cumsum(prompt_mask, axis=1) - 1, 0)
     past = None if prefix is None else _repeat(prefix, b)
-    hidden, cache = model.apply(
+    hidden, cache = Transformer(config).apply(
         {"params": params}, inputs.prompts, positions, prompt_mask, past, last=1, full=True
     )
-    state = advance(_start(inputs, max_new_tokens), hidden[:, -1], cache)
+    rows, none = _start(inputs, shared, max_new_tokens), jnp.zeros((b, 0), jnp.int32)
+    rows = record(params, config, rows, hidden, none, choice).replace(cache=cache)
     # The cache grows from segment to segment, so that no step attends to slots far ahead of it: to
     # at most an eighth of the prompt, or a few, because every segment is compiled for itself.
     few = max(MIN_SEGMENT, math.ceil(max_new_tokens / MAX_SEGMENTS))
     segment = max(few, (shared + p) // 8)
     for begin in range(0, max_new_tokens, segment):
         end = min(begin + segment, max_new_tokens)
-        state = state.replace(cache=grow(state.cache, shared + p + end))
-        state = lax.while_loop(lambda s, end=end: (s.step < end) & ~jnp.all(s.done), decode, state)
-    return constrain_tree(state.samples, WHOLE)  # small, and read by every process
+        rows = _decode(params, config, rows, choice, (shared + p, end, size))
+    tokens, logps = (x[:, -max_new_tokens:] for x in (rows.text, rows.logps))
+    mask = jnp.arange(max_new_tokens) < rows.count[:, None]
+    samples = Samples(jnp.where(mask, tokens, 0), mask, logps, rows.finished, rows.passes)
+    return constrain_tree(samples, WHOLE)  # small, and read by every process
 
 
-def _start(inputs: _Inputs, max_new_tokens: int) -> _State:
-    """Before the first token."""
+def _decode(
+    params: Params,
+    config: ModelConfig,
+    rows: Rows,
+    choice: Choice,
+    sizes: tuple[int, int, int],
+) -> Rows:
+    """The rows when one of them has `end` tokens or all are done; sizes: slots of the prompt,
+    `end`, tokens of a draft."""
+    prompt, end, size = sizes
+    holes = size > 0 and len(rows.last) > 1  # rows keep different numbers of tokens of a pass
+    spare = SPARE_PASSES * (1 + size) if holes else size
+    slots = prompt + end + spare
+    rows = rows.replace(cache=grow(rows.cache, slots))
+
+    def has_room(rows: Rows) -> Array:
+        return (rows.cache.index + 1 + size < slots) & ~jnp.all(rows.done)
+
+    def fill(rows: Rows) -> Rows:
+        step = lambda rows: advance(params, config, rows, choice, size)
+        return lax.while_loop(has_room, step, rows)
+
+    def goes_on(rows: Rows) -> Array:
+        return (jnp.max(jnp.where(rows.done, 0, rows.count)) < end) & ~jnp.all(rows.done)
+
+    def fill_and_close(rows: Rows) -> Rows:
+        rows = fill(rows)
+        return rows.replace(cache=close_holes(rows.cache, ~rows.done, prompt))
+
+    return lax.while_loop(goes_on, fill_and_close, rows) if holes else fill(rows)
+
+
+def _start(inputs: _Inputs, shared: int, max_new_tokens: int) -> Rows:
+    """Before the first token; shared: tokens of the prefix."""
     b = len(inputs.prompts)
-    empty = Samples(
-        tokens=jnp.zeros((b, max_new_tokens), jnp.int32),
-        mask=jnp.zeros((b, max_new_tokens), bool),
-        logps=jnp.zeros((b, max_new_tokens), jnp.float32),
-        finished=jnp.zeros(b, bool),
+    fixed = jnp.broadcast_to(inputs.drafts.text, (b, inputs.drafts.text.shape[0]))
+    prompts = jnp.where(inputs.prompt_mask, inputs.prompts, NOTHING)
+    response = jnp.full((b, max_new_tokens), NOTHING, jnp.int32)
+    text = jnp.concatenate([fixed, prompts, response], axis=1)
+    limits, zero = jnp.minimum(inputs.limits, max_new_tokens), jnp.zeros(b, jnp.int32)
+    return Rows(
+        text=text,
+        logps=jnp.zeros(text.shape, jnp.float32),
+        begin=jnp.full(b, text.shape[1] - max_new_tokens),
+        keys=inputs.keys,
+        last=inputs.prompts[:, -1],
+        prompt=shared + jnp.sum(inputs.prompt_mask, axis=1),
+        count=zero,
+        passes=zero,
+        limits=limits,
+        done=limits <= 0,
+        finished=zero > 0,
+        cache=None,
     )
-    last, done = inputs.prompts[:, -1], inputs.limits <= 0
-    return _State(step=jnp.int32(0), last=last, done=done, samples=empty, cache=None)
-
-
-def _record(state: _State, token: Array, logp: Array, inputs: _Inputs) -> _State:
-    """Write token and logp, [B] each, to slot `state.step` of the rows that are not done yet."""
-    live = ~state.done
-    stopped = live & jnp.any(token[:, None] == inputs.stop_ids, axis=1)
-    before = state.samples
-
-    def write(buffer, value):
-        return lax.dynamic_update_slice(buffer, value[:, None], (0, state.step))
-
-    samples = Samples(
-        tokens=write(before.tokens, jnp.where(live, token, 0)),
-        mask=write(before.mask, live),
-        logps=write(before.logps, jnp.where(live, logp, 0.0)),
-        finished=before.finished | stopped,
-    )
-    step = state.step + 1
-    done = state.done | stopped | (step >= inputs.limits)
-    return state.replace(step=step, last=token, done=done, samples=samples)
 
 
 def _repeat(prefix: Cache, rows: int) -> Cache:
@@ -327,88 +334,3 @@ def _repeat(prefix: Cache, rows: int) -> Cache:
         v=tuple(each(v, CACHE) for v in prefix.v),
         valid=each(prefix.valid, ROWS),
     )
-
-
-def _uniforms(keys: Array, steps: int) -> Array:
-    """u [B, steps] in [0, 1): number t of a row comes from fold_in(the row's key, t) alone."""
-
-    def one(key, step):
-        return jax.random.uniform(jax.random.fold_in(key, step))
-
-    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, jnp.arange(steps))
-
-
-def choose(scores: Array, uniform: Array, temperature: Array, top_p: Array) -> tuple[Array, Array]:
-    """Pick a token of each row: scores [B, V] float32, uniform [B] in [0, 1) -> token, logp [B].
-
-    Sampling inverts the cumulative distribution at `uniform`: exact, and on CPU many times cheaper
-    than a Gumbel draw for each of V tokens.
-    """
-    chex.assert_rank([scores, uniform, temperature, top_p], [2, 1, 0, 0])
-    chex.assert_type([scores, uniform, temperature, top_p], float)
-    chex.assert_equal_shape_prefix([scores, uniform], 1)
-    scaled = scores * inverse_temperature(temperature)
-    peak = jnp.max(scaled, axis=-1, keepdims=True)
-    weights = jnp.exp(scaled - peak)
-    token = lax.switch(
-        jnp.where(temperature == 0, 0, jnp.where(top_p < 1, 2, 1)),
-        (
-            lambda: _first(scaled == peak),
-            lambda: _invert(weights, uniform),
-            lambda: _invert(_nucleus(weights, top_p), uniform),
-        ),
-    )
-    chosen = jnp.take_along_axis(scaled - peak, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jnp.log(jnp.sum(weights, axis=-1))
-
-
-def _first(flags: Array) -> Array:
-    """Index [B] of the first True of flags [B, V] (argmax does not vectorise on CPU)."""
-    indices = jnp.arange(flags.shape[-1], dtype=jnp.int32)
-    return jnp.min(jnp.where(flags, indices, flags.shape[-1] - 1), axis=-1)
-
-
-def _invert(weights: Array, uniform: Array) -> Array:
-    """Index [B] drawn in proportion to weights [B, V] >= 0 at uniform [B].
-
-    In two steps, a block of the vocabulary and a token in it: cumulative sums over V are slow.
-    """
-    b, v = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -v % BLOCK))).reshape(b, -1, BLOCK)
-    ends = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    block, rest = _locate(ends, uniform * ends[:, -1])
-    inner = jnp.cumsum(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
-    return block * BLOCK + _locate(inner, rest)[0]
-
-
-def _locate(ends: Array, point: Array) -> tuple[Array, Array]:
-    """The first interval that ends beyond point [B], and how far into it the point lies.
-
-    ends [B, n]: non-decreasing. A point that rounding put at the last end is moved just before it,
-    so that the result is never an empty interval.
-    """
-    point = jnp.minimum(point, ends[:, -1] * (1 - 2**-23))[:, None]
-    past = ends <= point
-    start = jnp.max(jnp.where(past, ends, 0.0), axis=-1)
-    return jnp.sum(past, axis=-1, dtype=jnp.int32), point[:, 0] - start
-
-
-def _nucleus(weights: Array, top_p: Array) -> Array:
-    """weights [B, V], zero outside the fewest likeliest tokens that together reach top_p.
-
-    Ties with the last of them stay too. The threshold comes from a bisection over the bit patterns
-    of float32, which are in the order of the numbers: exact, without a sort.
-    """
-    bits = lax.bitcast_convert_type(weights, jnp.int32)
-    goal = top_p * jnp.sum(weights, axis=-1)
-
-    def halve(_, bounds):
-        low, high = bounds  # the weights >= low reach the goal; those >= high do not
-        middle = (low + high) // 2
-        mass = jnp.sum(jnp.where(bits >= middle[:, None], weights, 0.0), axis=-1)
-        return jnp.where(mass >= goal, middle, low), jnp.where(mass >= goal, high, middle)
-
-    one = 0x3F800000  # the bits of 1.0, which is the largest weight
-    start = jnp.zeros_like(goal, jnp.int32), jnp.full_like(goal, one + 1, jnp.int32)
-    low, _ = lax.fori_loop(0, 30, halve, start)  # 2**30 > one + 1
-    return jnp.where(bits >= low[:, None], weights, 0.0)

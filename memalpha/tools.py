@@ -100,6 +100,18 @@ def fixed_fragments(dialect: str) -> list[str]:
     return list(fragments)
 
 
+def example_calls(dialect: str, enabled: Sequence[bool]) -> str:
+    """A response that updates each of the enabled memories (core, semantic and episodic) and then
+    inserts into each list: the form of calls, to draft from."""
+    names = [name for name, on in zip(MEMORY_NAMES, enabled, strict=True) if on]
+    lists, calls = [name for name in names if name != MEMORY_NAMES[CORE]], []
+    for name in names:
+        which = {"memory_id": "1"} if name in lists else {}
+        calls.append(Call(UPDATE, {"memory_type": name, "new_content": "The user"} | which))
+    calls += [Call(INSERT, {"memory_type": name, "content": "The user"}) for name in lists[::-1]]
+    return format_response(calls, dialect)
+
+
 def memory_type_index(name: str) -> int:
     """CORE, SEMANTIC or EPISODIC for a short or long name ("core", "core_memory"), else -1."""
     short = name.strip().lower().removesuffix("_memory")

@@ -16,12 +16,14 @@ import numpy as np
 
 from memalpha import sampler
 from memalpha.batch import row_bucket
+from memalpha.drafts import Drafts, make_drafts
 from memalpha.episode import Clock, Environment, Response, Turn, Writer
 from memalpha.memory import Entry, MemoryView
 from memalpha.model import Cache, ModelConfig, Params
 from memalpha.prompts import PromptSpec, fit_prompt
 from memalpha.sharding import mesh_of, row_parts
-from memalpha.tokenizer import stop_ids
+from memalpha.tokenizer import encode, response_end, stop_ids
+from memalpha.tools import example_calls
 
 MIN_PREFIX = 64  # tokens; a shorter common prefix is not worth compiling a second program for
 
@@ -42,6 +44,7 @@ class Sampling:
     top_p: float
     stop_ids: jax.Array
     shared: list[int]
+    drafts: Drafts
 
     @cached_property
     def cache(self) -> Cache | None:
@@ -59,6 +62,7 @@ def policy_writer(
     top_p: float = 1.0,
     min_prefix: int = MIN_PREFIX,
     clock: Clock | None = None,
+    draft_tokens: int = 0,
 ) -> Writer:
     """The policy as a writer.
 
@@ -69,6 +73,8 @@ def policy_writer(
         min_prefix: the keys and values of the tokens that all prompts of `env` begin with are
             computed once if there are at least this many; 0: never.
         clock: counts the time of rendering as "render".
+        draft_tokens: how many tokens, copied from the prompt, the response and `draft_text`, one
+            pass checks beside the newest one; the samples are the same; 0: none.
     """
     spec, clock = env.prompt, Clock() if clock is None else clock
     stops = jnp.asarray(stop_ids(spec.tokenizer, spec.stops), jnp.int32)
@@ -79,7 +85,8 @@ def policy_writer(
         # Not before the first batch: finding the prefix renders prompts.
         shared = common_prefix(spec) if min_prefix else []
         shared = shared if len(shared) >= max(min_prefix, 1) else []
-        return Sampling(params, config, spec, key, temperature, top_p, stops, shared)
+        drafts = make_drafts(draft_tokens, [*draft_text(spec), *shared])
+        return Sampling(params, config, spec, key, temperature, top_p, stops, shared, drafts)
 
     def write(turns: Sequence[Turn]) -> list[Response]:
         responses = []
@@ -118,7 +125,7 @@ def sample_batch(
         sampler.generate(
             sampling.params, sampling.config, tokens, mask, keys, sampling.temperature,
             sampling.top_p, limits, sampling.stop_ids, spec.response_tokens,
-            sampling.cache if shared else None,
+            sampling.cache if shared else None, sampling.drafts,
         )
     )  # fmt: skip
     lengths = samples.mask.sum(axis=1)
@@ -128,9 +135,17 @@ def sample_batch(
             samples.logps[row, : lengths[row]],
             bool(samples.finished[row]),
             prompt=np.asarray(prompt, np.int32),
+            passes=int(samples.passes[row]),
         )
         for row, prompt in enumerate(prompts)
     ]
+
+
+@lru_cache(maxsize=8)
+def draft_text(spec: PromptSpec) -> list[int]:
+    """Token ids of an example of each call and of the end of a response, to copy drafts from."""
+    examples = encode(spec.tokenizer, example_calls(spec.dialect, spec.enabled))
+    return [*examples, response_end(spec.tokenizer)]
 
 
 @lru_cache(maxsize=8)

@@ -12,6 +12,7 @@ import numpy as np
 
 from memalpha import learner, lora, sampler, sharding
 from memalpha.batch import from_tokens, plan_micro_batches
+from memalpha.drafts import make_drafts
 from memalpha.model import ModelConfig, Transformer, init_params
 from memalpha.objective import LossConfig
 from memalpha.optimizer import OptimizerConfig, make_optimizer
@@ -53,7 +54,7 @@ def run(params, adapters: lora.LoraConfig) -> tuple[dict, learner.TrainState]:
     prefix = sampler.prefill(sharding.gather(params), MODEL, [5, 4, 3])
     prefixed = sampler.generate(
         sharding.gather(params), MODEL, *prompts, keys, 1.0, 1.0, limits, [3],
-        5, prefix,
+        5, prefix, make_drafts(2, [5, 4, 3]),
     )  # fmt: skip
     scores, _ = learner.make_token_logps(MODEL, LOSS)(params, rows, plan)
     rows = rows.with_targets(ref_logps=scores - 0.1)

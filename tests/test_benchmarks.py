@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import (
     accelerator,
+    drafts,
     episode,
     memory_ops,
     ours,
@@ -26,6 +27,8 @@ from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.agent.store import Store
 from memalpha.judge import Verdict
 from memalpha.judge_rules import judge_contents
+from memalpha.model import init_params
+from memalpha.policy import Policy
 from memalpha.reader_rules import extractive_answers
 from memalpha.rollout import scripted_writer
 from memalpha.tools import INSERT, format_call
@@ -255,6 +258,23 @@ def test_the_accelerator_benchmark_counts_every_weight_and_fills_its_tables(monk
     with pytest.raises(SystemExit):
         monkeypatch.setattr("sys.argv", ["accelerator", "--model=gpt"])
         accelerator.parse()
+
+
+def test_writers_with_drafts_say_the_same_in_fewer_passes(micro, monkeypatch):
+    params = init_params(micro.model, jax.random.key(0))
+    params = jax.tree.map(lambda x: 8 * x if x.ndim == 2 else x, params)
+    env = micro.env.replace(response_tokens=40)
+    policy = Policy("micro", micro.model, params, env)
+    monkeypatch.setattr(drafts, "load_policy", lambda name: policy)
+    given = {"checkpoint": "micro", "family": "chats", "rows": 2}
+    notes = []
+    for loop, size in (("use", 0), ("use", 5), ("rollout", 5)):
+        rounds = Rounds(1)
+        drafts.respond(given | {"loop": loop, "draft_tokens": size}, rounds)
+        notes += rounds.told
+    assert len({note["digest"] for note in notes}) == 1
+    whole, *fewer = (note["passes"] for note in notes)
+    assert whole == notes[0]["tokens"] > max(fewer)
 
 
 def test_half_of_the_contents_for_the_judge_fit_their_memory():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from memalpha import blocks, sampler
+from memalpha.drafts import make_drafts
 from memalpha.lm import local
 from memalpha.lm.local import PREFIX_STEP, FlaxModel, common_start, ids_with, stated_context
 from memalpha.memory import MemoryView
@@ -170,12 +171,12 @@ def test_samples_depend_on_seed_and_place_alone(micro, params):
 def test_batches_keep_to_their_size_the_longest_first(micro, params, monkeypatch):
     sizes = []
 
-    def nothing(params, config, start, texts, keys, max_new_tokens):
+    def nothing(params, config, start, texts, keys, *_):
         sizes.append((len(keys), max(map(len, texts))))
         return len(keys)
 
     monkeypatch.setattr(blocks, "begin", nothing)
-    monkeypatch.setattr(blocks, "finish", lambda params, config, rows, *_: [[]] * rows)
+    monkeypatch.setattr(blocks, "finish", lambda *args: [blocks.Reply([], 0)] * args[2])
     texts = [f"{n} " * n for n in range(1, 12)] + ["Basel " * 30]
     engine(micro, params).generate(ask(*texts), NEW)
     assert [rows for rows, _ in sizes] == [2, 8, 2]
@@ -218,6 +219,31 @@ def test_a_cache_grows_with_the_reply_and_finished_rows_leave(micro, params, mon
         assert given[i].text.startswith(short[i].text)
         assert short[i].completion_tokens == min(ends[row], given[i].completion_tokens)
     assert taken
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_drafts_change_only_the_number_of_passes(micro, params, monkeypatch, size):
+    """Rows end one after another, the cache grows, and holes between its tokens are closed."""
+    monkeypatch.setattr(blocks, "slots_for", lambda n: -(-n // 16) * 16)
+    closed, close = [], blocks._close
+    monkeypatch.setattr(blocks, "_close", lambda rows: closed.append(1) or close(rows))
+    prompts = [encode_messages(chat, micro.tokenizer) for chat in ask(*TEXTS, "Basel Basel", "is")]
+    how = {"tokens_at_once": 4096, "stop_ids": range(0, 1000, 90)}
+    base = engine(micro, params, **how).complete(prompts, 40, 1.0, range(7))
+    assert [reply.passes for reply in base] == [len(reply.tokens) for reply in base]
+    lengths = sorted(len(reply.tokens) for reply in base)
+    assert lengths[0] < lengths[-1] and not closed
+    longest = max(base, key=lambda reply: len(reply.tokens))
+    drafts = make_drafts(size, longest.tokens)
+    for prompted in (prompts, prompts[::-1]):
+        order = range(7) if prompted is prompts else range(6, -1, -1)
+        replies = engine(micro, params, **how, drafts=drafts).complete(prompted, 40, 1.0, order)
+        for i, reply in zip(order, replies, strict=True):
+            assert reply.tokens == base[i].tokens and reply.passes <= base[i].passes
+        best = replies[list(order).index(base.index(longest))]
+        assert best.passes < len(best.tokens) / 2
+    (alone,) = engine(micro, params, drafts=drafts, **how).complete(prompts[1:2], 40, 1.0, [1])
+    assert alone.tokens == base[1].tokens and closed
 
 
 def test_a_stop_token_ends_a_reply(micro, params):
@@ -313,7 +339,11 @@ def test_a_folder_is_a_writer_with_the_same_stops_and_so_is_its_export(
     def spy(*args):
         given.append(args[8].tolist())
         return sampler.Samples(
-            jnp.zeros((1, 4), int), jnp.zeros((1, 4), bool), jnp.zeros((1, 4)), jnp.ones(1, bool)
+            jnp.zeros((1, 4), int),
+            jnp.zeros((1, 4), bool),
+            jnp.zeros((1, 4)),
+            jnp.ones(1, bool),
+            jnp.ones(1, int),
         )
 
     monkeypatch.setattr(sampler, "generate", spy)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memalpha import sampler
+from memalpha import decoding, sampler
+from memalpha.decoding import choose
 from memalpha.model import ModelConfig, head_logps, logits
-from memalpha.sampler import choose, generate, pad_prompts, row_keys
+from memalpha.sampler import generate, pad_prompts, row_keys
 from tests.test_model import forward, strong_params
 
 CONFIG = ModelConfig(
@@ -132,7 +133,7 @@ def test_limits_cut_each_row_alone():
 
 def test_settings_take_effect_without_a_second_trace(monkeypatch):
     traces = []
-    monkeypatch.setattr(sampler, "choose", lambda *a: (traces.append(1), choose(*a))[1])
+    monkeypatch.setattr(decoding, "choose", lambda *a: (traces.append(1), choose(*a))[1])
     size = {"prompts": PROMPTS[:3], "steps": 9, "width": 11}  # shapes of no other test
     base = sample(**size, limits=9)
     count = len(traces)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memalpha.calls import DIALECTS
 from memalpha.memory import CORE, EPISODIC, SEMANTIC, OpKind
 from memalpha.tools import (
     CONTENT_KEY,
@@ -15,6 +16,7 @@ from memalpha.tools import (
     UPDATE,
     Call,
     calls_to_ops,
+    example_calls,
     fixed_fragments,
     format_call,
     format_response,
@@ -596,3 +598,16 @@ def test_a_formatted_call_is_made_of_fragments_and_texts(dialect, call):
 def test_fragments_hold_no_bare_word(dialect):
     fragments = fixed_fragments(dialect)
     assert len(set(fragments)) == len(fragments) and all('"' in f for f in fragments)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_examples_are_calls_on_each_enabled_memory(dialect):
+    for enabled, updates, inserts in (
+        ((True, True, True), ["core", "semantic", "episodic"], ["episodic", "semantic"]),
+        ((True, False, False), ["core"], []),
+        ((False, False, True), ["episodic"], ["episodic"]),
+    ):
+        calls = parse_calls(example_calls(dialect, enabled), dialect)
+        assert not any(call.error for call in calls)
+        names = [(call.name, call.arguments["memory_type"]) for call in calls]
+        assert names == [(UPDATE, m) for m in updates] + [(INSERT, m) for m in inserts]

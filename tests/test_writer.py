@@ -77,7 +77,7 @@ def test_the_prefix_is_computed_once_and_changes_nothing(env, micro, params, mon
     prefill, generate = sampler.prefill, sampler.generate
 
     def spy(*args):
-        given.append((args[2].shape[1], args[-1]))
+        given.append((args[2].shape[1], args[10]))
         return generate(*args)
 
     monkeypatch.setattr(sampler, "prefill", lambda *args: made.append(args[2]) or prefill(*args))
@@ -143,11 +143,13 @@ def test_the_writer_for_use_says_what_the_writer_of_training_says(micro):
     env = micro.env.replace(response_tokens=24)
     instances = synthetic.generate_many(["facts", "events"], "test", 1)
     used = trained_writer(params, micro.model, env)
-    trained = policy_writer(params, micro.model, env, 2, jax.random.key(0), 0.0)
+    trained = policy_writer(params, micro.model, env, 2, jax.random.key(0), 0.0, draft_tokens=2)
     ours, theirs = (run_episodes(env, instances, writer, ask=False) for writer in (used, trained))
     for one, other in zip(ours, theirs, strict=True):
         for step, like in zip(one.steps, other.steps, strict=True):
             assert step.response.tokens.tolist() == like.response.tokens.tolist()
+            for response in (step.response, like.response):
+                assert 0 < response.passes <= len(response.tokens)
             assert step.response.prompt.tolist() == like.response.prompt.tolist()
             assert step.response.finished == like.response.finished
     sampled = trained_writer(params, micro.model, env, temperature=1.0, seed=3)

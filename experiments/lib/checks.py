@@ -137,6 +137,8 @@ def _check_batch_sizes(config: ConfigDict, mesh: Mesh | None) -> None:
     """Raises ValueError where minibatch, micro-batch or mesh does not divide the rows."""
     rl, stage = config.rl, config.warm_start
     rows = rl.instances * rl.rollouts * config.data.chunks
+    if rl.draft_tokens < 0:
+        raise ValueError(f"config.rl.draft_tokens={rl.draft_tokens}: give tokens, or 0 for none")
     if rl.rollout_rows < 0:
         raise ValueError(f"config.rl.rollout_rows={rl.rollout_rows}: give rows, or 0 for all")
     at_once = rl.rollout_rows or rl.instances * rl.rollouts

@@ -40,7 +40,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
     if not steps:
         return result
     silent = sum(rightly_silent(e.instance, step) for e in episodes for step in e.steps)
-    of_steps = _of_steps(steps) | {"exact": exact_share(episodes)}
+    of_steps = _of_steps(steps) | _per_pass(steps) | {"exact": exact_share(episodes)}
     return result | of_steps | {"r2_silence": of_steps["r2"] + silent / len(steps)}
 
 
@@ -68,6 +68,13 @@ def _of_steps(steps: Sequence[Step]) -> dict[str, float]:
         "prompt_tokens": float(np.mean([len(step.response.prompt) for step in steps])),
         "unfinished": float(np.mean([not step.response.finished for step in steps])),
     }
+
+
+def _per_pass(steps: Sequence[Step]) -> dict[str, float]:
+    """Tokens that a pass of the model gave, 1 without drafts; nothing where no model wrote."""
+    passes = sum(step.response.passes for step in steps)
+    tokens = sum(len(step.response.tokens) for step in steps)
+    return {"tokens_per_pass": tokens / passes} if passes else {}
 
 
 def by_source(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:

@@ -63,6 +63,7 @@ def build_setting(config: ConfigDict, devices: int) -> Setting:
         rows=rl.rollout_rows or rl.instances * rl.rollouts,
         micro_batch=rl.micro_batch or step_rows,
         step_rows=step_rows,
+        draft_tokens=rl.draft_tokens,
     )
 
 

@@ -83,6 +83,7 @@ ADDED = {
     "reward.silence": False,
     "reward.transition_weight": 0.0,
     "rl.curriculum": False,
+    "rl.draft_tokens": 0,
     "rl.lengths": [],
     "rl.rerolls": 0,
     "warm_start.teacher": "poor",

@@ -79,7 +79,10 @@ def trained_writer(
     """The policy as a writer, at `config.eval.temperature` unless another is given; 0: greedy."""
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     temperature = config.eval.temperature if temperature is None else temperature
-    return policy_writer(for_sampling(config, params), model, env, rows, key, temperature)
+    return policy_writer(
+        for_sampling(config, params), model, env, rows, key, temperature,
+        draft_tokens=config.rl.draft_tokens,
+    )  # fmt: skip
 
 
 def training_writer(
@@ -95,6 +98,7 @@ def training_writer(
     return policy_writer(
         for_sampling(config, params), model, env, rollout_rows(config),
         jax.random.fold_in(key, step), rl.temperature, rl.top_p, clock=clock,
+        draft_tokens=rl.draft_tokens,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from memalpha import blocks, sampler
+from memalpha.drafts import Drafts, make_drafts
 from memalpha.hub import find_folder, read_config, read_fields
 from memalpha.lm.interface import Chat, Generation, Seed, check_seeds, cut_at
 from memalpha.model import Cache, ModelConfig, Params, init_params
@@ -49,6 +50,7 @@ class FlaxModel:
         context_tokens: int,
         tokens_at_once: int = 65_536,
         stop_ids: Sequence[int] = (),
+        drafts: Drafts | None = None,
     ):
         """
         Args:
@@ -56,6 +58,7 @@ class FlaxModel:
             tokens_at_once: limit of all rows of a batch together, padding included; a batch of one
                 chat may exceed it.
             stop_ids: end a reply, as the tokenizer's end of sequence does.
+            drafts: the same replies in fewer passes, where they repeat the chat or `drafts.text`.
 
         The attribute `on_progress` is called every `PROGRESS_SECONDS` of a call with the chats that
         are done, all chats, and the tokens read and generated a second.
@@ -73,6 +76,7 @@ class FlaxModel:
         self.name, self.config, self.params, self.tokenizer = name, config, params, tokenizer
         self.context_tokens, self.tokens_at_once = context_tokens, tokens_at_once
         self.stop_ids = sorted({tokenizer.eos_token_id, *stop_ids})
+        self.drafts = make_drafts(0) if drafts is None else drafts
         self.on_progress: OnProgress | None = None
         self._kept: list[tuple[list[int], Cache]] = []  # starts, the newest first
         mesh = mesh_of(params)
@@ -86,6 +90,7 @@ class FlaxModel:
         mesh: Mesh | None = None,
         context_tokens: int = 0,
         tokens_at_once: int = 65_536,
+        draft_tokens: int = 0,
     ) -> "FlaxModel":
         """The model of a folder, GGUF file or hub id ("name@revision"), or a name of `models`;
         context_tokens 0: as it states.
@@ -121,6 +126,7 @@ class FlaxModel:
             context,
             tokens_at_once,
             stops,
+            make_drafts(draft_tokens),
         )
 
     def generate(
@@ -142,9 +148,11 @@ class FlaxModel:
         replies = self.complete(encoded, max_new_tokens, temperature, seed, ends)
         return [
             Generation("", len(ids), error=self._refusal(len(ids), max_new_tokens))
-            if tokens is None
-            else Generation(cut_at(decode(self.tokenizer, tokens), stop), len(ids), len(tokens))
-            for ids, tokens in zip(encoded, replies, strict=True)
+            if reply is None
+            else Generation(
+                cut_at(decode(self.tokenizer, reply.tokens), stop), len(ids), len(reply.tokens)
+            )
+            for ids, reply in zip(encoded, replies, strict=True)
         ]
 
     def complete(
@@ -154,15 +162,14 @@ class FlaxModel:
         temperature: float = 0.0,
         seed: Seed = 0,
         ends: Collection[int] = (),
-    ) -> list[list[int] | None]:
-        """`generate` in token ids: the reply to each prompt, the token that ended it included; None
-        where the prompt is empty or does not fit the context. `ends`: ids that end a reply beside
-        `stop_ids`."""
+    ) -> list[blocks.Reply | None]:
+        """`generate` in token ids: the reply to each prompt; None where the prompt is empty or does
+        not fit the context. `ends`: ids that end a reply beside `stop_ids`."""
         if max_new_tokens < 1:
             raise ValueError(f"generate: max_new_tokens={max_new_tokens}; give at least 1")
         check_seeds(seed, len(prompts))
         root, numbers = (seed, range(len(prompts))) if isinstance(seed, int) else (0, seed)
-        results: list[list[int] | None] = [None] * len(prompts)
+        results: list[blocks.Reply | None] = [None] * len(prompts)
         # The longest first: a batch that does not fit the device then fails at once.
         room = self.context_tokens - max_new_tokens
         fitting = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= room]
@@ -175,6 +182,7 @@ class FlaxModel:
             rows = self._rows(len(prompts[waiting[0]]) + max_new_tokens, len(waiting))
             taken, waiting = waiting[:rows], waiting[rows:]
             ids = [*(int(numbers[i]) for i in taken), *_fillers(rows - len(taken))]
+            text = self.drafts.text.tolist()
             under_way = blocks.begin(
                 self.params,
                 self.config,
@@ -182,13 +190,20 @@ class FlaxModel:
                 [prompts[i][len(shared) :] for i in taken],
                 sampler.row_keys(jax.random.key(root), ids),
                 max_new_tokens,
+                [text + list(prompts[i]) for i in taken] if self.drafts.size else (),
             )
             progress.add(sum(len(prompts[i]) for i in taken))
             replies = blocks.finish(
-                self.params, self.config, under_way, temperature, ends, progress.add
+                self.params,
+                self.config,
+                under_way,
+                temperature,
+                ends,
+                progress.add,
+                self.drafts.size,
             )
-            for i, tokens in zip(taken, replies, strict=False):
-                results[i] = tokens
+            for i, reply in zip(taken, replies, strict=False):
+                results[i] = reply
             progress.end(len(taken))
         return results
 

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from memalpha.drafts import make_drafts
 from memalpha.episode import Environment, Response, Turn, Writer
 from memalpha.lm.interface import own_seed
 from memalpha.lm.local import FlaxModel
 from memalpha.model import ModelConfig, Params
 from memalpha.prompts import fit_prompt
 from memalpha.tokenizer import stop_ids
+from memalpha.writer import draft_text
+
+DRAFT_TOKENS = 7  # of one row on a CPU: a pass over eight tokens costs that of two to three
 
 
 def trained_writer(
@@ -24,9 +28,10 @@ def trained_writer(
     temperature: float = 0.0,
     seed: int = 0,
     name: str = "writer",
+    draft_tokens: int = DRAFT_TOKENS,
 ) -> Writer:
     """The policy as a writer; its responses have no log-probabilities. A sample depends on `seed`,
-    its episode and its chunk, not on the other turns."""
+    its episode and its chunk, not on the other turns. draft_tokens: see `writer.policy_writer`."""
     spec = env.prompt
     engine = FlaxModel(
         name,
@@ -35,6 +40,7 @@ def trained_writer(
         spec.tokenizer,
         context_tokens=spec.prompt_tokens + spec.response_tokens,
         stop_ids=stop_ids(spec.tokenizer, spec.stops),
+        drafts=make_drafts(draft_tokens, draft_text(spec)),
     )
 
     def write(turns: Sequence[Turn]) -> list[Response]:
@@ -43,9 +49,10 @@ def trained_writer(
         replies = engine.complete(prompts, spec.response_tokens, temperature, own)
         return [
             Response(
-                np.array(reply, np.int32),
-                finished=reply[-1] in engine.stop_ids,
+                np.array(reply.tokens, np.int32),
+                finished=reply.tokens[-1] in engine.stop_ids,
                 prompt=np.asarray(prompt, np.int32),
+                passes=reply.passes,
             )
             for prompt, reply in zip(prompts, replies, strict=True)
         ]
