@@ -73,14 +73,21 @@ def careful(
     """`perfect` without the notes that name nothing: no number, and no name after the first word.
 
     Such are some sentences of passages. The notes of synthetic data all say something and are kept,
-    and those of dialogues and labelled examples have their date or label."""
+    and those of dialogues and labelled examples have their date or label. What somebody said is
+    quoted, where the notes have a quote: a small model that rewords makes things up."""
     notes = _notes(instance, chunk)
     if instance.source.startswith("synthetic_"):
-        kept = notes
+        kept = [_as_quoted(note) for note in notes]
     else:
         kept = [note for note in notes if _is_specific(note["content"])]
     ours = {**instance.metadata, "notes": {chunk: kept}}
     return perfect(replace(instance, metadata=ours), chunk, view, flat)
+
+
+def _as_quoted(note: dict) -> dict:
+    if "quote" not in note:
+        return note
+    return {**note, "content": note["quote"], "replaces": note["replaces_quote"]}
 
 
 def _is_specific(content: str) -> bool:

@@ -34,6 +34,7 @@ class Stream:
         self._most, self._filler = facts_per_chunk, filler
         self._user = Subject()
         self._names: set[str] = set()
+        self._quotes: dict[str, str] = {}  # note -> the same in the words of the chunk
         self._cast = [self._newcomer() for _ in range(CAST)]
         self.chunks: list[str] = []
         self.notes: list[list[dict]] = []
@@ -110,9 +111,12 @@ class Stream:
         """The lines that say these versions of a fact, of which the last one is noted."""
         last = said[-1]
         self.facts.append(last)
+        lines = [Line(speaker, forms.styled(self.draws, fact.text), True) for fact in said]
         note = {"memory": last.memory, "content": last.note, "replaces": replaces}
+        note |= {"quote": last.quoted(lines[-1].text), "replaces_quote": self._quotes.get(replaces)}
+        self._quotes[last.note] = note["quote"]
         self.notes[-1].append(note)
-        return [Line(speaker, forms.styled(self.draws, fact.text), True) for fact in said]
+        return lines
 
     def _typed(self, date: datetime.date) -> str:
         """A message without a speaker: mostly one bare line."""

@@ -53,6 +53,11 @@ class Fact:
             asked += [(question, self.day.stated) for question in self.kind.ask_today]
         return [Question(q.format_map(self.values), (answer,)) for q, answer in asked]
 
+    def quoted(self, said: str) -> str:
+        """The note in the words of the chunk, with speaker and date, as notes of real dialogues."""
+        speaker = "User" if self.subject.is_user else self.subject.name
+        return _dated(self.kind, self.day, f"{speaker} said: {said}")
+
 
 @lru_cache
 def kinds() -> tuple[Kind, ...]:
@@ -74,10 +79,14 @@ def correct(fact: Fact, draws: Draws, day: Day) -> Fact:
 def _say(kind: Kind, subject: Subject, values: Values, phrasing: str, day: Day) -> Fact:
     text = phrasing.format_map(values)
     when = values.get("when", "") if day.stated else ""
-    note = kind.note.replace("{when}", when).format_map(values)
-    if kind.memory == "dated" and day.stated:
-        note = f"{day.stated[0].upper()}{day.stated[1:]}: {note}"
+    note = _dated(kind, day, kind.note.replace("{when}", when).format_map(values))
     return Fact(kind, subject, values, text, note, _memory(kind, subject, day), day)
+
+
+def _dated(kind: Kind, day: Day, note: str) -> str:
+    if kind.memory != "dated" or not day.stated:
+        return note
+    return f"{day.stated[0].upper()}{day.stated[1:]}: {note}"
 
 
 def _memory(kind: Kind, subject: Subject, day: Day) -> str:
