@@ -13,7 +13,7 @@ from experiments.lib.sources import known_sources
 from experiments.lib.writers import poor_writer
 from memalpha.agent.memory_agent import dialogue
 from memalpha.baselines import no_memory
-from memalpha.baselines.scripted import perfect
+from memalpha.baselines.scripted import careful, perfect
 from memalpha.data import synthetic
 from memalpha.data.chats import _shortened, words
 from memalpha.data.chats.dates import Day, coming, head, nth
@@ -21,7 +21,7 @@ from memalpha.data.chats.facts import kinds, tell
 from memalpha.data.chats.forms import Line
 from memalpha.data.chats.slots import Draws, Subject
 from memalpha.judge_rules import judge_content
-from memalpha.memory import MEMORY_NAMES
+from memalpha.memory import MEMORY_NAMES, MemoryView
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import format_response
@@ -244,3 +244,34 @@ def test_small_talk_is_left_out_of_a_dialogue_that_is_too_long():
     assert _shortened(lines) == lines[:2]
     facts = [Line("A", "z " * 70, True)] * 2
     assert _shortened(facts) == facts
+
+
+def test_the_careful_teacher_quotes_what_was_said():
+    quoted = replaced = 0
+    for instance in chats(chunks=6):
+        empty, known = MemoryView("", (), (), 0, 0, 0), set()
+        for number, (chunk, notes) in enumerate(
+            zip(instance.chunks, instance.metadata["notes"], strict=True)
+        ):
+            for note in notes:
+                who, said = note["quote"].split(" said: ", 1)
+                assert said in chunk and who.split(": ")[-1] in {"User", *chunk_names(chunk)}
+                assert note["replaces_quote"] is None or note["replaces_quote"] in known
+                assert bool(note["replaces"]) == bool(note["replaces_quote"])
+                known.add(note["quote"])
+                replaced += bool(note["replaces"])
+            calls = careful(instance, number, empty)
+            written = [
+                call.arguments[key]
+                for call in calls
+                for key in ("content", "new_content")
+                if key in call.arguments
+            ]
+            for note in notes:
+                assert any(note["quote"] in text for text in written)
+                quoted += 1
+    assert quoted > 50 and replaced > 5
+
+
+def chunk_names(chunk):
+    return set(re.findall(r"[^\W\d_][\w'-]*(?: [^\W\d_][\w'-]*)?", chunk))
