@@ -259,6 +259,17 @@ def test_labels_are_right_balanced_and_asked_of_unseen_sentences(folder, name, s
             assert max(counts.values()) - min(counts.values()) <= 2
 
 
+def test_a_sentence_that_no_chunk_has_room_for_is_passed_over():
+    """Else it takes the room of several that fit, and the chunks stay empty."""
+    short = [labelled.Sentence(f"s{i}", f"word {i}", "ab"[i % 2], "train") for i in range(60)]
+    long = [labelled.Sentence(f"l{i}", f"w{i} " * 60, "ab"[i % 2], "train") for i in range(60)]
+    records = labelled.Labelled("trec_coarse", (*short, *long), ("a", "b"), {})
+    instances = list(labelled.build(records, "train", Sizes(20, 2, 50, 4), 0, count_words))
+    assert all(len(instance.chunks) == 2 for instance in instances)
+    shown = {name for instance in instances for ids in instance.facts["chunk_ids"] for name in ids}
+    assert shown <= {sentence.record_id for sentence in short}
+
+
 def test_only_shown_classes_are_asked_when_not_all_fit(folder):
     for instance in load(folder, "trec_fine", count=5, chunks=1, chunk_tokens=50, questions=50):
         shown = set(re.findall(r"\nLabel: (\d+)", instance.chunks[0]))

@@ -126,7 +126,9 @@ def build(
     def example(sentence: Sentence) -> str:
         return records.example.format(text=sentence.text, label=numbers[sentence.label])
 
-    def size(sentence: Sentence) -> int:
+    def size(sentence: Sentence) -> int | None:
+        if count_tokens(frame(0, example(sentence))) > sizes.chunk_tokens:
+            return None
         return count_tokens(text.SEPARATOR + example(sentence))
 
     for index in range(sizes.count):
@@ -186,9 +188,10 @@ def _key(sentence: Sentence) -> str:
 
 
 def _choose_shown(
-    queues: list[list[Sentence]], size: Callable[[Sentence], int], tokens: int, keep: bool
+    queues: list[list[Sentence]], size: Callable[[Sentence], int | None], tokens: int, keep: bool
 ) -> list[Sentence]:
-    """Sentences to show, one of every class in turn, until they fill so many tokens.
+    """Sentences to show, one of every class in turn, until they fill so many tokens; those without
+    a size, which no chunk has room for, are passed over.
 
     With `keep`, a third of every class stays for the questions; a class with one sentence is only
     shown.
@@ -199,8 +202,9 @@ def _choose_shown(
     for sentence in text.in_turn(usable):
         if used >= tokens:
             break
-        chosen.append(sentence)
-        used += size(sentence)
+        if (needed := size(sentence)) is not None:
+            chosen.append(sentence)
+            used += needed
     return chosen
 
 
