@@ -17,6 +17,7 @@ Arguments, after a colon and separated by commas:
     laptop    2 CPU cores, float32: the supervised start takes about 80 minutes, the rest hours
     gpu       one GPU of 80 GB, bfloat16, more episodes a step
     smoke     every stage in few steps, too short to learn anything
+    chats     three of four streams are chats, the fourth is SQuAD
     field=value   any field of the config, e.g. configs/smollm2.py:laptop,data.dir=DIR,seed=1
 """
 
@@ -84,7 +85,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     )
     config.eval.update(every=20, instances=2, test_instances=6)
     config.checkpoint_every = 5
-    return finish(config, arg, {"laptop": laptop, "gpu": gpu, "smoke": smoke})
+    return finish(config, arg, {"laptop": laptop, "gpu": gpu, "smoke": smoke, "chats": chats})
 
 
 def laptop(config: config_dict.ConfigDict) -> None:
@@ -107,3 +108,8 @@ def smoke(config: config_dict.ConfigDict) -> None:
     config.rl.update(steps=2, instances=2, rollouts=2, micro_batch=0)
     config.eval.update(every=2, instances=1, test_instances=1)
     config.checkpoint_every = 2
+
+
+def chats(config: config_dict.ConfigDict) -> None:
+    """Preset: mostly chats, as the last updates of the shipped writer had them."""
+    config.data.sources = ("synthetic_chats", "synthetic_chats", "synthetic_chats", "squad")
