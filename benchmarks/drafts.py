@@ -20,19 +20,17 @@ from benchmarks.timing import Contender, arguments, run, spread, table, write
 from memalpha.data import synthetic
 from memalpha.episode import Environment, Turn
 from memalpha.lm.trained import trained_writer
-from memalpha.memory import MemoryView
+from memalpha.memory import EMPTY_VIEW
 from memalpha.policy import load_policy
 from memalpha.prompts import PromptTooLong, fit_prompt
 from memalpha.writer import policy_writer
-
-EMPTY = MemoryView("", (), (), 0, 0, 0)
 
 
 def turns(env: Environment, family: str) -> Iterator[Turn]:
     """Turns of different streams, of those whose prompt fits."""
     for number in itertools.count():
         instance = synthetic.generate(family, "test", number, chunks=1, filler_share=0.0)
-        turn = Turn(number, 0, instance.chunks[0], instance, EMPTY)
+        turn = Turn(number, 0, instance.chunks[0], instance, EMPTY_VIEW)
         try:
             fit_prompt(env.prompt, turn.view, turn.text)
         except PromptTooLong:

@@ -25,12 +25,10 @@ from experiments.lib.progress import console
 from memalpha.agent.contents import difference, texts_of
 from memalpha.data.files import write_text
 from memalpha.episode import Environment, Episode, Step
-from memalpha.memory import MemoryView
+from memalpha.memory import EMPTY_VIEW, MemoryView
 from memalpha.paths import user_path
 from memalpha.policy import Policy, load_policy
 from memalpha.rollout import run_episodes
-
-EMPTY = MemoryView("", (), (), 0, 0, 0)
 
 
 def write_timeline(
@@ -80,7 +78,7 @@ def _shared(envs: Mapping[str, Environment], runs: Mapping[str, Episode]) -> dic
 
 
 def _run(env: Environment, name: str, episode: Episode) -> dict:
-    before, steps = EMPTY, []
+    before, steps = EMPTY_VIEW, []
     for step in episode.steps:
         if step.view is None:
             raise ValueError("timeline: an episode has no views; run it with keep_views=True")

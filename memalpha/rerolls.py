@@ -16,10 +16,8 @@ import numpy as np
 
 from memalpha import memory
 from memalpha.episode import Clock, Environment, Episode, Recall, Writer, encode_text
-from memalpha.memory import MemoryState, MemoryView
+from memalpha.memory import EMPTY_VIEW, MemoryState, MemoryView
 from memalpha.rollout import make_turn, memorise, whole_view
-
-EMPTY = MemoryView("", (), (), 0, 0, 0)
 
 
 def reroll(
@@ -53,7 +51,7 @@ def reroll(
     for episode, number in (places[i] for i in order):
         if len(chosen) == groups:
             break
-        before = episodes[episode].steps[number - 1].view if number else EMPTY
+        before = episodes[episode].steps[number - 1].view if number else EMPTY_VIEW
         try:
             states.append(_state_of(env, before))
         except ValueError:  # the text of an entry has more tokens than the entry had

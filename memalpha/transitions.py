@@ -22,12 +22,11 @@ import numpy as np
 
 from memalpha.episode import Episode, Step
 from memalpha.exactness import exact_contents
-from memalpha.memory import MemoryView
+from memalpha.memory import EMPTY_VIEW, MemoryView
 from memalpha.passages import passages, stems
 
 HELD = 0.9  # share of the telling words of a sentence that have to stand together
 REPEATED = 0.5  # share of them that a chunk repeats when it corrects the sentence
-EMPTY = MemoryView("", (), (), 0, 0, 0)
 
 
 def transition_rewards(episode: Episode) -> np.ndarray:
@@ -36,7 +35,7 @@ def transition_rewards(episode: Episode) -> np.ndarray:
     Raises:
         ValueError: a step without its view; run the episode with `keep_views`.
     """
-    rewards, before = [], EMPTY
+    rewards, before = [], EMPTY_VIEW
     for step in episode.steps:
         if step.view is None:
             raise ValueError("transition_rewards: a step without its view; use keep_views=True")

@@ -18,7 +18,7 @@ from memalpha import sampler
 from memalpha.batch import row_bucket
 from memalpha.drafts import Drafts, make_drafts
 from memalpha.episode import Clock, Environment, Response, Turn, Writer
-from memalpha.memory import Entry, MemoryView
+from memalpha.memory import EMPTY_VIEW, Entry, MemoryView
 from memalpha.model import Cache, ModelConfig, Params
 from memalpha.prompts import PromptSpec, fit_prompt
 from memalpha.sharding import mesh_of, row_parts
@@ -151,9 +151,12 @@ def draft_text(spec: PromptSpec) -> list[int]:
 @lru_cache(maxsize=8)
 def common_prefix(spec: PromptSpec) -> list[int]:
     """The token ids that all prompts begin with, whatever the memory and the chunk are."""
-    empty = MemoryView("", (), (), 0, 0, 0)
     entries = (Entry(1, "a", 0),)
-    views = (empty, MemoryView("a", entries, entries, 1, 1, 3), MemoryView("1", (), (), 0, 0, 1))
+    views = (
+        EMPTY_VIEW,
+        MemoryView("a", entries, entries, 1, 1, 3),
+        MemoryView("1", (), (), 0, 0, 1),
+    )
     prompts = [
         fit_prompt(spec, view, chunk) for view, chunk in zip(views, ("a", "1", "."), strict=True)
     ]

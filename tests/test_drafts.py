@@ -11,22 +11,12 @@ from hypothesis import strategies as st
 
 from memalpha import sampler
 from memalpha.drafts import NOTHING, accepted, close_holes, keep, look_up, make_drafts
-from memalpha.model import Cache, ModelConfig
+from memalpha.model import Cache
 from memalpha.sampler import generate, pad_prompts, prefill, row_keys
 from tests.test_model import strong_params
+from tests.test_sampler import CONFIG, PARAMS, T
 
-CONFIG = ModelConfig(
-    vocab_size=41,
-    hidden_size=24,
-    num_layers=1,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    mlp_size=29,
-)
-PARAMS = strong_params(CONFIG)
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3], [5], [8, 9, 7, 9, 3], [], [2, 7]]
-T = 35  # two segments of the decoding loop
 LIMITS = [T, T, T, 7, 0, T]
 
 

@@ -23,10 +23,11 @@ from memalpha.memory.state import (
     apply_ops,
     init,
 )
-from memalpha.memory.text import Entry, MemoryView, from_view, view
+from memalpha.memory.text import EMPTY_VIEW, Entry, MemoryView, from_view, view
 
 __all__ = [
     "CORE",
+    "EMPTY_VIEW",
     "EPISODIC",
     "MEMORY_NAMES",
     "SEMANTIC",

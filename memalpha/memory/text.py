@@ -38,6 +38,9 @@ class MemoryView:
     tokens: int
 
 
+EMPTY_VIEW = MemoryView("", (), (), 0, 0, 0)  # of a memory that holds nothing
+
+
 def view(
     host_state: MemoryState | Newest,
     row: int,
