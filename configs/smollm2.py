@@ -14,7 +14,7 @@ call. Streams of 2, 4 and 8 chunks take turns, single lines as a person types th
 
 Arguments, after a colon and separated by commas:
 
-    laptop    2 CPU cores, float32: the supervised start takes about 80 minutes, the rest hours
+    laptop    2 CPU cores, float32: the supervised start takes about 90 minutes, the rest hours
     gpu       one GPU of 80 GB, bfloat16, more episodes a step
     smoke     every stage in few steps, too short to learn anything
     chats     three of four streams are chats, the fourth is SQuAD
