@@ -80,6 +80,13 @@ def load_policy(
         ValueError: no workdir or model there, or no checkpoint yet; says what to do.
         CheckpointError: a checkpoint that cannot be read, or a step that is no longer stored.
     """
+    policy = _load(path_or_hub_id, stage, step)
+    jax.block_until_ready(policy.params)  # what they were made from is no longer needed
+    trim_memory()
+    return policy
+
+
+def _load(path_or_hub_id: str | Path, stage: str | None, step: int | None) -> Policy:
     folder = adapters.find(path_or_hub_id)
     spec = read_spec(folder)
     if spec is not None and (folder / adapters.WEIGHTS).is_file():
@@ -107,9 +114,7 @@ def load_policy(
 
 def _load_adapters(name: str, folder: Path, spec: PolicySpec) -> Policy:
     base = load_params(find_folder(spec.base), spec.model)
-    params = jax.block_until_ready(lora.merge(adapters.read(folder, base, spec), base, spec.lora))
-    del base
-    trim_memory()
+    params = lora.merge(adapters.read(folder, base, spec), base, spec.lora)
     env = spec.environment.build(load_tokenizer(spec.tokenizer))
     return Policy(name, spec.model, params, env)
 

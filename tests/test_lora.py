@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from configs import tiny
 from experiments.export import export_adapters
 from experiments.lib.checks import check
-from experiments.lib.objects import build_model, build_tokenizer, policy_spec
+from experiments.lib.objects import build_model, build_tokenizer, open_stage, policy_spec
 from experiments.lib.warm_start import warm_start
 from experiments.train import train
 from memalpha import learner, lora, objective
@@ -251,6 +251,7 @@ def test_adapters_learn_from_the_teacher_and_reinforcement_goes_on_from_there(mi
     jax.tree.map(close, load_policy(out).params, merged)
     on = tiny.get_config(f"model.path={folder},lora.rank=2,lora.path={out},warm_start.steps=0")
     jax.tree.map(close, warm_start(on, tmp_path / "on", env, micro.model, base), start)
+    jax.tree.map(close, open_stage(on, tmp_path / "on", "warm_start", env).params, merged)
     for wrong, said in (
         ("lora.rank=3", "has LoraConfig.*says"),
         (f"lora.path={folder}", "is no f"),

@@ -181,7 +181,8 @@ def open_stage(config: ConfigDict, workdir: str | Path, stage: str, env: Environ
     """The writer of the last checkpoint of a stage ("rl" or "warm_start"), in `env`. Without a warm
     start, "warm_start" is the model that the run started from."""
     if stage == "warm_start" and not config.warm_start.steps:
-        model, params = build_model(config, len(env.prompt.tokenizer))
+        model, base = build_model(config, len(env.prompt.tokenizer))
+        params = first_whole(config, base)
         return Policy(f"{config.title}, as it was", model, params, env)
     return replace(load_policy(workdir, stage), env=env)
 
@@ -237,6 +238,14 @@ def first_trained(config: ConfigDict, params: Params) -> Params:
         given = adapters.read(adapters.find(config.lora.path), params, spec)
         first = unflatten_dict(flatten_dict(first) | flatten_dict(given))  # keeps a value head
     return shard(first, mesh_of(params))
+
+
+def first_whole(config: ConfigDict, base: Params) -> Params:
+    """The whole model that training starts from: `base`, with the adapters of `config.lora.path`
+    where there are any."""
+    if not config.lora.path:
+        return base
+    return lora.merge(first_trained(config, base), base, build_lora(config))
 
 
 def read_adapter_spec(config: ConfigDict) -> PolicySpec:

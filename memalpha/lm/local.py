@@ -24,7 +24,7 @@ from memalpha.prompts import encode_messages
 from memalpha.sharding import check_heads, mesh_of, shardings, spec_of
 from memalpha.tokenizer import decode, encode, load_tokenizer, stated_stops, stop_ids
 from memalpha.tools import clean
-from memalpha.weights import load_params
+from memalpha.weights import load_params, trim_memory
 
 PREFIX_STEP = blocks.BLOCK  # tokens; a common start is used to a multiple of it
 KEPT_TOKENS = 8192  # of the starts whose keys and values are kept for the next call
@@ -118,10 +118,12 @@ class FlaxModel:
             stops = stop_ids(tokenizer, stated_stops(folder))
         except ValueError as error:
             raise ValueError(f"{path_or_hub_id}: {error}") from error
+        params = jax.block_until_ready(load_params(folder, config, where))
+        trim_memory()
         return cls(
             f"{path_or_hub_id.partition('@')[0]}{revision} in {dtype}",
             config,
-            load_params(folder, config, where),
+            params,
             tokenizer,
             context,
             tokens_at_once,
