@@ -309,3 +309,7 @@ def test_three_facts_counts_what_comes_back_from_a_store_opened_anew(micro, tmp_
     right, seconds = three_facts.attempt(options, three_facts.read_tries("known")[0], tmp_path)
     assert right == [True, False, True] and len(seconds) == 3
     assert 'NO  "I\'m allergic to cashews."' in capsys.readouterr().out
+    (folder := tmp_path / "again").mkdir()
+    options.agent = lambda store: MemoryAgent(env, three_facts.verbatim_writer(env), Store(store))
+    right, _ = three_facts.attempt(options, three_facts.read_tries("known")[0], folder)
+    assert right == [True, True, True]
