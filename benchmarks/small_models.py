@@ -47,8 +47,12 @@ CONTENTS = Path(__file__).parent / "data" / "judge_contents.jsonl"
 
 def read(engine: FlaxModel, env: Environment, folder: Path, options) -> None:
     """One line for a source: model and rules on the same evidence."""
-    instance = built_sets.Built(folder)[0]
-    instance = replace(instance, questions=instance.questions[: options.questions])
+    instances, wanted = [], options.questions
+    for instance in built_sets.Built(folder):
+        instances.append(replace(instance, questions=instance.questions[:wanted]))
+        wanted -= len(instances[-1].questions)
+        if not wanted:
+            break
     scores, seconds = {}, 0.0
     for name in ("rules", "model"):
         if name == "model":
@@ -56,19 +60,18 @@ def read(engine: FlaxModel, env: Environment, folder: Path, options) -> None:
                 answerer=lm_reader(engine, max_new_tokens=options.tokens, one_line=True)
             )
         begin = time.perf_counter()
-        (episode,) = run_baseline(env, [instance], store_everything.recall)
+        episodes = run_baseline(env, instances, store_everything.recall)
         seconds = time.perf_counter() - begin
-        scores[name] = estimate([episode.scores])
-    for question, answer, score in list(
-        zip(instance.questions, episode.answers, episode.scores, strict=True)
-    )[: options.show]:
+        scores[name] = np.concatenate([episode.scores for episode in episodes])
+    asked = [question for instance in instances for question in instance.questions]
+    answers = [answer for episode in episodes for answer in episode.answers]
+    shown = list(zip(asked, answers, scores["model"], strict=True))[: options.show]
+    for question, answer, score in shown:
         print(f"  {score:.2f} {answer.text!r} for {question.answers}")
-    cells = [f"{e.mean:.2f} ({e.low:.2f} to {e.high:.2f})" for e in scores.values()]
-    pace = seconds / len(instance.questions)
-    print(
-        f"| {folder.parent.name} | {len(instance.questions)} | {' | '.join(cells)} | {pace:.1f} |",
-        flush=True,
-    )
+    means = [estimate([each]) for each in scores.values()]
+    cells = [f"{e.mean:.2f} ({e.low:.2f} to {e.high:.2f})" for e in means]
+    pace = seconds / len(asked)
+    print(f"| {folder.parent.name} | {len(asked)} | {' | '.join(cells)} | {pace:.1f} |", flush=True)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def short_instances(env: Environment, options) -> list[Instance]:
     that they answer: for labels, those of sentences with a label that occurs in them."""
     instances = synthetic.generate_many(["facts"], "test", 1, chunks=options.chunks)
     for source in options.sources.split(",") if options.data else []:
-        instances.append(built_sets.Built(options.data / source / "test")[0])
+        instances.append(built_sets.Built(options.data / source / options.split)[0])
     return [shorten(env, instance, options.chunks) for instance in instances]
 
 
@@ -163,6 +166,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--role", choices=list(TOKENS), default="reader")
     parser.add_argument("--data", type=Path, help="what `python -m memalpha.data build` made")
     parser.add_argument("--sources", default="nlu,trec_coarse,squad", help="of --data")
+    parser.add_argument("--split", default="test", help="of --data")
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--chunks", type=int, default=4, help="for the writer")
     parser.add_argument("--tokens", type=int, default=0, help=f"of a reply; 0: {TOKENS}")
@@ -196,7 +200,7 @@ def main() -> None:
     else:
         print("| source | questions | rules | model | seconds a question |\n|---|---|---|---|---|")
         for source in options.sources.split(","):
-            read(engine, env, options.data / source / "test", options)
+            read(engine, env, options.data / source / options.split, options)
 
 
 if __name__ == "__main__":
