@@ -5,8 +5,8 @@
     python -m benchmarks.three_facts --set=later --verbatim
 
 Tries of three facts each, told to a fresh store; the store is opened again, and each fact is asked
-for once. A try is right where all three replies hold what was told. Printed too: seconds a message,
-and the memory that the process used. `--verbatim` puts a writer in the place of the trained one
+for once. A try is right where all three replies hold what was told, be they `sure` or not. Printed
+too: seconds a message, and the memory that the process used. `--verbatim` puts a writer in the place of the trained one
 that stores each message word for word: what is still wrong then is the reader's.
 
 There are three sets. The 10 tries of `known` were written by us, who knew training data and code,

@@ -67,14 +67,20 @@ def _dated(evidence: Evidence, parse: Callable[[str], tuple]) -> list[tuple[tupl
     return dated
 
 
-def quote(question: str, evidence: Evidence, max_words: int = MAX_WORDS) -> str:
+def quote(
+    question: str,
+    evidence: Evidence,
+    max_words: int = MAX_WORDS,
+    min_covered: float = MIN_COVERED,
+) -> str:
     """The passage that shares most with the question, and the one its names lead to, if needed.
 
     A shared term counts by its inverse document frequency among the passages; near ties go to the
     newest, because later facts replace earlier ones. Where the first passage leaves terms of the
     question uncovered that others hold, its new names lead to one of those (two-hop questions).
-    Empty where the quote would hold less than half of the question's terms: what stands in memory
-    is then about something else, and guessing from it would reward a writer for what it left out.
+    Empty where the quote would hold less than `min_covered` of the question's terms: what stands in
+    memory is then about something else, and guessing from it would reward a writer for what it left
+    out. With 0 one shared term is enough, for people who would rather see the closest passage.
     """
     dated = _dated(evidence, passages)
     asked = stems(question).content
@@ -98,7 +104,7 @@ def quote(question: str, evidence: Evidence, max_words: int = MAX_WORDS) -> str:
         if second is not None:
             covered |= second.stems.content & asked
             reply = f"{reply} {best_window(second.text, weights, left)[0]}"
-    return reply if len(covered) >= MIN_COVERED * len(asked) else ""
+    return reply if len(covered) >= min_covered * len(asked) else ""
 
 
 def _best(dated: list, weights: dict[str, float]):

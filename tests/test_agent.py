@@ -22,7 +22,7 @@ from memalpha.agent import terminal as cli
 from memalpha.agent import writers
 from memalpha.agent.contents import EditRefusedError, difference, state_of
 from memalpha.agent.events import ConflictError, Event, StoreError, UnknownNamespaceError
-from memalpha.agent.memory_agent import NOTED, UNKNOWN, MemoryAgent, dialogue, split_text
+from memalpha.agent.memory_agent import CLOSEST, NOTED, UNKNOWN, MemoryAgent, dialogue, split_text
 from memalpha.agent.store import Store
 from memalpha.checkpoint import CheckpointError, open_checkpoints, save
 from memalpha.data import synthetic
@@ -488,7 +488,21 @@ def test_the_offline_rules_find_what_is_stored_about_the_user(workdir, question)
     agent.observe("hello")
     for text in ("The user's mother moved to Graz.", "The user is allergic to walnuts."):
         agent.memory.insert("semantic", text)
-    assert agent.ask(question).text == "The user is allergic to walnuts."
+    reply = agent.ask(question)
+    assert reply.text == "The user is allergic to walnuts." and reply.sure
+
+
+def test_who_asks_in_other_words_gets_the_closest_passage_as_such(workdir):
+    run = load_policy(workdir[0])
+    agent = MemoryAgent(run.env, scripted_writer(run.env, lambda turn: ""), Store(":memory:"))
+    agent.observe("hello")
+    for text in ("The plumber is coming Friday.", "The locker has the code 7-31."):
+        agent.memory.insert("semantic", text)
+    asked = "On which day do we expect a plumber to mend that awful tap?"
+    reply = agent.ask(asked)
+    assert (reply.text, reply.sure) == ("The plumber is coming Friday.", False)
+    assert agent.chat(asked).text == CLOSEST + reply.text
+    assert (agent.ask("Who plays cello?").text, agent.ask("Who plays cello?").sure) == ("", True)
 
 
 def test_one_pretrained_model_writes_and_answers(workdir, tmp_path, monkeypatch, capsys):

@@ -175,6 +175,7 @@ def test_the_memory_is_read_edited_and_undone(client):
     assert len(memory["events"]) == 4 and memory["changes"][-1]["after"].startswith("On 2024")
     answer = client.post(f"{base}/ask", json={"question": "What is Rex?"}).json()
     assert "Rex" in answer["text"] and answer["evidence"]["core"] == "About Rex."
+    assert answer["sure"]
     assert client.post(f"{base}/undo").json()["event"]["undoes"] == 3
     assert not client.get(base).json()["episodic"]
     assert client.delete(f"{base}/semantic/{entry['id']}").status_code == 200

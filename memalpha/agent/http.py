@@ -255,7 +255,7 @@ def _add_memory(app: FastAPI, agent: MemoryAgent) -> None:
     @app.post("/v1/memory/{namespace}/ask")
     def ask(namespace: Name, body: Asked):
         reply = agent.of(namespace).ask(body.question)
-        return {"text": reply.text, "evidence": reply.evidence}
+        return {"text": reply.text, "sure": reply.sure, "evidence": reply.evidence}
 
     @app.post("/v1/memory/{namespace}/undo")
     def undo(namespace: Name):

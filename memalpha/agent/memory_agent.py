@@ -31,7 +31,7 @@ from memalpha.episode import Environment, Step, Writer, count_tokens
 from memalpha.memory import MemoryState, MemoryView
 from memalpha.prompts import escape, template_fragments
 from memalpha.reader import Answerer, Evidence
-from memalpha.reader_rules import extractive_answers
+from memalpha.reader_rules import extractive_answers, quote
 from memalpha.reading import find_evidence
 from memalpha.rollout import first_state, make_turn, memorise
 from memalpha.tools import clean
@@ -39,6 +39,7 @@ from memalpha.tools import clean
 ATTEMPTS = 5  # at one step, when others change the memory while the writer works
 SOURCE = "squad"  # questions are asked like those of this source, whose answers are short
 NOTED, UNKNOWN = "Noted.", "I have nothing about that in memory."
+CLOSEST = "The closest I have: "  # before a reply that is not sure
 # ASCII, full-width and small form, Arabic, Greek, Armenian, Ethiopic.
 QUESTION_MARKS = "?？﹖؟\u037e՞፧"
 # The asker in a question: for the offline rules "I" would be a term that entries have to hold, but
@@ -50,10 +51,12 @@ _SPEAKER = re.compile(r"<(?=\s*/?\s*(?:User|Assistant)\b)", re.IGNORECASE)
 @dataclasses.dataclass(frozen=True)
 class Reply:
     """An answer and the part of the memory that the reader was given. An entry's `written_at` is
-    the number of the event in `MemoryAgent.memory.events()` that wrote it."""
+    the number of the event in `MemoryAgent.memory.events()` that wrote it. Where `sure` is False no
+    passage holds half of the question's terms, and the text is the one that holds most of them."""
 
     text: str
     evidence: Evidence
+    sure: bool = True
 
 
 class MemoryAgent:
@@ -159,6 +162,9 @@ class MemoryAgent:
     def ask(self, question: str) -> Reply:
         """Answers from the memory alone; the text is empty where the memory has no answer.
 
+        People ask in other words than they told: where the offline rules find no passage that holds
+        half of the question's terms, the reply is the closest one and not `sure`.
+
         Raises ValueError for an empty question, UnknownNamespaceError, RuntimeError where the
         reader failed.
         """
@@ -168,13 +174,17 @@ class MemoryAgent:
         view = view_of(self.store.read(self.namespace), self.env)
         instance = Instance(SOURCE, self.namespace, (), (Question(question, ()),))
         (request,) = find_evidence(self.env, instance, view)
-        if self.env.reading.answerer is extractive_answers:
+        offline = self.env.reading.answerer is extractive_answers
+        if offline:
             request = dataclasses.replace(request, question=_ASKER.sub("", question))
         (answer,) = reader.read([request], self.env.reading.answerer)
         if answer.text is None:
             failures = self.env.reading.failures
             reason = failures[-1] if failures else "its own log has the reason"
             raise RuntimeError(f"the reader gave no answer: {reason}")
+        if offline and not answer.text:
+            closest = quote(request.question, request.evidence, min_covered=0.0)
+            return Reply(closest, request.evidence, sure=not closest)
         return Reply(answer.text, request.evidence)
 
     def chat(self, message: str, timestamp: str | datetime | None = None) -> Reply:
@@ -193,12 +203,13 @@ class MemoryAgent:
             except UnknownNamespaceError:
                 pass  # the first message of a new user
         text = reply.text or (UNKNOWN if question else NOTED)
+        text = text if reply.sure else CLOSEST + text
         turn = dialogue(message.strip(), timestamp, text)
         if self._prompt_tokens(turn) > self.env.prompt.prompt_tokens // 2:
             self.observe(message, timestamp)
         else:
             self._read_chunk(turn)
-        return Reply(text, reply.evidence)
+        return Reply(text, reply.evidence, reply.sure)
 
     @property
     def memory(self) -> Contents:

@@ -31,7 +31,7 @@ from absl import logging
 
 from memalpha.agent.events import Event, StoreError
 from memalpha.agent.loading import let_answer, open_agent, prompted_agent
-from memalpha.agent.memory_agent import MemoryAgent
+from memalpha.agent.memory_agent import CLOSEST, MemoryAgent
 from memalpha.agent.store import Store
 from memalpha.agent.writers import keep_compiled, load_model
 from memalpha.lm.roles import prompted_environment
@@ -202,7 +202,8 @@ def observe(options: argparse.Namespace) -> None:
 def ask(options: argparse.Namespace) -> None:
     _existing(options.store).close()
     reply = _agent(options, options.namespace).ask(options.question)
-    print(printable(reply.text) or "(the memory says nothing)")
+    text = printable(reply.text) or "(the memory says nothing)"
+    print(text if reply.sure else CLOSEST + text)
     for entry in reply.evidence.entries[:5]:
         print(f"  {_entry(entry)}")
 
