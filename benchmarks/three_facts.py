@@ -6,8 +6,9 @@
 
 Tries of three facts each, told to a fresh store; the store is opened again, and each fact is asked
 for once. A try is right where all three replies hold what was told, be they `sure` or not. Printed
-too: seconds a message, and the memory that the process used. `--verbatim` puts a writer in the place of the trained one
-that stores each message word for word: what is still wrong then is the reader's.
+too: seconds a message, and the memory that the process used. `--verbatim` puts a writer in the
+place of the trained one that stores each message word for word: what is still wrong then is the
+reader's.
 
 There are three sets. The 10 tries of `known` were written by us, who knew training data and code,
 the 10 of `blind` by somebody who knew neither; the shipped writer was chosen among others by these
