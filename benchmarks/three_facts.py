@@ -24,7 +24,7 @@ from memalpha.agent.loading import open_agent
 from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.agent.store import Store
 from memalpha.agent.terminal import DEFAULT_WRITER
-from memalpha.agent.writers import keep_compiled
+from memalpha.compilation_cache import keep_compiled
 from memalpha.metrics import normalize
 
 FACTS = Path(__file__).parent / "data" / "three_facts.jsonl"
