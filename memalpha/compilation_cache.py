@@ -14,7 +14,7 @@ from absl import logging
 from memalpha.paths import cache_folder
 
 MAX_BYTES = 2**30  # past this JAX drops what was not used for longest
-# Before it writes, JAX reads when each entry was last used: 0.1 s for 2,000. A run has about 200.
+# Before it writes, JAX reads when each entry was last used: 0.1 s for 2,000. A small run has 150.
 MAX_ENTRIES = 2000
 LOCK_SECONDS = 10  # as long as JAX waits for the same lock
 PROGRAM, LAST_USE = "-cache", "-atime"  # ends of the two files that JAX writes for an entry
