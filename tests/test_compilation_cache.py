@@ -26,7 +26,7 @@ print(json.dumps([seen["cache_misses"], seen["cache_hits"], float(value).hex()])
 
 
 @pytest.fixture
-def no_cache_folder(monkeypatch):
+def no_cache_folder():
     """JAX as it is where nobody has set a folder; what was set before comes back."""
     names = ("dir", "max_size")
     names = [f"jax_compilation_cache_{name}" for name in names]
@@ -73,15 +73,18 @@ def test_the_second_process_compiles_nothing_and_a_damaged_entry_is_compiled_aga
 
 @pytest.mark.parametrize("obstacle", ["memalpha", "memalpha/jax", "memalpha/jax/.lockfile/in"])
 def test_a_folder_that_cannot_be_used_is_one_warning(
-    tmp_path, monkeypatch, no_cache_folder, caplog, obstacle
+    tmp_path, monkeypatch, no_cache_folder, obstacle
 ):
     path = tmp_path / obstacle
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("a file where a folder or a lock should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    warnings = []
+    warn = lambda text, *parts: warnings.append(text % parts)
+    monkeypatch.setattr(compilation_cache.logging, "warning", warn)
     keep_compiled()
     assert jax.config.jax_compilation_cache_dir is None
-    (warning,) = caplog.messages
+    (warning,) = warnings
     assert "compiled programs are not kept" in warning and str(tmp_path) in warning
 
 
