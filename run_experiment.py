@@ -70,18 +70,13 @@ def main(argv: list[str]) -> None:
         sys.exit(f"--config: {error}")
     if not FLAGS.debug:
         logging.set_verbosity(logging.WARNING)  # Orbax tells much of every checkpoint
-    import jax
-
     if FLAGS.distributed:
         join_processes(FLAGS.distributed)
     from experiments import main_job
     from experiments.lib.needs import advice
-    from memalpha.paths import user_path
+    from memalpha.compilation_cache import keep_compiled
 
-    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR comes first
-        cache = user_path(WORKDIR.value).absolute() / "jax_cache"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    keep_compiled()
     try:
         main_job.run(config, WORKDIR.value, FLAGS.tensorboard)
     except KeyboardInterrupt:

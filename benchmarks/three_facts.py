@@ -30,7 +30,7 @@ from memalpha.agent.loading import open_agent
 from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.agent.store import Store
 from memalpha.agent.terminal import DEFAULT_WRITER
-from memalpha.agent.writers import keep_compiled
+from memalpha.compilation_cache import keep_compiled
 from memalpha.episode import Environment, Turn, Writer
 from memalpha.metrics import normalize
 from memalpha.rollout import scripted_writer

@@ -133,6 +133,7 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
             kl_coef=0.01,
             entropy_coef=0.0,
             is_cap=0.0,  # 0: no importance weight
+            overlap=False,  # True: sample the next batch while a server reads and judges this one
             temperature=0.7,
             top_p=1.0,
             draft_tokens=0,  # copied from the prompt and checked in one pass: the same samples

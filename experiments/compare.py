@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from experiments.evaluate import describe, evaluate, keep_compiled
+from experiments.evaluate import describe, evaluate
 from experiments.lib import sources as measured
 from experiments.lib.command import command
 from experiments.lib.intervals import Estimate, estimate
@@ -120,7 +120,6 @@ def main(argv: list[str]) -> None:
         check_reading(runs)
         sources, about = measured.from_flags(next(iter(runs.values())).config)
         for name, run in runs.items():
-            keep_compiled(workdirs[name])
             batch = run.config.rl.instances * run.config.rl.rollouts
             systems = {SYSTEM: trained_system(run, "rl", batch)}
             console.print(f"{name}: {run.config.title}")

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 from rich.table import Table
@@ -134,17 +133,8 @@ def describe(
     }
 
 
-def keep_compiled(workdir: str) -> None:
-    """Programs that JAX compiles are kept in the workdir, where training left its own, unless
-    JAX_COMPILATION_CACHE_DIR names another folder."""
-    if not jax.config.jax_compilation_cache_dir:
-        folder = user_path(workdir).absolute() / "jax_cache"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
 def main(argv: list[str]) -> None:
     args = flags.FLAGS
-    keep_compiled(args.workdir)
     with command(argv, args.debug):
         run = open_workdir(args.workdir, measured.changes())
         flat = open_workdir(args.flat, measured.changes()) if args.flat else None

@@ -15,7 +15,6 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.evaluate import keep_compiled
 from experiments.lib.command import command
 from experiments.lib.failures import check_answers
 from experiments.lib.instances import build_every, build_instances
@@ -67,7 +66,6 @@ def main(argv: list[str]) -> None:
 
 def measure_lengths(args: flags.FlagValues) -> None:
     """Measures every length that length.json does not have yet, and draws the picture."""
-    keep_compiled(args.workdir)
     folder = user_path(args.workdir)
     config, policy = open_trained(folder)
     config.data.max_questions, env = args.questions, policy.env

@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments.compare import interval_text, matrix, wanted_rows
-from experiments.evaluate import describe, keep_compiled
+from experiments.evaluate import describe
 from experiments.lib import sources as measured
 from experiments.lib.command import command
 from experiments.lib.failures import check_answers
@@ -116,7 +116,6 @@ def sweep_table(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
 
 def main(argv: list[str]) -> None:
     args, folder = flags.FLAGS, user_path(flags.FLAGS.out)
-    keep_compiled(args.workdir)
     with command(argv):
         run = open_workdir(args.workdir, measured.changes())
         sources, about = measured.from_flags(run.config)

@@ -1,6 +1,8 @@
 """The training loop: rollout, rewards, advantages, update, checkpoint."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,9 +27,10 @@ from memalpha.learner import Plan, TrainState, make_token_logps, make_update
 from memalpha.lm.likelihood import gains
 from memalpha.model import ModelConfig, Params
 from memalpha.objective import ppo_targets
+from memalpha.reading import read_later
 from memalpha.rerolls import reroll
 from memalpha.rewards import combine
-from memalpha.rollout import run_episodes, to_batch
+from memalpha.rollout import judge_steps, run_episodes, to_batch
 from memalpha.step_credit import chunk_scores, evidence_credit
 from memalpha.transitions import transition_rewards
 
@@ -62,14 +65,21 @@ def train(
     instances = rollout_batches(config)
     whole = lambda state: lora.attach(state.params, params, adapters)
     check = lambda state: validate(config, env, model, whole(state))
-    with StepLog(config, workdir, check, events) as log:
+    with StepLog(config, workdir, check, events) as log, ThreadPoolExecutor(1) as background:
         state, first = log.restore(copy_state(start, optimizer))
+        take = lambda step, clock: sample(config, env, model, whole(state), instances, step, clock)
+        following = None  # the batch after this one, where it is sampled before the update
         for step in range(first, config.rl.steps):
             clock = log.start()
-            group = instances(step, config.rl.instances)
-            episodes = rollout(config, env, model, whole(state), group, step, clock)
-            again = take_again(config, env, model, whole(state), episodes, step, clock)
-            batch = training_batch(config, env, episodes, clock, again)
+            sampled = following or take(step, clock)
+            if samples_ahead(config, step):
+                scored = background.submit(score, config, env, sampled, step)
+                following = take(step + 1, clock)
+                with clock("read"):  # what is left of it
+                    episodes, batch = scored.result()
+            else:
+                following = None
+                episodes, batch = score(config, env, sampled, step, clock)
             with clock("update"):
                 batch = agree(batch)
                 plan = plan_micro_batches(batch, config.rl.micro_batch or None)
@@ -79,40 +89,72 @@ def train(
     return lora.merge(state.params, params, adapters)
 
 
-def rollout(
+class Sampled(NamedTuple):
+    """The responses of a step, not read yet: its episodes, and what `reroll` made of them."""
+
+    episodes: list[Episode]
+    again: list[Episode]
+
+
+def sample(
     config: ConfigDict,
     env: Environment,
     model: ModelConfig,
     policy: Params,
-    instances: Sequence[Instance],
+    instances: Callable[[int, int], list[Instance]],
     step: int,
     clock: Clock,
-) -> list[Episode]:
-    """`config.rl.rollouts` episodes of each instance, read and scored."""
-    writer = training_writer(config, env, model, policy, step, clock)
-    repeated = [instance for instance in instances for _ in range(config.rl.rollouts)]
-    rows = rollout_rows(config)
-    views = bool(config.reward.chunk_weight or config.reward.transition_weight)
-    episodes = run_episodes(env, repeated, writer, step, views, clock, rows=rows)
-    check_answers(config, episodes, f"step {step}")
-    return episodes
-
-
-def take_again(
-    config: ConfigDict,
-    env: Environment,
-    model: ModelConfig,
-    policy: Params,
-    episodes: Sequence[Episode],
-    step: int,
-    clock: Clock,
-) -> list[Episode]:
-    """`config.rl.rollouts` further responses to each of `config.rl.rerolls` steps of a batch."""
+) -> Sampled:
+    """`config.rl.rollouts` episodes of each instance, and as many further responses to each of
+    `config.rl.rerolls` of their steps. With `config.rl.overlap` their calls are not judged yet."""
     rl = config.rl
-    if not rl.rerolls:
-        return []
+    env = env.replace(content_judge=None) if rl.overlap else env
     writer = training_writer(config, env, model, policy, step, clock)
-    return reroll(env, episodes, writer, rl.rerolls, rl.rollouts, seed=step, clock=clock)
+    repeated = [i for i in instances(step, rl.instances) for _ in range(rl.rollouts)]
+    views = bool(config.reward.chunk_weight or config.reward.transition_weight)
+    rows = rollout_rows(config)
+    episodes = run_episodes(env, repeated, writer, step, views, clock, rows=rows, ask=False)
+    again = []
+    if rl.rerolls:
+        again = reroll(env, episodes, writer, rl.rerolls, rl.rollouts, seed=step, clock=clock)
+    return Sampled(episodes, again)
+
+
+def samples_ahead(config: ConfigDict, step: int) -> bool:
+    """Whether the batch after this step is sampled before its update, while the reader answers.
+
+    Not before a checkpoint: a run that continues from there samples with the parameters in it, and
+    so does one that was not interrupted."""
+    rl, done = config.rl, step + 1
+    return rl.overlap and done < rl.steps and done % config.checkpoint_every != 0
+
+
+def score(
+    config: ConfigDict,
+    env: Environment,
+    sampled: Sampled,
+    step: int,
+    clock: Clock | None = None,
+) -> tuple[list[Episode], Batch]:
+    """The episodes read and scored, and the batch of all responses.
+
+    Raises ReaderFailureError where too many are left without a score.
+    """
+    clock = Clock() if clock is None else clock
+    episodes, again = sampled
+    if config.rl.overlap:
+        with clock("judge"):
+            judged = judge_episodes(env, [*episodes, *again])
+        episodes, again = judged[: len(episodes)], judged[len(episodes) :]
+    episodes = read_later(env, episodes, clock)
+    check_answers(config, episodes, f"step {step}")
+    return episodes, training_batch(config, env, episodes, clock, again)
+
+
+def judge_episodes(env: Environment, episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes with the verdicts of the content judge, which is asked once."""
+    steps = iter(judge_steps(env, [step for episode in episodes for step in episode.steps]))
+    return [replace(e, steps=[next(steps) for _ in e.steps]) for e in episodes]
 
 
 def training_batch(
@@ -123,7 +165,7 @@ def training_batch(
     again: Sequence[Episode] = (),
 ) -> Batch:
     """The batch of a step, padded to the largest number of rows that its episodes can have.
-    `again`: what `take_again` made of these episodes."""
+    `again`: what `reroll` made of these episodes."""
     rl, prompt = config.rl, config.prompt
     room = len(episodes) * config.data.chunks + rl.rerolls * rl.rollouts
     episodes = [*episodes, *again]

@@ -47,15 +47,16 @@ class ReadingSpec:
     """How a memory is read and judged.
 
     retriever: "bm25" or "scann". dimensions: length of ScaNN's vectors. top_k: how many entries of
-    each list the reader gets for a question. content_judge: decides r4. answer_judge: scores the
-    sources whose metric is a judge. failures: the last error messages of reader, judges and writer.
+    each list the reader gets for a question. content_judge: decides r4; None: calls are not judged
+    (`rollout.judge_steps` does that later). answer_judge: scores the sources whose metric is a
+    judge. failures: the last error messages of reader, judges and writer.
     """
 
     retriever: str = "bm25"
     dimensions: int = 512
     top_k: int = 20
     answerer: Answerer = extractive_answers
-    content_judge: ContentJudge = judge_contents
+    content_judge: ContentJudge | None = judge_contents
     answer_judge: scoring.Judge | None = None
     failures: deque[str] = field(default_factory=lambda: deque(maxlen=MESSAGES), compare=False)
 
@@ -126,9 +127,9 @@ Writer = Callable[[Sequence[Turn]], list[Response]]
 class Step:
     """One chunk of an episode and the outcomes of its calls: one row of a training batch.
 
-    fit: the content judge's verdict on each call. r4 is NaN where the judge failed. shown: the part
-    of the memory that the writer could be shown. view: the whole memory after the step; None unless
-    the rollout was run with `keep_views`.
+    fit: the content judge's verdict on each call; empty where it was not asked. r4 is NaN there and
+    where the judge failed. shown: the part of the memory that the writer could be shown. view: the
+    whole memory after the step; None unless the rollout was run with `keep_views`.
     """
 
     chunk: int

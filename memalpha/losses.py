@@ -245,9 +245,9 @@ def importance_weight(
 ) -> tuple[jax.Array, jax.Array]:
     """Truncated importance weight from the sampler to the learner: min(pi_old / pi_sampler, cap).
 
-    Sampler and learner compute the same policy with different numerics; the weight corrects for
-    that at bounded variance. A log-prob that is not finite gives weight 1 and is counted.
-    old_logps, sample_logps, mask: [R, T].
+    Sampler and learner compute the same policy with different numerics, or the sampler that of
+    parameters before the last update; the weight corrects for that at bounded variance. A log-prob
+    that is not finite gives weight 1 and is counted. old_logps, sample_logps, mask: [R, T].
 
     Returns:
         weight [R, T] without gradient (ones when cap is None or there are no sampler log-probs),

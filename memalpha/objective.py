@@ -33,7 +33,8 @@ class LossConfig:
     """Everything that shapes the loss; hashable and static.
 
     kl "k1" is a reward, not a loss term: it enters the advantages (see `losses.kl_estimate`).
-    is_cap: cap of the sampler-to-learner importance weight; None: no weight.
+    is_cap: cap of the sampler-to-learner importance weight; None: no weight, as if the present
+        parameters had sampled.
     value_clip: half-width of the critic's clip; None: none.
     dr_grpo_constant: tokens a row is divided by under aggregation "dr_grpo".
     head_chunk: completion positions the head is applied to at once; 0: all.

@@ -34,6 +34,12 @@ def read_out(
         return finish(env, instances, recalls, steps)
 
 
+def read_later(env: Environment, episodes: Sequence[Episode], clock: Clock) -> list[Episode]:
+    """Episodes of `run_episodes(ask=False)` with the answers to their questions and the scores."""
+    instances, steps = [e.instance for e in episodes], [e.steps for e in episodes]
+    return read_out(env, instances, steps, [e.view for e in episodes], clock)
+
+
 def recall_all(
     env: Environment, instances: Sequence[Instance], views: Sequence[MemoryView]
 ) -> list[Recall]:

@@ -56,7 +56,7 @@ def run_episodes(
         rows: how many episodes run at the same time; best is the batch size of the writer; 0: all
             of them. It does not change the results, because a sample depends on its episode and
             chunk and not on the other rows of the batch.
-        ask: False skips the questions; r1 and r3 stay NaN.
+        ask: False skips the questions; r1 and r3 stay NaN. `reading.read_later` asks them.
 
     Raises:
         PromptTooLong: template and chunk alone do not fit the prompt of a writer.
@@ -177,19 +177,36 @@ def memorise(
             of_row[turn.row], chunks[turn.row] = its_calls, turn.chunk
     with clock("apply"):
         state, outcomes = apply_calls(env, state, of_row, chunks)
-    with clock("judge"):
-        every = [call for its_calls in calls for call in its_calls]
-        verdicts = env.reading.content_judge(every)
-        if len(verdicts) != len(every):
-            raise ValueError(f"judge: {len(every)} calls but {len(verdicts)} verdicts")
-        ordered = iter(verdicts)
-        judged = [[next(ordered) for _ in its_calls] for its_calls in calls]
     with clock("parse"):
         steps = [
             _step(turn, *parts, outcomes[turn.row])
-            for turn, *parts in zip(turns, responses, texts, calls, judged, strict=True)
+            for turn, *parts in zip(turns, responses, texts, calls, strict=True)
         ]
+    if env.reading.content_judge is not None:
+        with clock("judge"):
+            steps = judge_steps(env, steps)
     return state, steps
+
+
+def judge_steps(env: Environment, steps: Sequence[Step]) -> list[Step]:
+    """The steps with `fit` and r4; asks the content judge once, about the calls of all of them.
+
+    Raises ValueError where the judge gives too few or too many verdicts.
+    """
+    every = [call for step in steps for call in step.calls]
+    verdicts = env.reading.content_judge(every)
+    if len(verdicts) != len(every):
+        raise ValueError(f"judge: {len(every)} calls but {len(verdicts)} verdicts")
+    ordered = iter(verdicts)
+    return [_with_verdicts(step, [next(ordered) for _ in step.calls]) for step in steps]
+
+
+def _with_verdicts(step: Step, verdicts: list[Verdict]) -> Step:
+    kinds = np.array([tools.call_kind(call) for call in step.calls], int)
+    outcomes, fit = np.array(step.outcomes, int), np.array([v.valid for v in verdicts], bool)
+    failed = any(verdict.failed for verdict in verdicts)
+    r4 = float("nan") if failed else float(rewards.content_share(kinds, outcomes, fit))
+    return replace(step, fit=fit.tolist(), r4=r4)
 
 
 def first_state(env: Environment, rows: int, seed: int) -> memory.MemoryState:
@@ -268,28 +285,24 @@ def _step(
     response: Response,
     text: str,
     calls: list[tools.Call],
-    verdicts: list[Verdict],
     outcomes: np.ndarray,
 ) -> Step:
-    """Builds a step from its calls, their verdicts, and the outcomes [O] of the executed calls.
+    """Builds a step, not judged yet, from its calls and the outcomes [O] of the executed ones.
 
     Calls past `max_calls` are not executed and count as malformed.
     """
-    kinds = np.array([tools.call_kind(call) for call in calls], int)
     executed = min(len(calls), len(outcomes))
     results = np.full(len(calls), Outcome.MALFORMED, int)
     results[:executed] = outcomes[:executed]
-    fit = np.array([verdict.valid for verdict in verdicts], bool)
-    r4 = float(rewards.content_share(kinds, results, fit))
     return Step(
         chunk=turn.chunk,
         response=response,
         text=text,
         calls=calls,
         outcomes=[Outcome(outcome) for outcome in results],
-        fit=fit.tolist(),
+        fit=[],
         r2=float(rewards.format_share(results)),
-        r4=float("nan") if any(verdict.failed for verdict in verdicts) else r4,
+        r4=float("nan"),
         shown=turn.view,
     )
 

@@ -539,30 +539,6 @@ def test_one_pretrained_model_writes_and_answers(workdir, tmp_path, monkeypatch,
             cli.main(["observe", f"--checkpoint={wrong}", store, "Rex barks."])
 
 
-@pytest.fixture
-def no_compilation_cache():
-    """JAX without a cache folder; what was set before comes back."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], None)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-def test_compiled_programs_are_kept_where_that_is_possible(
-    tmp_path, monkeypatch, no_compilation_cache
-):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    writers.keep_compiled()
-    assert jax.config.jax_compilation_cache_dir is None
-    for folder in ("a", "b"):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / folder))
-        writers.keep_compiled()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "a" / "memalpha" / "jax")
-
-
 def test_a_writer_needs_room_for_its_instructions(micro):
     engine = SimpleNamespace(name="m", tokenizer=micro.tokenizer, context_tokens=4096)
     prompt = writers.writer_environment(engine).prompt

@@ -14,6 +14,7 @@ from benchmarks import (
     episode,
     memory_ops,
     ours,
+    overlap,
     reading,
     retrieval,
     small_models,
@@ -234,17 +235,33 @@ def test_stages_add_up_and_both_parts_are_named():
     assert sum(found.values()) == 17.0
 
 
+TINY = (  # arguments of configs/tiny.py
+    "model.num_layers=1,model.hidden_size=32,model.num_heads=2,model.num_kv_heads=1,"
+    "model.head_dim=8,model.mlp_size=32,tokenizer.vocab_size=600,prompt.tokens=320,"
+    "rl.instances=1,rl.rollouts=2,rl.micro_batch=0"
+)
+
+
 def test_a_training_step_runs_stage_by_stage():
     rounds = Rounds(1)
-    tiny = (
-        "model.num_layers=1,model.hidden_size=32,model.num_heads=2,model.num_kv_heads=1,"
-        "model.head_dim=8,model.mlp_size=32,tokenizer.vocab_size=600,prompt.tokens=320,"
-        "rl.instances=1,rl.rollouts=2,rl.micro_batch=0"
-    )
-    episode.training_step({"workdir": "", "arguments": tiny}, rounds)
+    episode.training_step({"workdir": "", "arguments": TINY}, rounds)
     assert rounds.left == 0
     stages = rounds.told[0]["stages"]
     assert min(stages.values()) >= 0 and stages["update, device"] > 0
+
+
+def test_the_overlap_benchmark_waits_in_the_reader_and_prints_both_ways(monkeypatch, capsys):
+    waits = []
+    monkeypatch.setattr(overlap.time, "sleep", waits.append)
+    monkeypatch.setattr("experiments.train.validate", lambda *args: {})
+    monkeypatch.setattr("sys.argv", ["overlap", "--steps=5", f"--arguments={TINY}"])
+    overlap.main()
+    printed = capsys.readouterr().out
+    assert "without: " in printed and "with overlap: " in printed
+    assert waits.count(0.0) == 5 and len(waits) == 15 and max(waits) > 0
+    with pytest.raises(SystemExit):
+        monkeypatch.setattr("sys.argv", ["overlap", "--steps=4"])
+        overlap.main()
 
 
 def test_the_accelerator_benchmark_counts_every_weight_and_fills_its_tables(monkeypatch, capsys):

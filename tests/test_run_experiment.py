@@ -7,13 +7,13 @@ the moments that matter.
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import matplotlib
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -50,22 +50,22 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def environment(home=None):
-    """As the tests run, but compiled programs go to the workdir, as they do for a user; with the
-    tunable set, the command does not start itself again. `home`: another home folder, with the
-    caches of this one."""
-    variables = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    variables |= {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "COLUMNS": "200"}
+    """As the tests run; with the tunable set, the command does not start itself again. `home`:
+    another home folder, where compiled programs go too, as they do for a user."""
+    variables = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "COLUMNS": "200"}
     if home:
-        caches = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-        variables |= {"HOME": str(home), "XDG_CACHE_HOME": caches}
+        for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+            variables.pop(name, None)
+        # Matplotlib would list the fonts of the machine again.
+        variables |= {"HOME": str(home), "MPLCONFIGDIR": matplotlib.get_cachedir()}
     return variables
 
 
-def arguments():
-    """Of a run in the folder "run" of the home folder."""
+def arguments(name="run"):
+    """Of a run in this folder of the home folder."""
     config = f"--config={ROOT / 'configs' / 'tiny.py'}:{TINY}"
     sources = f"--config.data.sources={SOURCES}"
-    return ["run_experiment.py", config, sources, "--workdir=~/run", "--tensorboard"]
+    return ["run_experiment.py", config, sources, f"--workdir=~/{name}", "--tensorboard"]
 
 
 def run(*command, home=None):
@@ -83,10 +83,9 @@ def run(*command, home=None):
 def finished(tmp_path_factory):
     """The workdir of an uninterrupted run, and what it printed."""
     home = tmp_path_factory.mktemp("home")
-    workdir = home / "run"
-    result = run(*arguments(), home=home)
+    result = run(*arguments("whole"), home=home)
     assert result.returncode == 0, result.stderr[-3000:]
-    return workdir.rename(workdir.with_name("whole")), result.stdout
+    return home / "whole", result.stdout
 
 
 def fails(*command):
@@ -138,9 +137,10 @@ def test_a_workdir_of_another_config_is_refused(finished):
 
 def test_end_to_end(finished):
     workdir, printed = finished
-    files = {"config.json", "policy.json", "tokenizer", "checkpoints", "jax_cache"}
+    files = {"config.json", "policy.json", "tokenizer", "checkpoints"}
     assert files <= {path.name for path in workdir.iterdir()}
-    assert not list(ROOT.glob("~*"))  # --workdir=~/run is in the home folder
+    assert not list(ROOT.glob("~*"))  # --workdir=~/whole is in the home folder
+    assert not list(workdir.rglob("jit_*")) and compiled(workdir.parent)
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["seed"] == 0 and 0 < summary["host_share"] < 1
     report = (workdir / "report.html").read_text()
@@ -176,6 +176,11 @@ def test_end_to_end(finished):
     assert lines[0]["logp_gap_max"] < 1e-4  # sampler and learner are the same model
 
 
+def compiled(home):
+    """The programs that runs with this home folder have compiled."""
+    return {path.name for path in (home / ".cache" / "memalpha" / "jax").glob("jit_*-cache")}
+
+
 def final_state(workdir, stage):
     with ocp.CheckpointManager(workdir / "checkpoints" / stage) as manager:
         assert manager.latest_step() == 4
@@ -184,10 +189,7 @@ def final_state(workdir, stage):
 
 def test_a_run_that_keeps_being_killed_ends_as_if_it_had_not(finished):
     whole, _ = finished
-    workdir = whole.with_name("run")  # where it ran: the keys of the cache depend on its path
-    shutil.copytree(whole / "jax_cache", workdir / "jax_cache")  # saves compiling, nothing else
-    compiled = min((workdir / "jax_cache").iterdir())
-    compiled.write_bytes(compiled.read_bytes()[:100])  # its writes are not atomic
+    workdir, programs = whole.with_name("run"), compiled(whole.parent)
     command = arguments()
     for event, ending, number in (
         ("os.rename", "warm_start/2.orbax-checkpoint-tmp", 1),  # whole, but not yet in its place
@@ -201,6 +203,7 @@ def test_a_run_that_keeps_being_killed_ends_as_if_it_had_not(finished):
     result = run(*command, home=whole.parent)
     assert result.returncode == 0, result.stderr[-3000:]
 
+    assert compiled(whole.parent) == programs  # in another workdir, and nothing is compiled again
     for name in ("warm_start.jsonl", "metrics.jsonl", "memory.txt"):
         assert (workdir / name).read_text() == (whole / name).read_text(), name
     for name in ("warm_start", "metrics"):  # no step twice

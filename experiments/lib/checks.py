@@ -12,7 +12,7 @@ from experiments.lib.objects import (
     parameter_shardings,
     read_adapter_spec,
 )
-from experiments.lib.readers import check_readers
+from experiments.lib.readers import ROLES, check_readers, settings_of
 from experiments.lib.writers import TEACHERS
 from memalpha.data import SESSIONS
 from memalpha.losses import group_ids
@@ -55,6 +55,7 @@ def check(config: ConfigDict) -> None:
     _check_curriculum(config)
     _check_rerolls(config)
     check_readers(config)
+    _check_overlap(config)
     if all(source in SESSIONS for source in config.data.sources):
         raise ValueError(
             f"config.data.sources={tuple(config.data.sources)}: name at least one that has a"
@@ -95,6 +96,33 @@ def _check_rerolls(config: ConfigDict) -> None:
         raise ValueError(
             f"config.rl.rerolls={rl.rerolls} needs rl.algorithm=grpo, which compares the responses"
             " to one step, and reward.chunk_weight or transition_weight, which tell them apart"
+        )
+
+
+def _check_overlap(config: ConfigDict) -> None:
+    rl, engines = config.rl, {role: settings_of(config, role)["engine"] for role in ROLES}
+    if not rl.overlap:
+        return
+    if rl.algorithm == "ppo":
+        raise ValueError(
+            "config.rl.overlap=True needs rl.algorithm=grpo: the returns that the critic of ppo"
+            " learns are not corrected for responses of older parameters"
+        )
+    if rl.is_cap <= 0:
+        raise ValueError(
+            f"config.rl.overlap=True with rl.is_cap={rl.is_cap}: the importance weight corrects for"
+            " responses of older parameters; give it a cap, such as rl.is_cap=2.0"
+        )
+    if "server" not in engines.values() or "flax" in engines.values():
+        raise ValueError(
+            f"config.rl.overlap=True with reader.engine={engines['reader']} and"
+            f" judge.engine={engines['judge']}: it needs a server to wait for, and no model in this"
+            " process, which would use the devices that sample"
+        )
+    if config.checkpoint_every == 1:
+        raise ValueError(
+            "config.rl.overlap=True with checkpoint_every=1: nothing is sampled ahead of a"
+            " checkpoint; give at least 2"
         )
 
 

@@ -6,17 +6,21 @@ from contextlib import contextmanager
 
 from absl import app, logging
 
+from memalpha.compilation_cache import keep_compiled
+
 STOPPED = "\nStopped. The same command continues after the last finished batch."
 
 
 @contextmanager
 def command(argv: Sequence[str], debug: bool = False) -> Iterator[None]:
-    """Runs the body of a command: no stray arguments, a quiet log, and errors as one line.
+    """Runs the body of a command: no stray arguments, compiled programs are kept, a quiet
+    log, and errors as one line.
 
     `debug`: show the whole traceback. Raises app.UsageError for an argument that is no flag.
     """
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
+    keep_compiled()
     logging.set_verbosity(logging.ERROR)  # Orbax logs much about every checkpoint
     try:
         yield

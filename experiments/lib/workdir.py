@@ -85,6 +85,7 @@ ADDED = {
     "rl.curriculum": False,
     "rl.draft_tokens": 0,
     "rl.lengths": [],
+    "rl.overlap": False,
     "rl.rerolls": 0,
     "warm_start.teacher": "poor",
     "warm_start.warmup_steps": 20,

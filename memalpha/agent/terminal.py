@@ -33,7 +33,8 @@ from memalpha.agent.events import Event, StoreError
 from memalpha.agent.loading import let_answer, open_agent, prompted_agent
 from memalpha.agent.memory_agent import CLOSEST, MemoryAgent
 from memalpha.agent.store import Store
-from memalpha.agent.writers import keep_compiled, load_model
+from memalpha.agent.writers import load_model
+from memalpha.compilation_cache import keep_compiled
 from memalpha.lm.roles import prompted_environment
 from memalpha.lm.server import ServerModel
 from memalpha.memory import MEMORY_NAMES, Entry

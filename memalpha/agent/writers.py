@@ -1,6 +1,5 @@
 """The writer of a run, or a pretrained model that writes in this process; progress on stderr."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from rich.console import Console
 from memalpha.episode import Environment, Writer
 from memalpha.lm.local import FlaxModel
 from memalpha.lm.roles import lm_writer, prompted_environment
-from memalpha.paths import cache_folder, user_path
+from memalpha.paths import user_path
 from memalpha.policy import load_policy, read_spec
 
 REPLY_TOKENS = 128  # of a writer or reader in this process: seconds on a laptop
@@ -30,22 +29,6 @@ def load_model(path_or_hub_id: str) -> FlaxModel:
         engine = FlaxModel.load(str(user_path(path_or_hub_id)), dtype)
     engine.on_progress = _say_progress
     return engine
-
-
-def keep_compiled() -> None:
-    """Programs that JAX compiles are kept in `$XDG_CACHE_HOME/memalpha/jax`, else in
-    `~/.cache/memalpha/jax`, for the next process; not where that cannot be written. A folder that
-    is set already, as by JAX_COMPILATION_CACHE_DIR, stays."""
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if jax.config.jax_compilation_cache_dir:
-        return
-    folder = cache_folder() / "jax"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if os.access(folder, os.W_OK):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def open_writer(checkpoint: str) -> tuple[Environment, Writer, str, FlaxModel | None]:
