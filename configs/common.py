@@ -32,13 +32,15 @@ def finish(
 
 
 def language_model(**changes: Any) -> dict[str, Any]:
-    """The fields of `config.reader` and `config.judge`; docs/evaluation.md says what they do."""
+    """The fields of `config.reader`, `config.judge` and, where a config has it, `config.writer`;
+    docs/evaluation.md says what they do."""
     return dict(
         engine="offline",  # or flax, server
         model="",  # flax: folder or hub id (with @revision); server: model name
         template="full",  # the built-in one for pretrained models, or a folder
         max_new_tokens=2048,
         temperature=0.0,
+        one_line=False,  # a reader's reply ends with its first line; for small models
         # flax
         dtype="bfloat16",
         context=0,  # tokens of prompt and reply; 0: as the model states

@@ -3,9 +3,13 @@
     python -m experiments.evaluate --workdir=runs/tiny --out=results/tiny
     python -m experiments.evaluate --workdir=runs/tiny --systems=trained,rag_top2 --data=BUILT \\
         --sources=squad,nlu --split=validation --instances=20 --out=results/real
+    python -m experiments.evaluate --config=configs/reproduce.py --systems=rag_top2 --data=BUILT \\
+        --checkpoints=memalpha-smollm2 --out=results/shipped
 
 Systems: `trained`, the writer of the run; `untrained`, its warm start; `perfect`, which stores the
-notes of synthetic text; `flat`, the writer of a second run (--flat); and the baselines. Sources:
+notes of synthetic text; `flat`, the writer of a second run (--flat); `prompted`, a language model
+with memory tools, untrained; the baselines; and any writer of --checkpoints, by its name. Without
+a workdir, --config says how memories are read. Sources:
 synthetic ones, and real ones from the published files (data.dir of the config) or from the output
 of `python -m memalpha.data build` (--data). The same command continues a run that was stopped, and
 adds new systems, sources and instances to a folder. `experiments.tables` makes tables from one or
@@ -13,14 +17,16 @@ more such folders.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
+from configs.common import finish
 from experiments.lib import sources as measured
 from experiments.lib.command import command
 from experiments.lib.failures import check_answers
@@ -38,12 +44,62 @@ from experiments.lib.systems import (
     applies,
     describe_reading,
     describe_reward,
+    open_config,
     open_systems,
     open_workdir,
 )
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock
 from memalpha.paths import user_path
+
+CONTROLS = ("store_everything", "rag_top2", "no_memory")  # the systems that need no writer
+DEFAULT = ("trained", "untrained", *CONTROLS)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch of instances of one source for one system, and where its rows go.
+
+    missing: which of the instances have no row yet. size: chunks, or another measure of effort, by
+    which progress is told.
+    """
+
+    name: str
+    system: System
+    source: str
+    part: Sequence[Instance]
+    results: Results
+    missing: Sequence[bool]
+    size: int
+
+
+def list_work(
+    systems: Mapping[str, System],
+    sources: Mapping[str, Sequence[Instance]],
+    results: Results,
+    batch: int,
+    size: Callable[[str, Sequence[Instance]], int] | None = None,
+) -> list[Work]:
+    """All batches, those that were measured before too. They always consist of the same instances,
+    so that a run that was stopped and continued gives the same rows as an uninterrupted one.
+
+    size: (system, instances) -> effort; None: chunks.
+    """
+    size = size or (lambda _, part: sum(len(instance.chunks) for instance in part))
+    parts = [
+        (name, system, source, instances[start : start + batch])
+        for source, instances in sources.items()
+        for name, system in systems.items()
+        if applies(name, source)
+        for start in range(0, len(instances), batch)
+    ]
+    return [
+        Work(
+            *of, part, results, [results.missing(of[0], instance) for instance in part],
+            size(of[0], part),
+        )
+        for *of, part in parts
+    ]  # fmt: skip
 
 
 def evaluate(
@@ -53,44 +109,47 @@ def evaluate(
     results: Results,
     batch: int,
 ) -> None:
-    """Measures what is missing in `results`, a batch of instances of one source at a time.
+    """Measures what is missing in `results`, a batch of instances of one source at a time. Raises:
+    see `measure`."""
+    measure(config, list_work(systems, sources, results, batch))
 
-    Batches always consist of the same instances, so that a run that was stopped and continued gives
-    the same rows as an uninterrupted one. Questions without an answer are masked and counted.
+
+def measure(
+    config: ConfigDict,
+    work: Iterable[Work],
+    unit: str = "chunks",
+    after: Callable[[Work], None] = lambda _: None,
+) -> None:
+    """Measures what is missing, in order. Questions without an answer are masked and counted.
+
+    unit: of `Work.size`. after: called after each batch.
 
     Raises:
         ReaderFailureError: more than `config.max_failed_share` of a batch has no answer; nothing of
             that batch is written.
     """
-    work = [
-        (name, system, source, instances[start : start + batch])
-        for source, instances in sources.items()
-        for name, system in systems.items()
-        if applies(name, source)
-        for start in range(0, len(instances), batch)
-    ]
-    sizes = [sum(len(instance.chunks) for instance in part) for *_, part in work]
-    missing = [[results.missing(name, instance) for instance in part] for name, _, _, part in work]
-    done = sum(size for size, wanted in zip(sizes, missing, strict=True) if not any(wanted))
-    with progress("chunks", sum(sizes), done) as report:
-        for (name, system, source, part), size, wanted in zip(work, sizes, missing, strict=True):
-            if not any(wanted):
-                continue
-            where, clock, began = f"{name} on {source}", Clock(), time.perf_counter()
+    work = list(work)
+    left = [one for one in work if any(one.missing)]
+    total = sum(one.size for one in work)
+    done = total - sum(one.size for one in left)
+    with progress(unit, total, done) as report:
+        for one in left:
+            where, clock, began = f"{one.name} on {one.source}", Clock(), time.perf_counter()
 
-            def on_chunk(chunks: int, _: int, where=where, before=done) -> None:
-                report(before + chunks, where)
+            def on_chunk(chunks: int, of: int, where=where, before=done, size=one.size) -> None:
+                report(before + size * chunks // of, where)
 
-            episodes = system.run(part, clock, on_chunk)
+            episodes = one.system.run(one.part, clock, on_chunk)
             seconds = time.perf_counter() - began
             check_answers(config, episodes, where)
-            questions = sum(len(instance.questions) for instance in part)
+            questions = sum(len(instance.questions) for instance in one.part)
             # Baselines are not timed stage by stage, so all of their time counts as reading.
             reading = clock["retrieve"] + clock["read"] if episodes[0].steps else seconds
-            new = [episode for episode, ask in zip(episodes, wanted, strict=True) if ask]
-            results.add(name, new, (seconds / len(part), reading / questions))
-            done += size
+            new = [episode for episode, ask in zip(episodes, one.missing, strict=True) if ask]
+            one.results.add(one.name, new, (seconds / len(one.part), reading / questions))
+            done += one.size
             report(done, where)
+            after(one)
 
 
 def results_overview(folder: Path) -> Table:
@@ -133,14 +192,38 @@ def describe(
     }
 
 
+def name_checkpoints(texts: Sequence[str]) -> dict[str, str]:
+    """{system: checkpoint} of NAME=CHECKPOINT or CHECKPOINT texts, where the name is the last part
+    of the path. Raises ValueError for a name that stands twice or is that of another system."""
+    named: dict[str, str] = {}
+    for text in filter(None, texts):
+        name, equals, path = text.partition("=")
+        name, path = (name, path) if equals else (Path(text).name, text)
+        if not name or not path or name in named or name in (*BASELINES, *WRITERS):
+            raise ValueError(f"--checkpoints: {text!r} needs a name of its own: NAME=CHECKPOINT")
+        named[name] = path
+    return named
+
+
+def open_run(args: flags.FlagValues) -> Run:
+    """The run of --workdir, or the config of --config; ValueError without either or with both."""
+    if bool(args.workdir) == bool(args.config):
+        raise ValueError("give either --workdir, or --config and --checkpoints")
+    if args.workdir:
+        return open_workdir(args.workdir, measured.changes())
+    return open_config(finish(args.config, measured.changes(), {}))
+
+
 def main(argv: list[str]) -> None:
     args = flags.FLAGS
     with command(argv, args.debug):
-        run = open_workdir(args.workdir, measured.changes())
+        run = open_run(args)
         flat = open_workdir(args.flat, measured.changes()) if args.flat else None
         sources, about = measured.from_flags(run.config)
         batch = args.batch or run.config.rl.instances * run.config.rl.rollouts
-        systems = open_systems(args.systems, run, flat, batch, args.budget)
+        checkpoints = name_checkpoints(args.checkpoints)
+        asked = args.systems or list(DEFAULT if run.folder else CONTROLS)
+        systems = open_systems(asked, run, flat, batch, args.budget, checkpoints)
         with Results(args.out, describe(run, args.split, systems, about)) as results:
             evaluate(run.config, systems, sources, results, batch)
     console.print(results_overview(user_path(args.out)))
@@ -151,15 +234,22 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
     measured.define_flags()
-    flags.DEFINE_string("workdir", None, "Folder of a run of run_experiment.py.", required=True)
+    define_run_flags()
+    flags.DEFINE_list("checkpoints", [], "Further writers: NAME=CHECKPOINT, or CHECKPOINT.")
     flags.DEFINE_string("flat", "", "Workdir of a second run, for the system flat.")
-    names = ("trained", "untrained", "store_everything", "rag_top2", "no_memory")
     known = ", ".join((*WRITERS, *BASELINES))
-    flags.DEFINE_list("systems", list(names), f"Of {known}.")
+    default = f"{', '.join(DEFAULT)}; without a workdir the last {len(CONTROLS)}"
+    flags.DEFINE_list("systems", [], f"Of {known}. Default: {default}.")
     flags.DEFINE_integer("budget", BUDGET, "Tokens that rag_matched shows its reader, at most.")
     flags.DEFINE_integer("batch", 0, "Instances at once; 0: rows of a training step.")
     flags.DEFINE_string("out", None, "Folder of the results.", required=True)
     flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
+
+
+def define_run_flags() -> None:
+    """Flags that say how memories are read: as in a run, or by a config."""
+    flags.DEFINE_string("workdir", "", "Folder of a run of run_experiment.py.")
+    config_flags.DEFINE_config_file("config", None, "In place of a workdir, such as of a run.")
 
 
 if __name__ == "__main__":

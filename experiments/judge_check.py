@@ -13,20 +13,21 @@ without them, and says "judge not fit" above 5 % of all, or of a kind.
 
 from absl import app, flags
 
+from experiments.evaluate import define_run_flags, open_run
 from experiments.lib import sources as measured
 from experiments.lib.command import command
 from experiments.lib.judged import check_table, claims_of, write_checks
 from experiments.lib.progress import console
 from experiments.lib.readers import describe_usage
 from experiments.lib.render import markdown
-from experiments.lib.systems import describe_reading, open_workdir
+from experiments.lib.systems import describe_reading
 from memalpha.planted import check_judge
 
 
 def main(argv: list[str]) -> None:
     args = flags.FLAGS
     with command(argv):
-        run = open_workdir(args.workdir, measured.changes())
+        run = open_run(args)
         instances, _ = measured.from_flags(run.config)
         judge = run.env.reading.answer_judge
         checks = {
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
     measured.define_flags()
-    flags.DEFINE_string("workdir", None, "Folder of a run of run_experiment.py.", required=True)
+    define_run_flags()
     flags.DEFINE_integer("questions", 200, "At most so many of each source.", lower_bound=1)
     flags.DEFINE_string("out", None, "Folder of results.", required=True)
 

@@ -36,6 +36,7 @@ from experiments.lib.pool import (
     mean_points,
     performance,
     read_pool,
+    shared_sources,
 )
 from experiments.lib.render import Table, html, interval, latex, markdown
 from memalpha import baselines
@@ -49,6 +50,7 @@ PUBLISHED = json.loads(
 WRITERS = {
     "gpt_4_1_mini": "gpt-4.1-mini, untrained",
     "untrained": "untrained writer",
+    "prompted": "prompted writer, untrained",
     "trained": "Mem-α, trained writer",
     "flat": "trained writer, flat memory",
     "perfect": "perfect scripted writer",
@@ -64,7 +66,7 @@ TITLES = {
     "9": "Table 9. Weights of compression (β) and content (γ), MemoryAgentBench",
 }
 SPLIT_OF = {"1": "validation", "2": "test", "3": "validation", "4": "validation", "9": "test"}
-EFFECT = ("untrained", "trained")  # the rows of table 3
+EFFECT = ("untrained", "prompted", "trained")  # the rows of table 3, before other checkpoints
 
 
 def paper_tables(pool: Pool) -> list[Table]:
@@ -77,7 +79,7 @@ def paper_tables(pool: Pool) -> list[Table]:
             rows = _by_weights([*wanted, *pool.all_weights(split, small=False)])
         else:
             measured = pool.systems(split, small=False)
-            others = EFFECT if number == "3" else _in_order(measured)
+            others = _effect(pool, split) if number == "3" else _in_order(measured)
             rows = {
                 name: (name, pool.main) for name in dict.fromkeys((*published["systems"], *others))
             }
@@ -93,7 +95,7 @@ def small_tables(pool: Pool) -> list[Table]:
     for split in pool.splits():
         columns, systems = pool.small_columns(split), pool.systems(split, small=True)
         wholes = {name: (name, pool.main) for name in _in_order(systems)}
-        effect = {name: wholes[name] for name in EFFECT if name in wholes}
+        effect = {name: wholes[name] for name in _effect(pool, split) if name in wholes}
         weights = _by_weights(pool.all_weights(split, small=True))
         for title, rows, least in (
             ("Small version of tables 1 and 2", wholes, 1),
@@ -108,18 +110,25 @@ def small_tables(pool: Pool) -> list[Table]:
 
 def pictures(pool: Pool, lengths: Sequence[str]) -> list[str]:
     """SVG text: score against reader tokens of a split, and against the length of the stream, with
-    a point for each of the folders of other lengths."""
+    a point for each of the folders of other lengths, over the sources that all of them have."""
     drawn = []
     main = [f for f, about in pool.abouts.items() if Weights(**about["reward"]) == pool.main]
     for split in dict.fromkeys(about["split"] for about in pool.abouts.values()):
         points = {_label(name): point for name, point in mean_points(main, split, "reader").items()}
         drawn.append(frontier_svg(f"Score against reader tokens, {split} split", points))
         lines: dict[str, list[tuple[float, float]]] = {}
-        for folder in [*main, *map(user_path, lengths)]:
-            for name, point in mean_points([folder], split, "chunk").items():
+        folders = [*main, *map(user_path, lengths)]
+        shared = shared_sources(folders, split)
+        for folder in folders:
+            for name, point in mean_points([folder], split, "chunk", shared).items():
                 lines.setdefault(_label(name), []).append(point)
         drawn.append(lengths_svg(f"Score against length, {split} split", lines))
     return drawn
+
+
+def _effect(pool: Pool, split: str) -> list[str]:
+    """The writers of table 3: untrained ones, the trained one, and other checkpoints."""
+    return [*EFFECT, *(name for name in pool.checkpoints(split) if name not in LABELS)]
 
 
 def _in_order(systems: Sequence[str]) -> list[str]:
@@ -270,21 +279,23 @@ def _odd_averages(published: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [f"{note}{'; '.join(texts)}."] if texts else []
 
 
+def save(folder: Path, tables: Sequence[Table], drawn: Sequence[str]) -> list[Path]:
+    """Writes the tables as Markdown, LaTeX and a page, which begins with the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        write_text(folder / "tables.md", markdown(tables)),
+        write_text(folder / "tables.tex", latex(tables)),
+        write_text(folder / "tables.html", html("Results", tables, drawn)),
+    ]
+
+
 def main(argv: list[str]) -> None:
     args = flags.FLAGS
     with command(argv):
         pool = read_pool(args.results, args.small, args.first_box)
         tables = [*paper_tables(pool), *data_tables(args.data, args.full_data)]
         tables = [*kind_tables(pool, LABELS), *small_tables(pool), *tables]
-        folder = user_path(args.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [
-            write_text(folder / "tables.md", markdown(tables)),
-            write_text(folder / "tables.tex", latex(tables)),
-            write_text(
-                folder / "tables.html", html("Results", tables, pictures(pool, args.lengths))
-            ),
-        ]
+        written = save(user_path(args.out), tables, pictures(pool, args.lengths))
     print(markdown(tables))
     print("\n".join(map(str, written)))
 

@@ -1,4 +1,5 @@
-"""What a run costs in seconds, before there is a device: the work of a step over measured rates.
+"""What a run, or a call of a model, costs in seconds, before there is a device: its work over
+measured rates.
 
 Prefill and update are bound by matrix products, decoding by reading weights, keys and values once a
 token. Both are computed for the full widths, prompts and responses as long as they may be: an upper
@@ -7,7 +8,10 @@ estimate, without compilation, host work, readers and communication between devi
 
 from dataclasses import dataclass
 
-from memalpha.footprint import Footprint, Setting
+import jax.numpy as jnp
+
+from memalpha.footprint import Footprint, Setting, count_kernels, forward_flops
+from memalpha.model_config import ModelConfig
 
 # What is reached of the figures below, measured on an H200 (docs/benchmarks.md) and taken for the
 # others too; `python -m benchmarks.accelerator` measures both.
@@ -52,6 +56,21 @@ def step_seconds(
         "decode": tokens * read / (rates.bandwidth * BANDWIDTH_SHARE),
         "update": footprint.flops["update"] / flops,
     }
+
+
+def call_seconds(
+    model: ModelConfig, prompt: float, reply: float, rates: Rates, at_once: int
+) -> float:
+    """Seconds of a device for one call of a model, of which `at_once` are decoded together.
+
+    prompt, reply: tokens. The prompt is bound by matrix products. Each token of the reply reads the
+    weights, shared by the calls of the batch, and the keys and values of its own call.
+    """
+    size, heads = jnp.dtype(model.dtype).itemsize, model.num_kv_heads * model.head_dim
+    weights = sum(count_kernels(model)) * size / at_once
+    cache = 2 * model.num_layers * heads * size * (prompt + reply / 2)
+    products = forward_flops(model, prompt, reply) / (rates.flops * MATRIX_SHARE)
+    return products + reply * (weights + cache) / (rates.bandwidth * BANDWIDTH_SHARE)
 
 
 def _slots(setting: Setting) -> int:

@@ -170,15 +170,24 @@ def count_flops(setting: Setting) -> dict[str, float]:
     with the head on completions alone, and 4 x heads x head_dim for every pair of tokens in causal
     attention. A gradient takes three forward passes, four with remat; log-probs take one.
     """
-    model, p, t = setting.model, setting.prompt, setting.response
-    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    layer = 2 * model.hidden_size * (q + kv) + 3 * model.hidden_size * model.mlp_size
-    body, head = layer * model.num_layers, model.hidden_size * model.vocab_size
-    pairs = 4 * q * model.num_layers
-    tokens = p + t
-    forward = 2 * (body * tokens + head * t) + pairs * tokens**2 / 2
+    model = setting.model
+    forward = forward_flops(model, setting.prompt, setting.response)
     passes = (4 if model.remat == "full" else 3) + (setting.loss.kl != "none")
     return {"rollout": setting.step_rows * forward, "update": setting.step_rows * passes * forward}
+
+
+def forward_flops(model: ModelConfig, prompt: float, response: float) -> float:
+    """Operations of one forward pass over one row of so many tokens; see `count_flops`."""
+    body, head = count_kernels(model)
+    tokens, pairs = prompt + response, 4 * model.num_heads * model.head_dim * model.num_layers
+    return 2 * (body * tokens + head * response) + pairs * tokens**2 / 2
+
+
+def count_kernels(model: ModelConfig) -> tuple[int, int]:
+    """Numbers in the matrices of all layers, and in that of the head."""
+    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    layer = 2 * model.hidden_size * (q + kv) + 3 * model.hidden_size * model.mlp_size
+    return layer * model.num_layers, model.hidden_size * model.vocab_size
 
 
 def suggest_micro_batch(footprint: Footprint, setting: Setting, capacity: float) -> int:

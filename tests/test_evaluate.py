@@ -29,10 +29,10 @@ from memalpha.rollout import run_episodes, scripted_writer
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ["synthetic_facts", "synthetic_updates"]
-# Kills the command at the n-th time that it opens a file to append to.
+# Kills a command at the n-th time that it opens a file to append to.
 KILLER = """
 import os, runpy, signal, sys
-ending, number = sys.argv[1], int(sys.argv[2])
+ending, number, module = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 seen = 0
 def hook(event, arguments):
     global seen
@@ -41,9 +41,9 @@ def hook(event, arguments):
         if seen == number:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-sys.argv = ["evaluate", *sys.argv[3:]]
+sys.argv = [module, *sys.argv[4:]]
 sys.path.insert(0, os.getcwd())
-runpy.run_module("experiments.evaluate", run_name="__main__")
+runpy.run_module(module, run_name="__main__")
 """
 
 
@@ -91,7 +91,7 @@ def test_a_killed_command_continues_and_nothing_is_lost_or_doubled(workdir, run,
     ]  # fmt: skip
     # The second batch has its question rows, but no row of its instances.
     result = subprocess.run(
-        [sys.executable, "-c", KILLER, INSTANCES, "2", *command],
+        [sys.executable, "-c", KILLER, INSTANCES, "2", "experiments.evaluate", *command],
         cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
@@ -188,7 +188,7 @@ def test_a_reader_of_another_kind_is_another_config(run, tmp_path):
     [
         (
             ["trianed"],
-            "unknown system 'trianed'; known: trained, untrained, perfect, flat, long_context",
+            "unknown system 'trianed'; known: trained, untrained, perfect, flat, prompted",
         ),
         (["flat"], "second run"),
         (["trained"], "no checkpoint of stage 'rl' yet"),

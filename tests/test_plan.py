@@ -109,6 +109,15 @@ def test_seconds_by_hand(measured, params):
     assert cost.DEVICES.keys() == footprint.DEVICES.keys()
 
 
+def test_seconds_of_a_call_by_hand():
+    layer, rates = 2 * 8 * 24 + 2 * 8 * 12 + 3 * 8 * 16, cost.Rates(flops=1e6, bandwidth=1e4)
+    forward = 2 * (2 * layer * 12 + 8 * 40 * 5) + 4 * 24 * 2 * 12**2 / 2
+    # float32: the weights for three calls, keys and values of 2 layers, 2 heads of 6.
+    read = (2 * layer + 8 * 40) * 4 / 3 + 2 * 2 * 12 * 4 * (7 + 5 / 2)
+    seconds = cost.call_seconds(MODEL, 7, 5, rates, at_once=3)
+    assert np.isclose(seconds, forward / 0.45e6 + 5 * read / 0.54e4)
+
+
 def test_the_seconds_of_a_measured_decode_step():
     """docs/benchmarks.md: 64 rows of Qwen3-4B after 1,024 tokens read 18.0 GB in 6.84 ms."""
     rates = cost.DEVICES["H200 141 GB"]

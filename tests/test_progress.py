@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lib.progress import CUT, LINES, WORRIES, progress, worries
+from experiments.lib.progress import CUT, LINES, WORRIES, duration, progress, worries
 from experiments.lib.step_log import describe_step
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +42,11 @@ def test_without_a_terminal_a_few_plain_lines(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= LINES and lines[0].startswith("train 450/1000  r1 0.50  ")
     assert lines[-1] == "train 1000/1000  r1 0.50  0 s left"
+
+
+def test_durations_are_told_in_the_unit_that_fits():
+    told = [duration(seconds) for seconds in (0, 119, 120, 7199, 7200, 360_000)]
+    assert told == ["0 s", "119 s", "2 min", "120 min", "2.0 h", "100.0 h"]
 
 
 def run(stdout):

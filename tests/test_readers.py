@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from chat_server import fails
 
-from configs import qwen3_0_6b_single_gpu, qwen3_4b, real_text, tiny
+from configs import qwen3_0_6b_single_gpu, qwen3_4b, real_text, reproduce, tiny
 from experiments import main_job
 from experiments.lib.checks import check
 from experiments.lib.failures import ReaderFailureError, check_answers
 from experiments.lib.measure import summarise, validate
 from experiments.lib.objects import build_environment
 from experiments.lib.readers import build_engines, check_readers, probe, with_readers
+from experiments.lib.systems import Run
 from experiments.lib.workdir import WorkdirError, claim_workdir
 from memalpha.data import synthetic
 from memalpha.judge_rules import judge_contents
@@ -64,7 +65,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_done(arguments
         check(config(*arguments))
 
 
-@pytest.mark.parametrize("made", [tiny, real_text, qwen3_4b, qwen3_0_6b_single_gpu])
+@pytest.mark.parametrize("made", [tiny, real_text, qwen3_4b, qwen3_0_6b_single_gpu, reproduce])
 def test_every_config_has_the_fields_and_is_offline(made, micro):
     settings = made.get_config()
     check_readers(settings)
@@ -96,6 +97,22 @@ def test_roles_of_the_same_model_share_an_engine_and_count_together(chat_server,
         one.reading.answerer is not extractive_answers
         and one.reading.content_judge is judge_contents
     )
+
+
+def test_a_model_of_its_own_writes_and_a_reader_may_answer_in_one_line(micro):
+    made = reproduce.get_config("reader.one_line=True")
+    for role, model in (("reader", "m"), ("writer", "w")):
+        made[role].update(engine="server", url=URL, model=model)
+    engines = build_engines(made)
+    assert {role: engine.name for role, engine in engines.items()} == {"reader": "m", "writer": "w"}
+    assert Run(None, made, micro.env, engines).model.name == "w"
+    assert with_readers(micro.env, made, engines).reading.answerer.name.endswith(", one line")
+    made.writer.update(model="m", max_new_tokens=9)
+    engines = build_engines(made)
+    assert engines["reader"] is engines["writer"]
+    made.writer.url = "x"
+    with pytest.raises(ValueError, match="config.writer: server url 'x': give an address"):
+        check_readers(made)
 
 
 def test_the_probe_speaks_in_the_words_of_the_server(chat_server):

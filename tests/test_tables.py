@@ -13,7 +13,13 @@ from scipy.stats import bootstrap
 from experiments.lib.charts import frontier, frontier_svg
 from experiments.lib.data_tables import data_tables
 from experiments.lib.intervals import estimate
-from experiments.lib.pool import Weights, mean_points, read_pool, score_first_boxes
+from experiments.lib.pool import (
+    Weights,
+    mean_points,
+    read_pool,
+    score_first_boxes,
+    shared_sources,
+)
 from experiments.lib.render import Table, html, latex, markdown
 from experiments.lib.results import ResultsError, read_results
 from experiments.tables import PUBLISHED, paper_tables, pictures, small_tables, thousands
@@ -435,6 +441,9 @@ def test_systems_as_points_and_the_line_that_none_beats(tmp_path):
     # Only what was measured on all sources has a mean.
     one("c", 100, 0.5, [other])
     assert mean_points([tmp_path / "c"], "test", "reader") == {"trained": (100.0, 0.25)}
+    shared = shared_sources([tmp_path / "b", tmp_path / "c"], "test")
+    assert shared == {"synthetic_facts"} and shared_sources([tmp_path / "c"], "train") == set()
+    assert set(mean_points([tmp_path / "c"], "test", "reader", shared)) == {"trained", "rag_top2"}
     page = html("t", [], [first, ""])
     assert page.count("<figure>") == 1 and "<svg" in page
 

@@ -4,7 +4,7 @@ Rows of one instance from several runs (seeds) are averaged first, because inter
 instances and each instance must count once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +76,15 @@ class Pool:
         """Systems measured with the weights of the first folder, ordered by their first row."""
         keys = self.small if small else self.rows
         names = (k.system for k in keys if (k.split, k.weights) == (split, self.main))
+        return list(dict.fromkeys(names))
+
+    def checkpoints(self, split: str) -> list[str]:
+        """Systems whose writer comes from a checkpoint."""
+        names = (
+            place[-1]
+            for place, (_, about) in self.descriptions.items()
+            if place[0] == split and "checkpoint" in about
+        )
         return list(dict.fromkeys(names))
 
     def all_weights(self, split: str, small: bool) -> list[Weights]:
@@ -202,11 +211,13 @@ def _of_a_seed(name: str) -> bool:
     return name in free or name.startswith("trained.eval.")
 
 
-def mean_points(folders: Iterable[Path], split: str, tokens: str) -> dict[str, tuple[float, float]]:
+def mean_points(
+    folders: Iterable[Path], split: str, tokens: str, shared: Collection[str] | None = None
+) -> dict[str, tuple[float, float]]:
     """System -> (tokens, r1), means over its sources of the means over instances.
 
     tokens: "reader" for those of a question's evidence, "chunk" for those of a stream. Only systems
-    that were measured on every source of the folders.
+    that were measured on every source of the folders. shared: these sources alone; None: all.
     """
     field = f"{tokens}_tokens"
     values: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -214,6 +225,8 @@ def mean_points(folders: Iterable[Path], split: str, tokens: str) -> dict[str, t
     for folder in folders:
         about, rows = read_results(folder)
         for row in rows if about["split"] == split else ():
+            if shared is not None and row["source"] not in shared:
+                continue
             sources.add(row["source"])
             if row["r1"] is not None and row[field] is not None:
                 of_system = values.setdefault(row["system"], {})
@@ -223,6 +236,13 @@ def mean_points(folders: Iterable[Path], split: str, tokens: str) -> dict[str, t
         for system, of in values.items()
         if of.keys() == sources
     }
+
+
+def shared_sources(folders: Iterable[Path], split: str) -> set[str]:
+    """The sources that all folders of a split have rows of."""
+    read = [read_results(folder) for folder in folders]
+    each = [{row["source"] for row in rows} for about, rows in read if about["split"] == split]
+    return set.intersection(*each) if each else set()
 
 
 def column_of(source: str) -> str:

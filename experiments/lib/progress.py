@@ -26,6 +26,13 @@ def worries(metrics: Mapping[str, float]) -> list[str]:
     return texts + ([CUT] if metrics.get("unfinished", 0) > 0.5 else [])
 
 
+def duration(seconds: float) -> str:
+    """30 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 class Reporter:
     """`reporter(step, text)` after every step."""
 
@@ -55,7 +62,7 @@ class Reporter:
             self.printed = done
             pace = (time.monotonic() - self.began) / max(1, done - self.first)
             left = pace * (self.total - done)
-            console.print(f"{self.title} {done}/{self.total}  {text}  {left:.0f} s left")
+            console.print(f"{self.title} {done}/{self.total}  {text}  {duration(left)} left")
 
     def warn(self, step: int, *texts: str) -> None:
         """Prints each warning once, at its first step; the metrics count the others."""

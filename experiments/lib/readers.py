@@ -1,4 +1,5 @@
-"""Builds reader and judges from the fields `config.reader` and `config.judge`.
+"""Builds reader and judges from the fields `config.reader` and `config.judge`, and the model that
+writes for the systems of the tables from `config.writer`, where a config has it.
 
 `engine` is "offline" (rules, no model), "flax" (a model folder, GGUF file or hub id in this
 process) or "server" (OpenAI-compatible). The API key of a server is read from the environment
@@ -24,6 +25,7 @@ from memalpha.prompts import load_template
 from memalpha.scoring import recall_judge
 
 ROLES = ("reader", "judge")
+WRITER = "writer"  # the role of the model that writes; without it the reader writes
 ENGINES = ("offline", "flax", "server")
 OFFLINE = {"engine": "offline"}  # also for runs of versions without these fields
 # Fields that do not change the answers: they may differ when a run is continued.
@@ -31,6 +33,7 @@ OPERATION = (
     "url", "concurrency", "timeout", "retries", "cache", "key_variable", "tokens_at_once",
 )  # fmt: skip
 SPOKEN = ("template", "max_new_tokens", "temperature")  # belong to a role, not to its engine
+ONE_LINE = "one_line"  # so does this, to the reader alone
 
 
 def settings_of(config: Mapping[str, Any], role: str) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def check_readers(config: Mapping[str, Any]) -> None:
     """Raises ValueError, which names the field, for invalid settings; sends no request."""
     if not 0 <= config["max_failed_share"] <= 1:
         raise ValueError(f"config.max_failed_share={config['max_failed_share']}: give 0 to 1")
-    for role in ROLES:
+    for role in (*ROLES, WRITER):
         settings = settings_of(config, role)
         if settings["engine"] not in ENGINES:
             raise ValueError(
@@ -96,13 +99,15 @@ def build_engines(config: Mapping[str, Any], mesh: Mesh | None = None) -> dict[s
     """
     by_settings: dict[str, Counted] = {}
     engines = {}
-    for role in ROLES:
+    for role in (*ROLES, WRITER):
         settings = settings_of(config, role)
         if settings["engine"] == "offline":
             continue
         if settings["engine"] == "server" and jax.process_index():
             continue
-        same = json.dumps({k: v for k, v in settings.items() if k not in SPOKEN}, sort_keys=True)
+        same = json.dumps(
+            {k: v for k, v in settings.items() if k not in (*SPOKEN, ONE_LINE)}, sort_keys=True
+        )
         if same not in by_settings:
             by_settings[same] = Counted(_engine(settings, mesh))
         engines[role] = by_settings[same]
@@ -157,7 +162,9 @@ def with_readers(
     env = env.replace(answer_judge=recall_judge, failures=deque(maxlen=env.reading.failures.maxlen))
     note = env.reading.failures.append
     if "reader" in engines:
-        answerer = lm_reader(engines["reader"], **_spoken(config, "reader"), on_failure=note)
+        spoken = _spoken(config, "reader")
+        spoken[ONE_LINE] = settings_of(config, "reader").get(ONE_LINE, False)
+        answerer = lm_reader(engines["reader"], **spoken, on_failure=note)
         env = env.replace(answerer=answerer)
     if "judge" in engines:
         spoken = _spoken(config, "judge")

@@ -1,13 +1,15 @@
 """The systems of the tables by name.
 
 All systems of an evaluation read the same instances and use the same reader. Each carries the
-settings that its results depend on, which are stored in the results folder.
+settings that its results depend on, which are stored in the results folder. An evaluation is opened
+from the workdir of a run, or from a config alone; writers come from that run, or from any
+checkpoint that `load_policy` reads.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,35 @@ from ml_collections import ConfigDict
 from configs.common import finish, language_model
 from experiments.lib.instances import is_synthetic
 from experiments.lib.objects import build_environment, build_mesh, open_stage
-from experiments.lib.readers import ROLES, build_engines, check_readers, comparable, probe
+from experiments.lib.provenance import prompt_hashes
+from experiments.lib.readers import (
+    ROLES,
+    WRITER,
+    build_engines,
+    check_readers,
+    comparable,
+    probe,
+)
 from experiments.lib.workdir import differences
 from experiments.lib.writers import perfect_writer
-from memalpha.baselines import BASELINES, make_baseline, needs_model
+from experiments.lib.written import Reporter, write_and_read
+from memalpha import adapters
+from memalpha.baselines import BASELINES, long_context, make_baseline, needs_model
+from memalpha.data.files import digest
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock, Environment, Episode
 from memalpha.lm.interface import Counted, LanguageModel
+from memalpha.lm.roles import lm_writer, prompted_environment
 from memalpha.paths import user_path
+from memalpha.policy import load_policy, read_spec
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 from memalpha.tokenizer import load_tokenizer
 
 BUDGET = 1024  # tokens that rag_matched shows its reader, at most
-WRITERS = ("trained", "untrained", "perfect", "flat")
-Reporter = Callable[[int, int], None]  # (chunks done, chunks in all) of a batch
+WRITERS = ("trained", "untrained", "perfect", "flat", "prompted")
+# Tokens of a reader's context that long_context leaves for instructions, question and escaping.
+BESIDE = 512
 
 
 @dataclass(frozen=True)
@@ -43,20 +59,22 @@ class System:
 
 @dataclass(frozen=True)
 class Run:
-    """A workdir opened for evaluation: its config, with changes applied, and the environment.
+    """A workdir or a config opened for evaluation: the config, with changes applied, and the
+    environment in which systems are read.
 
-    engines: the language models among reader and judge, by role.
+    folder: the workdir; None for a config alone. engines: the language models by role.
     """
 
-    folder: Path
+    folder: Path | None
     config: ConfigDict
     env: Environment
     engines: Mapping[str, Counted] = field(default_factory=dict)
 
     @property
     def model(self) -> LanguageModel | None:
-        """The model that writes for the baselines that need one: that of the reader."""
-        return self.engines.get("reader")
+        """The model that writes for the systems that need one; without one of its own, the
+        reader."""
+        return self.engines.get(WRITER) or self.engines.get("reader")
 
 
 def open_workdir(workdir: str | Path, changes: str = "") -> Run:
@@ -67,12 +85,19 @@ def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     """
     folder = user_path(workdir)
     settings = _settings(folder)
-    for role in ROLES:  # fields that configs of older versions lack and that --set may change
-        settings.setdefault(role, language_model())
+    for role in (*ROLES, WRITER):  # fields that --set may change and older configs lack
+        settings[role] = language_model() | settings.get(role, {})
     settings["data"].setdefault("built", "")
-    config = finish(ConfigDict(settings), changes, {})
+    return open_config(finish(ConfigDict(settings), changes, {}), folder)
+
+
+def open_config(config: ConfigDict, folder: Path | None = None) -> Run:
+    """Opens a config for evaluation; `folder`: the workdir of its run, if there is one.
+
+    Raises ValueError for a tokenizer, reader or judge that is not there, misconfigured or silent.
+    """
     check_readers(config)
-    name = config.tokenizer.path or config.model.path or str(folder / "tokenizer")
+    name = config.tokenizer.path or config.model.path or str((folder or Path()) / "tokenizer")
     engines = build_engines(config, build_mesh(config))
     env = build_environment(config, load_tokenizer(name), engines)
     probe(engines)
@@ -118,10 +143,16 @@ def _name(model: Any) -> str:
 
 
 def open_systems(
-    names: Sequence[str], run: Run, flat: Run | None, rows: int, budget: int = BUDGET
+    names: Sequence[str],
+    run: Run,
+    flat: Run | None,
+    rows: int,
+    budget: int = BUDGET,
+    checkpoints: Mapping[str, str] | None = None,
 ) -> dict[str, System]:
-    """The systems by name; `rows`: episodes of a device batch; `budget`: reader tokens of
-    rag_matched.
+    """The systems by name, then those of `checkpoints`: name -> what `load_policy` takes.
+
+    rows: episodes of a device batch. budget: reader tokens of rag_matched.
 
     Raises ValueError for an unknown name (lists the known), `flat` without its run, or a missing
     checkpoint.
@@ -134,25 +165,35 @@ def open_systems(
         raise ValueError("system 'flat' is the trained writer of a second run: give its workdir")
     if flat is not None:
         check_reading({"the run": run, "flat": flat})
-    return {name: _open(name, run, flat, rows, budget) for name in names}
+    systems = {name: _open(name, run, flat, rows, budget) for name in names}
+    return systems | {
+        name: checkpoint_system(run, path, rows) for name, path in (checkpoints or {}).items()
+    }
 
 
 def _open(name: str, run: Run, flat: Run | None, rows: int, budget: int) -> System:
+    if is_prompted(name) and run.model is None:
+        raise ValueError(
+            f"system {name!r} writes with the language model that reads, and the reader is"
+            " offline: give --set=reader.engine=flax,reader.model=FOLDER, or a server"
+        )
+    model = {"model": run.model.name} if is_prompted(name) and WRITER in run.engines else {}
+    if name == "prompted":
+        return prompted_system(run, model)
     if name in BASELINES:
-        if needs_model(name) and run.model is None:
-            raise ValueError(
-                f"system {name!r} writes with the language model that reads, and the reader is"
-                " offline: give --set=reader.engine=flax,reader.model=FOLDER, or a server"
-            )
         settings = {"budget": budget} if name == "rag_matched" else {}
+        if name == "long_context" and (room := reader_room(run)) < long_context.BUDGET:
+            settings = {"budget": room}
         recall = make_baseline(name, run.model, **settings)
-        about = settings | (_sizes(run.config) if needs_model(name) else {})
+        about = settings | (model | _sizes(run.config) if needs_model(name) else {})
         return System(
             lambda instances, clock, report: run_baseline(run.env, instances, recall), about
         )
     if name == "perfect":
         return _writes(run.env, perfect_writer(run.env), _sizes(run.config))
     of = flat if name == "flat" else run
+    if of.folder is None:
+        raise ValueError(f"system {name!r} is of a workdir: give --workdir, or --checkpoints")
     return trained_system(of, "warm_start" if name == "untrained" else "rl", rows)
 
 
@@ -163,6 +204,56 @@ def trained_system(run: Run, stage: str, rows: int) -> System:
     about |= {"trained": comparable(_settings(run.folder))} | _sizes(run.config)
     writer = policy.writer(rows, run.config.eval.temperature, run.config.seed)
     return _writes(run.env, writer, about)
+
+
+def checkpoint_system(run: Run, path: str, rows: int) -> System:
+    """The writer of a workdir, of adapters or of a pretrained model, in its own environment; what
+    it writes is read as `run` says. It samples at `eval.temperature` of `run`."""
+    policy, temperature = load_policy(path), run.config.eval.temperature
+    spec, folder = read_spec(path), adapters.find(path)
+    about = {"checkpoint": policy.name, "rows": rows, "temperature": temperature}
+    about["prompts"] = prompt_hashes(policy.env.prompt, run.config)["writer"]
+    if spec is not None:
+        about |= {"base": spec.base, "stage": spec.stage}
+        about |= {part: asdict(spec.environment)[part] for part in ("prompt", "memory")}
+    if (folder / adapters.WEIGHTS).is_file():
+        about["weights"] = digest(folder / adapters.WEIGHTS)
+    if (folder / "config.json").is_file() and spec is not None:
+        about["trained"] = comparable(_settings(folder))
+    writer = policy.writer(rows, temperature, run.config.seed)
+    return System(write_and_read(run.env, policy.env, writer), about)
+
+
+def prompted_system(run: Run, about: Mapping[str, Any]) -> System:
+    """An untrained model, prompted with the memory tools, in the window of the config."""
+    prompt, memory = run.config.prompt, run.config.memory
+    own = prompted_environment(run.env.prompt.tokenizer).replace(
+        prompt_tokens=prompt.tokens,
+        response_tokens=prompt.response_tokens,
+        recent=prompt.recent,
+        enabled=run.env.prompt.enabled,
+        entry_tokens=memory.entry_tokens,
+        core_tokens=memory.core_tokens,
+        max_calls=memory.max_calls,
+    )
+    temperature, note = run.config.eval.temperature, run.env.reading.failures.append
+    writer = lm_writer(own, run.model, temperature, run.config.seed, on_failure=note)
+    about = {"temperature": temperature} | dict(about) | _sizes(run.config)
+    return System(write_and_read(run.env, own, writer), about)
+
+
+def is_prompted(name: str) -> bool:
+    """Whether a language model, prompted and untrained, writes the memory of a system."""
+    return name == "prompted" or (name in BASELINES and needs_model(name))
+
+
+def reader_room(run: Run) -> int:
+    """Tokens of evidence that a reader in this process has room for; of another reader, what the
+    paper's has (`long_context.BUDGET`)."""
+    engine = run.engines["reader"].engine if "reader" in run.engines else None
+    context = getattr(engine, "context_tokens", 0)
+    reply = run.config.reader.max_new_tokens if context else 0
+    return max(context - reply - BESIDE, 1) if context else long_context.BUDGET
 
 
 def _sizes(config: ConfigDict) -> dict[str, Any]:

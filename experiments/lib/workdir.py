@@ -76,7 +76,9 @@ ABSENT = "(absent)"
 ADDED = {
     "data.lengths": [],
     "data.session_questions": 0,
+    "judge.one_line": False,
     "lora.path": "",
+    "reader.one_line": False,
     "reward.chunk_weight": 0.0,
     "reward.evidence_share": 0.0,
     "reward.likelihood": 0.0,
