@@ -13,7 +13,7 @@ a workdir, --config says how memories are read. Sources:
 synthetic ones, and real ones from the published files (data.dir of the config) or from the output
 of `python -m memalpha.data build` (--data). The same command continues a run that was stopped, and
 adds new systems, sources and instances to a folder. `experiments.tables` makes tables from one or
-more such folders.
+more such folders. --against=SYSTEM prints how far the others are from it on the same instances.
 """
 
 import time
@@ -30,11 +30,12 @@ from configs.common import finish
 from experiments.lib import sources as measured
 from experiments.lib.command import command
 from experiments.lib.failures import check_answers
+from experiments.lib.intervals import estimate
 from experiments.lib.judged import describe_check, is_judged, not_measured, read_checks, total
 from experiments.lib.progress import console, progress
 from experiments.lib.provenance import prompt_hashes, versions
 from experiments.lib.readers import describe_usage
-from experiments.lib.results import Results, read_results
+from experiments.lib.results import Results, Row, read_results
 from experiments.lib.systems import (
     BASELINES,
     BUDGET,
@@ -53,6 +54,7 @@ from memalpha.episode import Clock
 from memalpha.paths import user_path
 
 CONTROLS = ("store_everything", "rag_top2", "no_memory")  # the systems that need no writer
+COMPARED = ("r1", "r2", "r4", "exact")  # by --against
 DEFAULT = ("trained", "untrained", *CONTROLS)
 
 
@@ -175,6 +177,39 @@ def results_overview(folder: Path) -> Table:
     return table
 
 
+def differences_overview(folder: Path, against: str) -> Table:
+    """Mean differences to a system on the instances that both read, with 95 % bootstrap intervals
+    over instances; each source counts alike."""
+    rows = read_results(folder)[1]
+    of = {(row["system"], row["source"], row["instance"]): row for row in rows}
+    table = Table(title=f"difference to {against}, 95 % interval")
+    for column in ("system", "instances", *COMPARED):
+        table.add_column(column, justify="left" if column == "system" else "right")
+    for name in dict.fromkeys(row["system"] for row in rows):
+        pairs = [
+            (row, other)
+            for row in rows
+            if row["system"] == name != against
+            and (other := of.get((against, row["source"], row["instance"])))
+        ]
+        if pairs:
+            table.add_row(name, str(len(pairs)), *(_difference(pairs, m) for m in COMPARED))
+    return table
+
+
+def _difference(pairs: Sequence[tuple[Row, Row]], metric: str) -> str:
+    """The mean of a metric's differences with its interval; empty where a system has none of it."""
+    columns: dict[str, list[float]] = {}
+    for row, other in pairs:
+        if row[metric] is not None and other[metric] is not None:
+            columns.setdefault(row["source"], []).append(row[metric] - other[metric])
+    if not columns:
+        return ""
+    found = estimate(list(columns.values()))
+    ends = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.mean:+.3f}{ends}"
+
+
 def describe(
     run: Run, split: str, systems: Mapping[str, System], sources: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -223,10 +258,14 @@ def main(argv: list[str]) -> None:
         batch = args.batch or run.config.rl.instances * run.config.rl.rollouts
         checkpoints = name_checkpoints(args.checkpoints)
         asked = args.systems or list(DEFAULT if run.folder else CONTROLS)
+        if args.against and args.against not in (*asked, *checkpoints):
+            raise ValueError(f"--against={args.against} is none of the systems measured here")
         systems = open_systems(asked, run, flat, batch, args.budget, checkpoints)
         with Results(args.out, describe(run, args.split, systems, about)) as results:
             evaluate(run.config, systems, sources, results, batch)
     console.print(results_overview(user_path(args.out)))
+    if args.against:
+        console.print(differences_overview(user_path(args.out), args.against))
     for line in [line for used in (run, flat) if used for line in describe_usage(used.engines)]:
         console.print(line)
     console.print(f"rows {args.out}; tables: python -m experiments.tables --results={args.out}")
@@ -242,6 +281,7 @@ def define_flags() -> None:
     flags.DEFINE_list("systems", [], f"Of {known}. Default: {default}.")
     flags.DEFINE_integer("budget", BUDGET, "Tokens that rag_matched shows its reader, at most.")
     flags.DEFINE_integer("batch", 0, "Instances at once; 0: rows of a training step.")
+    flags.DEFINE_string("against", "", "Also print paired differences to this system.")
     flags.DEFINE_string("out", None, "Folder of the results.", required=True)
     flags.DEFINE_bool("debug", False, "Show the whole traceback of an error.")
 

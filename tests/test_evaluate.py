@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs import tiny
-from experiments.evaluate import describe, evaluate, results_overview
+from experiments.evaluate import describe, differences_overview, evaluate, results_overview
 from experiments.lib.failures import ReaderFailureError
 from experiments.lib.results import INSTANCES, QUESTIONS, Results, ResultsError, read_lines
 from experiments.lib.sources import describe_source, known_sources, load_sources
@@ -251,3 +251,13 @@ def test_the_perfect_writer_is_measured_on_synthetic_text_alone(run, tmp_path, m
     assert perfect["r1"] == 1.0 and perfect["ok_calls"] == perfect["calls"] > 0
     table = results_overview(tmp_path)
     assert [str(c.header) for c in table.columns] == ["system", "facts", "updates"]
+
+
+def test_differences_are_between_systems_on_the_same_instances(run, tmp_path):
+    systems = open_systems(["no_memory", "store_everything", "perfect"], run, None, 2)
+    measure(run, tmp_path, {"no_memory": systems["no_memory"]}, 3)
+    measure(run, tmp_path, systems, 2)
+    table = differences_overview(tmp_path, "no_memory")
+    names, counts, r1, r2, *_ = ([*column.cells] for column in table.columns)
+    assert names == ["store_everything", "perfect"] and counts == ["4", "4"]  # not those of 3
+    assert r1[1].startswith("+1.000 [+1.000") and r2 == ["", ""]  # no_memory makes no call
