@@ -11,8 +11,9 @@ place of the trained one that stores each message word for word: what is still w
 reader's.
 
 There are three sets. The 10 tries of `known` were written by us, who knew training data and code,
-the 10 of `blind` by somebody who knew neither; the shipped writer was chosen among others by these
-two. The 20 of `later`, by another such person, were written after it was shipped.
+the 10 of `blind` by somebody who knew neither; the supervised stages of the shipped writer were
+chosen by these two. The 20 of `later`, by another such person, were written after that: with them
+it was only checked that reinforcement did no harm before its adapters were shipped.
 """
 
 import argparse

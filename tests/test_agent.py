@@ -494,7 +494,9 @@ def test_the_offline_rules_find_what_is_stored_about_the_user(workdir, question)
 
 def test_who_asks_in_other_words_gets_the_closest_passage_as_such(workdir):
     run = load_policy(workdir[0])
-    agent = MemoryAgent(run.env, scripted_writer(run.env, lambda turn: ""), Store(":memory:"))
+    shown = []
+    writer = scripted_writer(run.env, lambda turn: shown.append(turn.text) or "")
+    agent = MemoryAgent(run.env, writer, Store(":memory:"))
     agent.observe("hello")
     for text in ("The plumber is coming Friday.", "The locker has the code 7-31."):
         agent.memory.insert("semantic", text)
@@ -502,6 +504,7 @@ def test_who_asks_in_other_words_gets_the_closest_passage_as_such(workdir):
     reply = agent.ask(asked)
     assert (reply.text, reply.sure) == ("The plumber is coming Friday.", False)
     assert agent.chat(asked).text == CLOSEST + reply.text
+    assert UNKNOWN in shown[-1] and reply.text not in shown[-1]  # a guess is no news
     assert (agent.ask("Who plays cello?").text, agent.ask("Who plays cello?").sure) == ("", True)
 
 

@@ -203,13 +203,13 @@ class MemoryAgent:
             except UnknownNamespaceError:
                 pass  # the first message of a new user
         text = reply.text or (UNKNOWN if question else NOTED)
-        text = text if reply.sure else CLOSEST + text
-        turn = dialogue(message.strip(), timestamp, text)
+        # A guess is for the person; the writer would take it for a fact.
+        turn = dialogue(message.strip(), timestamp, text if reply.sure else UNKNOWN)
         if self._prompt_tokens(turn) > self.env.prompt.prompt_tokens // 2:
             self.observe(message, timestamp)
         else:
             self._read_chunk(turn)
-        return Reply(text, reply.evidence, reply.sure)
+        return Reply(text if reply.sure else CLOSEST + text, reply.evidence, reply.sure)
 
     @property
     def memory(self) -> Contents:
