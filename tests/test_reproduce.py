@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -257,6 +259,20 @@ def test_streams_have_about_the_size_asked_for_or_are_left_out(raw, tmp_path):
     assert (read_size("32k"), read_size("500"), size_name(32_000), size_name(500)) == (
         32_000, 500, "32k", "500",
     )  # fmt: skip
+
+
+def test_a_folder_keeps_its_settings_from_the_start_and_takes_new_files(raw, tmp_path, monkeypatch):
+    asked, few = Asked(2, 3, 96), tmp_path / "few"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("experiments.lib.streams._build", Mock(side_effect=KeyboardInterrupt))
+        build_streams(raw, tmp_path, [200], asked, ["lme_train"])
+    with pytest.raises(ValueError, match="other settings .chunk_tokens was 96, is 64."):
+        build_streams(raw, tmp_path, [200], replace(asked, chunk_tokens=64), ["lme_train"])
+    path = few / "longmemeval" / "longmemeval_oracle.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([memory_item(0)]))
+    assert "lme_train test 200" in build_streams(few, tmp_path, [200], asked, ["lme_train"])
+    assert build_streams(raw, tmp_path, [200], asked, ["lme_train"]) == {}
 
 
 def test_calls_by_hand():
