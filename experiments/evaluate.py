@@ -42,6 +42,7 @@ from experiments.lib.systems import (
     WRITERS,
     Run,
     System,
+    add_roles,
     applies,
     describe_reading,
     describe_reward,
@@ -250,10 +251,10 @@ def name_checkpoints(texts: Sequence[str]) -> dict[str, str]:
 def open_run(args: flags.FlagValues) -> Run:
     """The run of --workdir, or the config of --config; ValueError without either or with both."""
     if bool(args.workdir) == bool(args.config):
-        raise ValueError("give either --workdir, or --config and --checkpoints")
+        raise ValueError("give --workdir or --config, one of them")
     if args.workdir:
         return open_workdir(args.workdir, measured.changes())
-    return open_config(finish(args.config, measured.changes(), {}))
+    return open_config(finish(add_roles(args.config), measured.changes(), {}))
 
 
 def main(argv: list[str]) -> None:
@@ -296,7 +297,9 @@ def define_flags() -> None:
 def define_run_flags() -> None:
     """Flags that say how memories are read: as in a run, or by a config."""
     flags.DEFINE_string("workdir", "", "Folder of a run of run_experiment.py.")
-    config_flags.DEFINE_config_file("config", None, "In place of a workdir, such as of a run.")
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file that says how memories are read, in place of a workdir."
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from chat_server import fails
 from jax.flatten_util import ravel_pytree
 from test_evaluate import KILLER, rows, same_rows
 
+from configs import tiny
 from configs.reproduce import get_config
 from experiments.evaluate import name_checkpoints, open_run
 from experiments.lib import estimate
@@ -313,8 +314,24 @@ def test_a_writer_from_adapters_needs_no_run(writer):
     with pytest.raises(ValueError, match="'prompted' writes with the language model that reads"):
         open_systems(["prompted"], run, None, 2)
     for flags in ({"workdir": "", "config": None}, {"workdir": "x", "config": run.config}):
-        with pytest.raises(ValueError, match="give either --workdir, or --config"):
+        with pytest.raises(ValueError, match="give --workdir or --config, one"):
             open_run(SimpleNamespace(**flags))
+
+
+def test_a_config_that_only_trains_says_how_memories_are_read(writer, monkeypatch, chat_server):
+    monkeypatch.setattr("experiments.lib.sources.changes", lambda: given)
+    given, base = "", writer.parent / "base"
+    args = SimpleNamespace(workdir="", config=tiny.get_config())
+    with pytest.raises(ValueError, match="tokenizer.path and config.model.path are empty: --set=t"):
+        open_run(args)
+    given = f"tokenizer.path={base},writer.engine=server,writer.model=w,writer.cache="
+    given += f",writer.url={chat_server.url},prompt.response_tokens=99,memory.entry_tokens=33"
+    run = open_run(args)
+    assert run.model.name == "w" and run.config.judge.engine == "offline"
+    about = open_systems(["prompted"], run, None, 2)["prompted"].about
+    # Its own prompt and dialect, not those of the config, which has compact ones.
+    assert about["prompts"] != prompt_hashes(run.env.prompt, run.config)["writer"]
+    assert (about["prompt"]["response_tokens"], about["memory"]["entry_tokens"]) == (99, 33)
 
 
 def test_checkpoints_are_named_by_their_path_or_by_hand():

@@ -9,7 +9,7 @@ checkpoint that `load_policy` reads.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from memalpha.lm.interface import Counted, LanguageModel
 from memalpha.lm.roles import lm_writer, prompted_environment
 from memalpha.paths import user_path
 from memalpha.policy import load_policy, read_spec
+from memalpha.policy_spec import PromptSettings
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 from memalpha.tokenizer import load_tokenizer
@@ -85,10 +86,17 @@ def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     """
     folder = user_path(workdir)
     settings = _settings(folder)
-    for role in (*ROLES, WRITER):  # fields that --set may change and older configs lack
-        settings[role] = language_model() | settings.get(role, {})
     settings["data"].setdefault("built", "")
-    return open_config(finish(ConfigDict(settings), changes, {}), folder)
+    return open_config(finish(add_roles(ConfigDict(settings)), changes, {}), folder)
+
+
+def add_roles(config: ConfigDict) -> ConfigDict:
+    """The config with all fields of reader, judge and writer: those that it lacks, as of older runs
+    and of configs that only train, are offline and can then be changed."""
+    with config.unlocked():
+        for role in (*ROLES, WRITER):
+            config[role] = language_model() | dict(config.get(role, {}))
+    return config
 
 
 def open_config(config: ConfigDict, folder: Path | None = None) -> Run:
@@ -97,7 +105,12 @@ def open_config(config: ConfigDict, folder: Path | None = None) -> Run:
     Raises ValueError for a tokenizer, reader or judge that is not there, misconfigured or silent.
     """
     check_readers(config)
-    name = config.tokenizer.path or config.model.path or str((folder or Path()) / "tokenizer")
+    name = config.tokenizer.path or config.model.path or (folder and str(folder / "tokenizer"))
+    if not name:
+        raise ValueError(
+            "config.tokenizer.path and config.model.path are empty: --set=tokenizer.path=FOLDER, or"
+            " a GGUF file, hub id or smollm2"
+        )
     engines = build_engines(config, build_mesh(config))
     env = build_environment(config, load_tokenizer(name), engines)
     probe(engines)
@@ -238,7 +251,11 @@ def prompted_system(run: Run, about: Mapping[str, Any]) -> System:
     )
     temperature, note = run.config.eval.temperature, run.env.reading.failures.append
     writer = lm_writer(own, run.model, temperature, run.config.seed, on_failure=note)
-    about = {"temperature": temperature} | dict(about) | _sizes(run.config)
+    sizes = [f.name for f in fields(PromptSettings) if f.name != "template"]
+    about = {"temperature": temperature} | dict(about)
+    about["prompts"] = prompt_hashes(own.prompt, run.config)["writer"]
+    about |= {"prompt": {name: getattr(own.prompt, name) for name in sizes}}
+    about |= {"memory": asdict(own.memory)}
     return System(write_and_read(run.env, own, writer), about)
 
 
