@@ -35,7 +35,7 @@ from experiments.lib.kinds import kind_tables
 from experiments.lib.planned import SYSTEMS, Part, Plan, full_bill
 from experiments.lib.pool import read_pool
 from experiments.lib.progress import console
-from experiments.lib.readers import check_readers, describe_usage
+from experiments.lib.readers import check_readers, context_tokens, describe_usage
 from experiments.lib.render import markdown
 from experiments.lib.results import Results
 from experiments.lib.sources import describe_source, load_sources
@@ -50,8 +50,6 @@ from experiments.lib.systems import (
 )
 from memalpha.agent.writers import REPLY_TOKENS
 from memalpha.data import built_sets
-from memalpha.hub import find_folder
-from memalpha.lm.local import stated_context
 from memalpha.paths import user_path
 from memalpha.planted import check_judge
 
@@ -77,21 +75,24 @@ def settings(args: flags.FlagValues) -> ConfigDict:
     return config
 
 
-def check_room(config: ConfigDict, chunk_tokens: int, writes: bool) -> None:
+def check_room(config: ConfigDict, plan: Plan, chunk_tokens: int) -> None:
     """ValueError where the context of a model in this process is too small."""
+    name, shown = max(plan.shown(chunk_tokens).items(), key=lambda item: item[1], default=("", 0))
     reply = config.reader.max_new_tokens + BESIDE
-    needs = {"reader": 2 * chunk_tokens + reply}
-    needs["writer"] = config.prompt.tokens + config.prompt.response_tokens if writes else 0
-    for role, need in needs.items():
+    needs = {"reader": (int(shown) + reply, f"what {name} shows, instructions and reply")}
+    if any(map(is_prompted, plan.names)):
+        prompt = config.prompt.tokens + config.prompt.response_tokens
+        needs["writer"] = (prompt, "prompt and reply")
+    for role, (need, what) in needs.items():
         model = config[role] if config[role].engine != "offline" else config.reader
         if model.engine != "flax":
             continue
-        context = model.context or stated_context(find_folder(model.model))
+        context = context_tokens(model)
         if context < need:
-            what = "two chunks, instructions and reply" if role == "reader" else "prompt and reply"
             raise ValueError(
                 f"{model.model} as {role}: its context of {context} tokens has no room for {what}"
-                f" ({need}); lower --chunk_tokens, or --set=prompt.tokens, or take another model"
+                f" ({need}); lower --chunk_tokens, or --set=reward.top_k or prompt.tokens, or take"
+                " another model"
             )
 
 
@@ -117,7 +118,7 @@ def reproduce(args: flags.FlagValues) -> None:
     config, sizes = settings(args), sorted({*map(read_size, args.sizes)})
     checkpoints = name_checkpoints(args.checkpoints) | ({"flat": args.flat} if args.flat else {})
     plan = Plan(config, args.systems, checkpoints, args.slow_instances)
-    check_room(config, args.chunk_tokens, any(map(is_prompted, plan.names)))
+    check_room(config, plan, args.chunk_tokens)
     asked = Asked(args.instances, args.questions, args.chunk_tokens, config.seed)
     left_out = build_streams(args.raw_dir, out / "data", sizes, asked, args.sources)
     parts = load_parts(config, args, sizes)
@@ -143,11 +144,9 @@ def reproduce(args: flags.FlagValues) -> None:
             about = describe(run, part.split, systems, part.about)
             results = stack.enter_context(Results(folder, about))
             check_judges(run, part, folder)
-            for slow in (False, True):
-                some = {n: system for n, system in systems.items() if plan.is_slow(n) == slow}
-                most = args.slow_instances if slow else args.instances
-                sources = {source: of[:most] for source, of in part.sources.items()}
-                work += list_work(some, sources, results, args.batch, plan.effort)
+            for name in sorted(systems, key=plan.is_slow):
+                chosen = {source: plan.choose(name, of) for source, of in part.sources.items()}
+                work += list_work({name: systems[name]}, chosen, results, args.batch, plan.effort)
         last = {one.results.folder.parent.name: one for one in work}  # of each size
 
         def after(one: Work) -> None:

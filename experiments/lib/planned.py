@@ -12,7 +12,7 @@ from experiments.lib import estimate
 from experiments.lib.estimate import Calls, Needed, Streams, Window
 from experiments.lib.render import Table
 from experiments.lib.streams import SOURCES_OF
-from experiments.lib.systems import is_prompted
+from experiments.lib.systems import FITTED, is_prompted, reader_room
 from memalpha import cost
 from memalpha.baselines import BASELINES
 from memalpha.data.instance import Instance
@@ -54,7 +54,7 @@ class Plan:
         wanted = systems or SYSTEMS
         self.names = [name for name in wanted if not (offline and is_prompted(name))]
         self.left_out = [name for name in wanted if name not in self.names]
-        self.config, self.checkpoints = config, checkpoints
+        self.config, self.checkpoints, self.room = config, checkpoints, reader_room(config)
         self.slow_instances = slow_instances
         self.specs = {name: read_spec(path) for name, path in checkpoints.items()}
         self.models = {  # a checkpoint that is no run and no adapters is a pretrained model
@@ -74,6 +74,12 @@ class Plan:
         """By which progress is told: thousands of tokens, those that are generated counted more."""
         calls = [call for part in self._calls(name, instances) for call in part]
         return 1 + int(sum(c.count * (c.prompt + GENERATED * c.reply) for c in calls)) // 1000
+
+    def shown(self, chunk_tokens: int) -> dict[str, float]:
+        """System -> tokens of evidence of a question, about, of those that are not fitted to the
+        reader."""
+        names = [name for name in (*self.names, *self.checkpoints) if name not in FITTED]
+        return {name: estimate.evidence(name, chunk_tokens, self._window(name)) for name in names}
 
     def tables(self, parts: Sequence[Part]) -> list[Table]:
         """What is run, and what it is estimated to take on this machine."""
@@ -132,7 +138,7 @@ class Plan:
         if spec := self.specs.get(name):
             own = spec.environment
             sizes = (own.prompt.prompt_tokens, own.prompt.response_tokens, own.memory.core_tokens)
-        return Window(*sizes, top_k=self.config.reward.top_k)
+        return Window(*sizes, context=self.room, top_k=self.config.reward.top_k)
 
 
 _tokens = cache(approximate_tokens)

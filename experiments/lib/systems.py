@@ -25,6 +25,7 @@ from experiments.lib.readers import (
     build_engines,
     check_readers,
     comparable,
+    context_tokens,
     probe,
 )
 from experiments.lib.workdir import differences
@@ -46,7 +47,8 @@ from memalpha.tokenizer import load_tokenizer
 
 BUDGET = 1024  # tokens that rag_matched shows its reader, at most
 WRITERS = ("trained", "untrained", "perfect", "flat", "prompted")
-# Tokens of a reader's context that long_context leaves for instructions, question and escaping.
+FITTED = ("long_context", "store_everything")  # show what the reader has room for
+# Tokens of a reader's context that these leave for instructions, question and escaping.
 BESIDE = 512
 
 
@@ -195,7 +197,7 @@ def _open(name: str, run: Run, flat: Run | None, rows: int, budget: int) -> Syst
         return prompted_system(run, model)
     if name in BASELINES:
         settings = {"budget": budget} if name == "rag_matched" else {}
-        if name == "long_context" and (room := reader_room(run)) < long_context.BUDGET:
+        if name in FITTED and (room := reader_room(run.config)) < long_context.BUDGET:
             settings = {"budget": room}
         recall = make_baseline(name, run.model, **settings)
         about = settings | (model | _sizes(run.config) if needs_model(name) else {})
@@ -264,13 +266,13 @@ def is_prompted(name: str) -> bool:
     return name == "prompted" or (name in BASELINES and needs_model(name))
 
 
-def reader_room(run: Run) -> int:
+def reader_room(config: ConfigDict) -> int:
     """Tokens of evidence that a reader in this process has room for; of another reader, what the
     paper's has (`long_context.BUDGET`)."""
-    engine = run.engines["reader"].engine if "reader" in run.engines else None
-    context = getattr(engine, "context_tokens", 0)
-    reply = run.config.reader.max_new_tokens if context else 0
-    return max(context - reply - BESIDE, 1) if context else long_context.BUDGET
+    if config.reader.engine != "flax":
+        return long_context.BUDGET
+    room = context_tokens(config.reader) - config.reader.max_new_tokens - BESIDE
+    return min(max(room, 1), long_context.BUDGET)
 
 
 def _sizes(config: ConfigDict) -> dict[str, Any]:
