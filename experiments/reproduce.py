@@ -14,6 +14,7 @@ be run, and --full what the paper's own sizes would cost; both end there.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,14 +33,20 @@ from experiments.lib.command import command
 from experiments.lib.data_tables import data_tables
 from experiments.lib.judged import claims_of, is_judged, read_checks, write_checks
 from experiments.lib.kinds import kind_tables
-from experiments.lib.planned import SYSTEMS, Part, Plan, full_bill
+from experiments.lib.planned import SYSTEMS, Part, Plan, describe_rows, full_bill
 from experiments.lib.pool import read_pool
 from experiments.lib.progress import console
 from experiments.lib.readers import check_readers, context_tokens, describe_usage
 from experiments.lib.render import markdown
-from experiments.lib.results import Results
+from experiments.lib.results import ABOUT, Results, read_results
 from experiments.lib.sources import describe_source, load_sources
-from experiments.lib.streams import SOURCES_OF, Asked, build_streams, read_size, size_name
+from experiments.lib.streams import (
+    SOURCES_OF,
+    Asked,
+    build_streams,
+    read_size,
+    size_name,
+)
 from experiments.lib.systems import (
     BESIDE,
     Run,
@@ -118,6 +125,10 @@ def reproduce(args: flags.FlagValues) -> None:
     config, sizes = settings(args), sorted({*map(read_size, args.sizes)})
     checkpoints = name_checkpoints(args.checkpoints) | ({"flat": args.flat} if args.flat else {})
     plan = Plan(config, args.systems, checkpoints, args.slow_instances)
+    if not (plan.names or checkpoints):
+        raise ValueError(
+            f"{', '.join(plan.left_out)}: give --reader, --url or --writer, their model"
+        )
     check_room(config, plan, args.chunk_tokens)
     asked = Asked(args.instances, args.questions, args.chunk_tokens, config.seed)
     left_out = build_streams(args.raw_dir, out / "data", sizes, asked, args.sources)
@@ -135,8 +146,7 @@ def reproduce(args: flags.FlagValues) -> None:
         return
     run = open_config(config)
     systems = open_systems(plan.names, run, None, args.batch, checkpoints=checkpoints)
-    told = plan.notes(args.instances)
-    told += [f"Streams left out: {'; '.join(left_out)}."] if left_out else []
+    told = [f"Streams left out: {'; '.join(left_out)}."] if left_out else []
     with ExitStack() as stack:
         work: list[Work] = []
         for part in parts:
@@ -152,10 +162,10 @@ def reproduce(args: flags.FlagValues) -> None:
         def after(one: Work) -> None:
             size = one.results.folder.parent.name
             if one is last[size] and size != parts[-1].size:
-                write_tables(out, parts, size, told)
+                write_tables(out, told)
 
         measure(config, work, "thousand tokens", after)
-        written = write_tables(out, parts, parts[-1].size, told)
+        written = write_tables(out, told)
     for line in (*describe_usage(run.engines), *map(str, written)):
         console.print(line, markup=False)
 
@@ -181,21 +191,32 @@ def check_judges(run: Run, part: Part, folder: Path) -> None:
         write_checks(folder, name, checks)
 
 
-def write_tables(out: Path, parts: Sequence[Part], last: str, told: Sequence[str]) -> list[Path]:
-    """The tables of all sizes up to `last`, those of our streams first, with pictures of `last`."""
-    sizes = list(dict.fromkeys(part.size for part in parts))
-    sizes = sizes[: sizes.index(last) + 1]
-    folders = {s: [str(out / s / part.split) for part in parts if part.size == s] for s in sizes}
-    ours, papers = [], []
+def list_folders(out: Path) -> dict[str, list[str]]:
+    """Size -> its folders with rows of this or earlier commands, shortest first."""
+    folders: dict[str, list[str]] = {}
+    names = [path.name for path in (out / "data").iterdir()]
+    for size in sorted(read_size(name) for name in names if re.fullmatch(r"\d+k?", name)):
+        places = [out / size_name(size) / split for split in SOURCES_OF]
+        if of_size := [str(p) for p in places if (p / ABOUT).exists() and read_results(p)[1]]:
+            folders[size_name(size)] = of_size
+    return folders
+
+
+def write_tables(out: Path, told: Sequence[str]) -> list[Path]:
+    """The tables of all sizes that have rows, those of our streams first, with pictures of the
+    longest."""
+    folders, ours, papers = list_folders(out), [], []
+    sizes = list(folders)
     for size, of_size in folders.items():
         pool = read_pool(of_size, small=of_size)
+        notes = (*describe_rows(pool), *told)
         data = data_tables(str(out / "data" / size))[size != sizes[0] :]  # table 6 once
         for all_of, made in (
             (ours, [*tables.small_tables(pool), *kind_tables(pool, tables.LABELS)]),
             (papers, [*tables.paper_tables(pool), *data]),
         ):
             ending = f"; streams of about {size} tokens"
-            all_of += [replace(t, title=t.title + ending, notes=(*t.notes, *told)) for t in made]
+            all_of += [replace(t, title=t.title + ending, notes=(*t.notes, *notes)) for t in made]
     others = [folder for size in sizes[:-1] for folder in folders[size]]
     return tables.save(out, [*ours, *papers], tables.pictures(pool, others))
 

@@ -22,11 +22,11 @@ from configs.reproduce import get_config
 from experiments.evaluate import name_checkpoints, open_run
 from experiments.lib import estimate
 from experiments.lib.estimate import Calls, Needed, Streams, Window
-from experiments.lib.planned import full_bill
+from experiments.lib.planned import Plan, full_bill
 from experiments.lib.provenance import prompt_hashes
 from experiments.lib.results import INSTANCES, QUESTIONS
 from experiments.lib.streams import Asked, build_streams, read_size, size_name
-from experiments.lib.systems import open_config, open_systems
+from experiments.lib.systems import BESIDE, Run, open_config, open_systems
 from experiments.reproduce import reproduce, settings
 from memalpha import adapters, lora
 from memalpha.data import built_sets
@@ -185,6 +185,17 @@ def test_a_kill_costs_nothing_and_the_same_command_gives_the_same_tables(
     assert "Score against length" in (killed / "tables.html").read_text()
 
 
+def test_tables_are_of_all_rows_whatever_this_call_asks_for(args):
+    some = {"sources": ["trec_coarse"], "systems": ["no_memory"]}
+    reproduce(args(**some))
+    reproduce(args(**some | {"sizes": ["200"], "systems": ["rag_top2"]}))
+    text = table_text(Path(args().out))
+    longer = text.partition("streams of about 400 tokens")[2].partition("###")[0]
+    assert "no memory" in longer and "Not run: long_context, rag_top2, rag_matched," in longer
+    shorter = text.partition("streams of about 200 tokens")[2].partition("###")[0]
+    assert "RAG-Top2" in shorter and "Not run: long_context, rag_matched," in shorter
+
+
 def test_a_plan_is_said_and_nothing_is_run(args, writer, capsys):
     reproduce(args(list=True, checkpoints=[f"ours={writer}"]))
     said = capsys.readouterr().out
@@ -207,6 +218,7 @@ def test_a_plan_is_said_and_nothing_is_run(args, writer, capsys):
         ({"out": "README.md/out"}, "--out=README.md/out cannot be written"),
         ({"checkpoints": ["a=x", "a=y"]}, "'a=y' needs a name of its own"),
         ({"checkpoints": ["no_memory"]}, "'no_memory' needs a name of its own"),
+        ({"systems": ["mem0"]}, "mem0: give --reader, --url or --writer, their model"),
         ({"flat": "/nowhere"}, "no .*nowhere|/nowhere"),
     ],
 )
@@ -215,7 +227,7 @@ def test_what_cannot_be_is_said(args, changes, message):
         reproduce(args(**changes))
 
 
-def test_a_model_without_room_for_a_chunk_is_refused_before_the_run(args, writer):
+def test_a_model_without_room_is_refused_before_the_run(args, writer, micro):
     base = str(writer.parent / "base")
     cramped = args().set + ",reader.max_new_tokens=8,prompt.tokens=64,prompt.response_tokens=8"
     with pytest.raises(ValueError, match="as reader: its context of .* no room for what memgpt"):
@@ -224,6 +236,12 @@ def test_a_model_without_room_for_a_chunk_is_refused_before_the_run(args, writer
         reproduce(
             args(reader=base, set=args().set + ",reader.max_new_tokens=8,reader.context=3000")
         )
+    config = settings(args(reader=base, set=cramped + ",reader.context=900"))
+    assert Plan(config, ["rag_top2"], {}, 1).room == 900 - 8 - BESIDE  # what long_context is billed
+    fitted = open_systems(
+        ["long_context", "store_everything"], Run(None, config, micro.env), None, 2
+    )
+    assert [system.about for system in fitted.values()] == [{"budget": 380}] * 2
     config = settings(args(reader=base))
     assert config.reader.one_line and config.tokenizer.path == str(writer.parent / "base")
 
@@ -296,6 +314,7 @@ def test_the_paper_costs_more_on_slower_devices():
     fast, slow = full_bill("H200"), full_bill("TPU v5e")
     hours = [[float(row[-1].replace(",", "")) for row in table.rows] for table in (fast, slow)]
     assert all(0 < one < other for one, other in zip(*hours, strict=True))
+    assert not [row for row in slow.rows if "e+" in row[-1]]
     names = [row[0] for row in fast.rows]
     assert names[-1] == "all" and "trained writer" in names and len(names) == 12
     with pytest.raises(ValueError, match="--hardware='abacus': give one of H100 80 GB"):

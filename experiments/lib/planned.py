@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.lib import estimate
 from experiments.lib.estimate import Calls, Needed, Streams, Window
+from experiments.lib.pool import Pool
 from experiments.lib.render import Table
 from experiments.lib.streams import SOURCES_OF
 from experiments.lib.systems import FITTED, is_prompted, reader_room
@@ -98,19 +99,6 @@ class Plan:
         notes = [f"Slow systems, whose memory a language model writes: {slow or 'none'}."]
         return [Table("Streams", heads, tuple(rows), tuple(notes)), self._bill(parts)]
 
-    def notes(self, instances: int) -> list[str]:
-        """What stands below every table; `instances`: that a source has at most."""
-        slow = [name for name in (*self.names, *self.checkpoints) if self.is_slow(name)]
-        told = []
-        if slow and self.slow_instances < instances:
-            told.append(
-                f"Of each source {', '.join(slow)} read the first {self.slow_instances} of"
-                f" {instances} instances."
-            )
-        if self.left_out:
-            told.append(f"Left out, since no model was named for them: {', '.join(self.left_out)}.")
-        return told
-
     def _bill(self, parts: Sequence[Part]) -> Table:
         needed, all_of = {}, [i for part in parts for i in part.sources.values()]
         reader, writer = _shape(self.config.reader), _shape(self.config.writer)
@@ -119,7 +107,9 @@ class Plan:
             write, read = ([c for one in calls for c in one[part]] for part in (0, 1))
             needed[name] = Needed(write, read, self.models.get(name, writer or reader), reader)
         rates = estimate.measured_rates()
-        return estimate.bill("Estimate for this machine", needed, rates, self.notes(0))
+        left_out = ", ".join(self.left_out)
+        notes = [f"Left out, since no model was named for them: {left_out}."] if left_out else []
+        return estimate.bill("Estimate for this machine", needed, rates, notes)
 
     def _calls(self, name: str, instances: Sequence[Instance]) -> tuple[list[Calls], list[Calls]]:
         """Those that write, and those that read; a reader of rules is not called."""
@@ -139,6 +129,26 @@ class Plan:
             own = spec.environment
             sizes = (own.prompt.prompt_tokens, own.prompt.response_tokens, own.memory.core_tokens)
         return Window(*sizes, context=self.room, top_k=self.config.reward.top_k)
+
+
+def describe_rows(pool: Pool) -> list[str]:
+    """What stands below every table of the folders of a pool: systems that read a part of what
+    others did, and those of `SYSTEMS` that were not run."""
+    of: dict[str, dict[tuple, int]] = {}  # system -> split and source -> instances
+    for key, instances in pool.small.items():
+        of.setdefault(key.system, {})[key.split, key.column] = len(instances)
+    most = {place: max(of_one.get(place, 0) for of_one in of.values())
+            for of_one in of.values() for place in of_one}  # fmt: skip
+    shares: dict[str, list[str]] = {}
+    for name, counts in of.items():
+        fewer = {(count, most[place]) for place, count in counts.items() if count < most[place]}
+        if fewer:
+            texts = " or ".join(f"{count} of {whole}" for count, whole in sorted(fewer))
+            shares.setdefault(texts, []).append(name)
+    told = [f"{', '.join(names)} read the first {share} instances of a source."
+            for share, names in shares.items()]  # fmt: skip
+    absent = ", ".join(name for name in SYSTEMS if name not in of)
+    return told + ([f"Not run: {absent}."] if absent else [])
 
 
 _tokens = cache(approximate_tokens)
