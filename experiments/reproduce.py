@@ -55,6 +55,7 @@ from experiments.lib.systems import (
     open_config,
     open_systems,
 )
+from experiments.lib.workdir import differences
 from memalpha.agent.writers import REPLY_TOKENS
 from memalpha.data import built_sets
 from memalpha.paths import user_path
@@ -145,6 +146,7 @@ def reproduce(args: flags.FlagValues) -> None:
     if args.list:
         return
     run = open_config(config)
+    check_same_reading(out, run)
     systems = open_systems(plan.names, run, None, args.batch, checkpoints=checkpoints)
     told = [f"Streams left out: {'; '.join(left_out)}."] if left_out else []
     with ExitStack() as stack:
@@ -189,6 +191,16 @@ def check_judges(run: Run, part: Part, folder: Path) -> None:
     checks = {s: check_judge(judge, claims_of(part.sources[s], JUDGED)) for s in sorted(missing)}
     if checks:
         write_checks(folder, name, checks)
+
+
+def check_same_reading(out: Path, run: Run) -> None:
+    """ValueError where rows of other sizes, which the tables and pictures show too, were read in
+    another way."""
+    now = describe_reading(run.env)
+    for folder in (folder for of_size in list_folders(out).values() for folder in of_size):
+        if differ := differences(read_results(folder)[0]["reading"], now):
+            lines = "; ".join(f"reading.{n}: was {old}, is {new}" for n, old, new in differ)
+            raise ValueError(f"{folder} has rows of other settings ({lines}): give another --out")
 
 
 def list_folders(out: Path) -> dict[str, list[str]]:
