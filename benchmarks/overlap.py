@@ -12,7 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.episode import load
@@ -26,11 +26,13 @@ LEFT_OUT = 2  # steps at either end
 SAME = "rl.is_cap=2.0,eval.every=1000,eval.instances=1"
 
 
-def waiting(answerer: Answerer, seconds: float) -> Answerer:
+def waiting(
+    answerer: Answerer, seconds: float, sleep: Callable[[float], None] = time.sleep
+) -> Answerer:
     """The reader, after so long."""
 
     def answer(requests: Sequence[Request]) -> list[str | None]:
-        time.sleep(seconds)
+        sleep(seconds)
         return answerer(requests)
 
     return answer

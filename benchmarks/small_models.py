@@ -6,7 +6,9 @@
     python -m benchmarks.small_models --role=writer --model=model.gguf --data=OUT --chunks=4
 
 reader: questions on the evidence that `store_everything` finds, answered by the offline rules and
-by the model; a mean with its interval over questions, and seconds a question.
+by the model; a mean over questions with its interval, and seconds a question. The interval draws
+whole instances where there are several, since their questions rise and fall together, and
+questions where there is one.
 judge: the 200 contents of `benchmarks/data/judge_contents.jsonl`, half of which fit the memory they
 are put in, labelled by hand; agreement counts a reply without a verdict as wrong.
 writer: chunks of a synthetic stream and of the built sources, written by the model; r2 is the share
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.lib.intervals import estimate
+from experiments.lib.intervals import estimate, pooled
 from memalpha.baselines import store_everything
 from memalpha.data import built_sets, synthetic
 from memalpha.data.cut import split_text
@@ -62,13 +64,13 @@ def read(engine: FlaxModel, env: Environment, folder: Path, options) -> None:
         begin = time.perf_counter()
         episodes = run_baseline(env, instances, store_everything.recall)
         seconds = time.perf_counter() - begin
-        scores[name] = np.concatenate([episode.scores for episode in episodes])
+        scores[name] = [np.asarray(episode.scores) for episode in episodes]
     asked = [question for instance in instances for question in instance.questions]
     answers = [answer for episode in episodes for answer in episode.answers]
-    shown = list(zip(asked, answers, scores["model"], strict=True))[: options.show]
+    shown = list(zip(asked, answers, np.concatenate(scores["model"]), strict=True))[: options.show]
     for question, answer, score in shown:
         print(f"  {score:.2f} {answer.text!r} for {question.answers}")
-    means = [estimate([each]) for each in scores.values()]
+    means = [pooled(of) if len(of) > 1 else estimate(of) for of in scores.values()]
     cells = [f"{e.mean:.2f} ({e.low:.2f} to {e.high:.2f})" for e in means]
     pace = seconds / len(asked)
     print(f"| {folder.parent.name} | {len(asked)} | {' | '.join(cells)} | {pace:.1f} |", flush=True)

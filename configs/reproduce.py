@@ -28,9 +28,8 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     config.memory.update(core_tokens=512, entry_tokens=512, max_calls=64, first_ids=(1, 1))
     # The paper shows its reader 20 entries; a small model has room for half of them.
     config.reward.update(beta=0.05, gamma=0.1, retriever="bm25", top_k=10)
-    config.writer = (
-        language_model()
-    )  # of memagent, mem1, memgpt, mem0, prompted; offline: the reader
+    # Writes for memagent, mem1, memgpt, mem0 and prompted; offline: the reader does.
+    config.writer = language_model()
     config.eval.temperature = 0.0
     config.max_failed_share = 0.2
     return finish(config, arg, {})

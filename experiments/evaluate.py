@@ -42,6 +42,7 @@ from experiments.lib.systems import (
     WRITERS,
     Run,
     System,
+    add_roles,
     applies,
     describe_reading,
     describe_reward,
@@ -53,7 +54,7 @@ from memalpha.data.instance import Instance
 from memalpha.episode import Clock
 from memalpha.paths import user_path
 
-CONTROLS = ("store_everything", "rag_top2", "no_memory")  # the systems that need no writer
+CONTROLS = ("store_everything", "rag_top2", "no_memory")  # baselines that are measured by default
 COMPARED = ("r1", "r2", "r4", "exact")  # by --against
 DEFAULT = ("trained", "untrained", *CONTROLS)
 
@@ -179,21 +180,27 @@ def results_overview(folder: Path) -> Table:
 
 def differences_overview(folder: Path, against: str) -> Table:
     """Mean differences to a system on the instances that both read, with 95 % bootstrap intervals
-    over instances; each source counts alike."""
+    over instances; each source counts alike. A mean is followed by its count of instances where
+    these are not all, and the caption names the systems that share no instance with it."""
     rows = read_results(folder)[1]
     of = {(row["system"], row["source"], row["instance"]): row for row in rows}
     table = Table(title=f"difference to {against}, 95 % interval")
     for column in ("system", "instances", *COMPARED):
         table.add_column(column, justify="left" if column == "system" else "right")
-    for name in dict.fromkeys(row["system"] for row in rows):
+    alone = []
+    for name in dict.fromkeys(row["system"] for row in rows if row["system"] != against):
         pairs = [
             (row, other)
             for row in rows
-            if row["system"] == name != against
+            if row["system"] == name
             and (other := of.get((against, row["source"], row["instance"])))
         ]
         if pairs:
             table.add_row(name, str(len(pairs)), *(_difference(pairs, m) for m in COMPARED))
+        else:
+            alone.append(name)
+    if alone or not table.rows:
+        table.caption = f"no instance that {against} read too: {', '.join(alone) or 'no system'}"
     return table
 
 
@@ -207,7 +214,8 @@ def _difference(pairs: Sequence[tuple[Row, Row]], metric: str) -> str:
         return ""
     found = estimate(list(columns.values()))
     ends = "" if found.low is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"{found.mean:+.3f}{ends}"
+    count = sum(map(len, columns.values()))
+    return f"{found.mean:+.3f}{ends}" + (f" of {count}" if count < len(pairs) else "")
 
 
 def describe(
@@ -243,10 +251,10 @@ def name_checkpoints(texts: Sequence[str]) -> dict[str, str]:
 def open_run(args: flags.FlagValues) -> Run:
     """The run of --workdir, or the config of --config; ValueError without either or with both."""
     if bool(args.workdir) == bool(args.config):
-        raise ValueError("give either --workdir, or --config and --checkpoints")
+        raise ValueError("give --workdir or --config, one of them")
     if args.workdir:
         return open_workdir(args.workdir, measured.changes())
-    return open_config(finish(args.config, measured.changes(), {}))
+    return open_config(finish(add_roles(args.config), measured.changes(), {}))
 
 
 def main(argv: list[str]) -> None:
@@ -289,7 +297,9 @@ def define_flags() -> None:
 def define_run_flags() -> None:
     """Flags that say how memories are read: as in a run, or by a config."""
     flags.DEFINE_string("workdir", "", "Folder of a run of run_experiment.py.")
-    config_flags.DEFINE_config_file("config", None, "In place of a workdir, such as of a run.")
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file that says how memories are read, in place of a workdir."
+    )
 
 
 if __name__ == "__main__":

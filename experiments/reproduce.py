@@ -14,6 +14,7 @@ be run, and --full what the paper's own sizes would cost; both end there.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,14 +33,20 @@ from experiments.lib.command import command
 from experiments.lib.data_tables import data_tables
 from experiments.lib.judged import claims_of, is_judged, read_checks, write_checks
 from experiments.lib.kinds import kind_tables
-from experiments.lib.planned import SYSTEMS, Part, Plan, full_bill
+from experiments.lib.planned import SYSTEMS, Part, Plan, describe_rows, full_bill
 from experiments.lib.pool import read_pool
 from experiments.lib.progress import console
-from experiments.lib.readers import check_readers, describe_usage
+from experiments.lib.readers import check_readers, context_tokens, describe_usage
 from experiments.lib.render import markdown
-from experiments.lib.results import Results
+from experiments.lib.results import ABOUT, Results, read_results
 from experiments.lib.sources import describe_source, load_sources
-from experiments.lib.streams import SOURCES_OF, Asked, build_streams, read_size, size_name
+from experiments.lib.streams import (
+    SOURCES_OF,
+    Asked,
+    build_streams,
+    read_size,
+    size_name,
+)
 from experiments.lib.systems import (
     BESIDE,
     Run,
@@ -48,10 +55,9 @@ from experiments.lib.systems import (
     open_config,
     open_systems,
 )
+from experiments.lib.workdir import differences
 from memalpha.agent.writers import REPLY_TOKENS
 from memalpha.data import built_sets
-from memalpha.hub import find_folder
-from memalpha.lm.local import stated_context
 from memalpha.paths import user_path
 from memalpha.planted import check_judge
 
@@ -77,21 +83,24 @@ def settings(args: flags.FlagValues) -> ConfigDict:
     return config
 
 
-def check_room(config: ConfigDict, chunk_tokens: int, writes: bool) -> None:
+def check_room(config: ConfigDict, plan: Plan, chunk_tokens: int) -> None:
     """ValueError where the context of a model in this process is too small."""
+    name, shown = max(plan.shown(chunk_tokens).items(), key=lambda item: item[1], default=("", 0))
     reply = config.reader.max_new_tokens + BESIDE
-    needs = {"reader": 2 * chunk_tokens + reply}
-    needs["writer"] = config.prompt.tokens + config.prompt.response_tokens if writes else 0
-    for role, need in needs.items():
+    needs = {"reader": (int(shown) + reply, f"what {name} shows, instructions and reply")}
+    if any(map(is_prompted, plan.names)):
+        prompt = config.prompt.tokens + config.prompt.response_tokens
+        needs["writer"] = (prompt, "prompt and reply")
+    for role, (need, what) in needs.items():
         model = config[role] if config[role].engine != "offline" else config.reader
         if model.engine != "flax":
             continue
-        context = model.context or stated_context(find_folder(model.model))
+        context = context_tokens(model)
         if context < need:
-            what = "two chunks, instructions and reply" if role == "reader" else "prompt and reply"
             raise ValueError(
                 f"{model.model} as {role}: its context of {context} tokens has no room for {what}"
-                f" ({need}); lower --chunk_tokens, or --set=prompt.tokens, or take another model"
+                f" ({need}); lower --chunk_tokens, or --set=reward.top_k or prompt.tokens, or take"
+                " another model"
             )
 
 
@@ -117,7 +126,11 @@ def reproduce(args: flags.FlagValues) -> None:
     config, sizes = settings(args), sorted({*map(read_size, args.sizes)})
     checkpoints = name_checkpoints(args.checkpoints) | ({"flat": args.flat} if args.flat else {})
     plan = Plan(config, args.systems, checkpoints, args.slow_instances)
-    check_room(config, args.chunk_tokens, any(map(is_prompted, plan.names)))
+    if not (plan.names or checkpoints):
+        raise ValueError(
+            f"{', '.join(plan.left_out)}: give --reader, --url or --writer, their model"
+        )
+    check_room(config, plan, args.chunk_tokens)
     asked = Asked(args.instances, args.questions, args.chunk_tokens, config.seed)
     left_out = build_streams(args.raw_dir, out / "data", sizes, asked, args.sources)
     parts = load_parts(config, args, sizes)
@@ -133,9 +146,9 @@ def reproduce(args: flags.FlagValues) -> None:
     if args.list:
         return
     run = open_config(config)
+    check_same_reading(out, run)
     systems = open_systems(plan.names, run, None, args.batch, checkpoints=checkpoints)
-    told = plan.notes(args.instances)
-    told += [f"Streams left out: {'; '.join(left_out)}."] if left_out else []
+    told = [f"Streams left out: {'; '.join(left_out)}."] if left_out else []
     with ExitStack() as stack:
         work: list[Work] = []
         for part in parts:
@@ -143,20 +156,18 @@ def reproduce(args: flags.FlagValues) -> None:
             about = describe(run, part.split, systems, part.about)
             results = stack.enter_context(Results(folder, about))
             check_judges(run, part, folder)
-            for slow in (False, True):
-                some = {n: system for n, system in systems.items() if plan.is_slow(n) == slow}
-                most = args.slow_instances if slow else args.instances
-                sources = {source: of[:most] for source, of in part.sources.items()}
-                work += list_work(some, sources, results, args.batch, plan.effort)
+            for name in sorted(systems, key=plan.is_slow):
+                chosen = {source: plan.choose(name, of) for source, of in part.sources.items()}
+                work += list_work({name: systems[name]}, chosen, results, args.batch, plan.effort)
         last = {one.results.folder.parent.name: one for one in work}  # of each size
 
         def after(one: Work) -> None:
             size = one.results.folder.parent.name
             if one is last[size] and size != parts[-1].size:
-                write_tables(out, parts, size, told)
+                write_tables(out, told)
 
         measure(config, work, "thousand tokens", after)
-        written = write_tables(out, parts, parts[-1].size, told)
+        written = write_tables(out, told)
     for line in (*describe_usage(run.engines), *map(str, written)):
         console.print(line, markup=False)
 
@@ -182,21 +193,42 @@ def check_judges(run: Run, part: Part, folder: Path) -> None:
         write_checks(folder, name, checks)
 
 
-def write_tables(out: Path, parts: Sequence[Part], last: str, told: Sequence[str]) -> list[Path]:
-    """The tables of all sizes up to `last`, those of our streams first, with pictures of `last`."""
-    sizes = list(dict.fromkeys(part.size for part in parts))
-    sizes = sizes[: sizes.index(last) + 1]
-    folders = {s: [str(out / s / part.split) for part in parts if part.size == s] for s in sizes}
-    ours, papers = [], []
+def check_same_reading(out: Path, run: Run) -> None:
+    """ValueError where rows of other sizes, which the tables and pictures show too, were read in
+    another way."""
+    now = describe_reading(run.env)
+    for folder in (folder for of_size in list_folders(out).values() for folder in of_size):
+        if differ := differences(read_results(folder)[0]["reading"], now):
+            lines = "; ".join(f"reading.{n}: was {old}, is {new}" for n, old, new in differ)
+            raise ValueError(f"{folder} has rows of other settings ({lines}): give another --out")
+
+
+def list_folders(out: Path) -> dict[str, list[str]]:
+    """Size -> its folders with rows of this or earlier commands, shortest first."""
+    folders: dict[str, list[str]] = {}
+    names = [path.name for path in (out / "data").iterdir()]
+    for size in sorted(read_size(name) for name in names if re.fullmatch(r"\d+k?", name)):
+        places = [out / size_name(size) / split for split in SOURCES_OF]
+        if of_size := [str(p) for p in places if (p / ABOUT).exists() and read_results(p)[1]]:
+            folders[size_name(size)] = of_size
+    return folders
+
+
+def write_tables(out: Path, told: Sequence[str]) -> list[Path]:
+    """The tables of all sizes that have rows, those of our streams first, with pictures of the
+    longest."""
+    folders, ours, papers = list_folders(out), [], []
+    sizes = list(folders)
     for size, of_size in folders.items():
         pool = read_pool(of_size, small=of_size)
+        notes = (*describe_rows(pool), *told)
         data = data_tables(str(out / "data" / size))[size != sizes[0] :]  # table 6 once
         for all_of, made in (
             (ours, [*tables.small_tables(pool), *kind_tables(pool, tables.LABELS)]),
             (papers, [*tables.paper_tables(pool), *data]),
         ):
             ending = f"; streams of about {size} tokens"
-            all_of += [replace(t, title=t.title + ending, notes=(*t.notes, *told)) for t in made]
+            all_of += [replace(t, title=t.title + ending, notes=(*t.notes, *notes)) for t in made]
     others = [folder for size in sizes[:-1] for folder in folders[size]]
     return tables.save(out, [*ours, *papers], tables.pictures(pool, others))
 

@@ -67,14 +67,14 @@ def train(
     check = lambda state: validate(config, env, model, whole(state))
     with StepLog(config, workdir, check, events) as log, ThreadPoolExecutor(1) as background:
         state, first = log.restore(copy_state(start, optimizer))
-        take = lambda step, clock: sample(config, env, model, whole(state), instances, step, clock)
+        draw = lambda step, clock: sample(config, env, model, whole(state), instances, step, clock)
         following = None  # the batch after this one, where it is sampled before the update
         for step in range(first, config.rl.steps):
             clock = log.start()
-            sampled = following or take(step, clock)
+            sampled = following or draw(step, clock)
             if samples_ahead(config, step):
                 scored = background.submit(score, config, env, sampled, step)
-                following = take(step + 1, clock)
+                following = draw(step + 1, clock)
                 with clock("read"):  # what is left of it
                     episodes, batch = scored.result()
             else:

@@ -14,6 +14,8 @@ import numpy as np
 from memalpha.memory import Entry, MemoryView
 from memalpha.retrieval import Index
 
+BUDGET = 30_000  # tokens of a question's evidence, at most (Mem-alpha, released code)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -63,7 +65,7 @@ def gather(
     view: MemoryView,
     indexes: tuple[Index | None, Index | None],
     top_k: int = 20,
-    budget_tokens: int = 30_000,
+    budget_tokens: int = BUDGET,
     *,
     count_tokens: Callable[[str], int],
 ) -> list[Request]:

@@ -14,7 +14,7 @@ from memalpha import rewards, scoring
 from memalpha.data.instance import Instance, validate
 from memalpha.episode import Clock, Environment, Episode, Recall, Recaller, Step, count_tokens
 from memalpha.memory import Entry, MemoryView
-from memalpha.reader import Answer, Request, gather, read
+from memalpha.reader import BUDGET, Answer, Request, gather, read
 from memalpha.retrieval import make_index
 
 INDEXES = 256  # the most indexes cached while the memories of one batch are read
@@ -59,11 +59,16 @@ def recall_all(
 
 
 def find_evidence(
-    env: Environment, instance: Instance, view: MemoryView, index=None
+    env: Environment,
+    instance: Instance,
+    view: MemoryView,
+    index=None,
+    budget_tokens: int = BUDGET,
 ) -> list[Request]:
     """One request to the reader for each question of an instance.
 
     `index`: a function from a tuple of texts to their index; None: `retrieval.make_index`.
+    `budget_tokens`: see `reader.gather`.
     """
 
     def index_of(entries: Sequence[Entry]):
@@ -78,6 +83,7 @@ def find_evidence(
         view,
         (index_of(view.semantic), index_of(view.episodic)),
         env.reading.top_k,
+        budget_tokens,
         count_tokens=lambda text: count_tokens(env, text),
     )
     dates = [question.asked_at for question in instance.questions]

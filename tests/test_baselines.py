@@ -201,6 +201,14 @@ def test_store_everything_keeps_a_label_with_its_sentence_and_summarises_the_str
     assert request.evidence.core == "\n".join(CHUNKS)
 
 
+@pytest.mark.parametrize("source, room", [("synthetic_story", 20), ("synthetic_facts", 30)])
+def test_store_everything_shows_what_the_reader_has_room_for(micro, source, room):
+    (request,), held = recalled(store_everything, micro.env, by_hand(source), budget=room)
+    assert 0 < request.evidence.tokens <= room < held
+    if source == "synthetic_story":
+        assert "\n".join(CHUNKS).startswith(request.evidence.core) and request.evidence.core
+
+
 def noted(*notes, chunk="Title.\nOne line.\nLabel: 3"):
     notes = [dict(zip(("memory", "content", "replaces"), note, strict=True)) for note in notes]
     questions = (Question("q", ("a",)),)

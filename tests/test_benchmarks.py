@@ -2,6 +2,9 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -26,6 +29,7 @@ from benchmarks.shapes import QUICK, Shape, check_count, settings
 from benchmarks.timing import Contender, Timing
 from memalpha.agent.memory_agent import MemoryAgent
 from memalpha.agent.store import Store
+from memalpha.data import synthetic
 from memalpha.judge import Verdict
 from memalpha.judge_rules import judge_contents
 from memalpha.model import init_params
@@ -252,7 +256,7 @@ def test_a_training_step_runs_stage_by_stage():
 
 def test_the_overlap_benchmark_waits_in_the_reader_and_prints_both_ways(monkeypatch, capsys):
     waits = []
-    monkeypatch.setattr(overlap.time, "sleep", waits.append)
+    monkeypatch.setattr(overlap, "waiting", partial(overlap.waiting, sleep=waits.append))
     monkeypatch.setattr("experiments.train.validate", lambda *args: {})
     monkeypatch.setattr("sys.argv", ["overlap", "--steps=5", f"--arguments={TINY}"])
     overlap.main()
@@ -292,6 +296,21 @@ def test_writers_with_drafts_say_the_same_in_fewer_passes(micro, monkeypatch):
     assert len({note["digest"] for note in notes}) == 1
     whole, *fewer = (note["passes"] for note in notes)
     assert whole == notes[0]["tokens"] > max(fewer)
+
+
+@pytest.mark.parametrize("count, interval", [(1, "0.00 to 1.00"), (2, "0.50 to 0.50")])
+def test_questions_of_several_instances_are_drawn_together(
+    count, interval, micro, monkeypatch, capsys
+):
+    of = [synthetic.generate("facts", "test", number) for number in range(count)]
+    monkeypatch.setattr(small_models.built_sets, "Built", lambda folder: of)
+    said = [SimpleNamespace(text="")] * 2
+    half = SimpleNamespace(scores=[0.0, 1.0], answers=said)
+    monkeypatch.setattr(small_models, "run_baseline", lambda *given: [half] * count)
+    options = SimpleNamespace(questions=2 * count, tokens=8, show=0)
+    of[:] = [replace(instance, questions=instance.questions[:2]) for instance in of]
+    small_models.read(SimpleNamespace(name="m"), micro.env, Path("facts/test"), options)
+    assert f"| facts | {2 * count} | 0.50 ({interval}) |" in capsys.readouterr().out
 
 
 def test_half_of_the_contents_for_the_judge_fit_their_memory():

@@ -261,3 +261,13 @@ def test_differences_are_between_systems_on_the_same_instances(run, tmp_path):
     names, counts, r1, r2, *_ = ([*column.cells] for column in table.columns)
     assert names == ["store_everything", "perfect"] and counts == ["4", "4"]  # not those of 3
     assert r1[1].startswith("+1.000 [+1.000") and r2 == ["", ""]  # no_memory makes no call
+    assert table.caption is None and not r1[1].endswith("of 4")
+    lines = [
+        row | {"r1": None} if n == 0 else row for n, row in enumerate(rows(tmp_path, INSTANCES))
+    ]
+    lines = [row for row in lines if row["system"] != "perfect" or row["source"] == SOURCES[0]]
+    (tmp_path / INSTANCES).write_text("".join(json.dumps(row) + "\n" for row in lines))
+    assert [*differences_overview(tmp_path, "no_memory").columns[2].cells][0].endswith(" of 3")
+    table = differences_overview(tmp_path, "flat")
+    others = "no_memory, store_everything, perfect"
+    assert not table.rows and table.caption == f"no instance that flat read too: {others}"

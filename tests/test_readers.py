@@ -110,6 +110,8 @@ def test_a_model_of_its_own_writes_and_a_reader_may_answer_in_one_line(micro):
     made.writer.update(model="m", max_new_tokens=9)
     engines = build_engines(made)
     assert engines["reader"] is engines["writer"]
+    made.writer.update(max_new_tokens=0, template="none of its own", temperature=-1.0)
+    check_readers(made)  # they do nothing
     made.writer.url = "x"
     with pytest.raises(ValueError, match="config.writer: server url 'x': give an address"):
         check_readers(made)

@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -15,15 +17,16 @@ from chat_server import fails
 from jax.flatten_util import ravel_pytree
 from test_evaluate import KILLER, rows, same_rows
 
+from configs import tiny
 from configs.reproduce import get_config
 from experiments.evaluate import name_checkpoints, open_run
 from experiments.lib import estimate
 from experiments.lib.estimate import Calls, Needed, Streams, Window
-from experiments.lib.planned import full_bill
+from experiments.lib.planned import Plan, full_bill
 from experiments.lib.provenance import prompt_hashes
 from experiments.lib.results import INSTANCES, QUESTIONS
 from experiments.lib.streams import Asked, build_streams, read_size, size_name
-from experiments.lib.systems import open_config, open_systems
+from experiments.lib.systems import BESIDE, Run, open_config, open_systems
 from experiments.reproduce import reproduce, settings
 from memalpha import adapters, lora
 from memalpha.data import built_sets
@@ -182,6 +185,17 @@ def test_a_kill_costs_nothing_and_the_same_command_gives_the_same_tables(
     assert "Score against length" in (killed / "tables.html").read_text()
 
 
+def test_tables_are_of_all_rows_whatever_this_call_asks_for(args):
+    some = {"sources": ["trec_coarse"], "systems": ["no_memory"]}
+    reproduce(args(**some))
+    reproduce(args(**some | {"sizes": ["200"], "systems": ["rag_top2"]}))
+    text = table_text(Path(args().out))
+    longer = text.partition("streams of about 400 tokens")[2].partition("###")[0]
+    assert "no memory" in longer and "Not run: long_context, rag_top2, rag_matched," in longer
+    shorter = text.partition("streams of about 200 tokens")[2].partition("###")[0]
+    assert "RAG-Top2" in shorter and "Not run: long_context, rag_matched," in shorter
+
+
 def test_a_plan_is_said_and_nothing_is_run(args, writer, capsys):
     reproduce(args(list=True, checkpoints=[f"ours={writer}"]))
     said = capsys.readouterr().out
@@ -204,6 +218,7 @@ def test_a_plan_is_said_and_nothing_is_run(args, writer, capsys):
         ({"out": "README.md/out"}, "--out=README.md/out cannot be written"),
         ({"checkpoints": ["a=x", "a=y"]}, "'a=y' needs a name of its own"),
         ({"checkpoints": ["no_memory"]}, "'no_memory' needs a name of its own"),
+        ({"systems": ["mem0"]}, "mem0: give --reader, --url or --writer, their model"),
         ({"flat": "/nowhere"}, "no .*nowhere|/nowhere"),
     ],
 )
@@ -212,15 +227,21 @@ def test_what_cannot_be_is_said(args, changes, message):
         reproduce(args(**changes))
 
 
-def test_a_model_without_room_for_a_chunk_is_refused_before_the_run(args, writer):
+def test_a_model_without_room_is_refused_before_the_run(args, writer, micro):
     base = str(writer.parent / "base")
     cramped = args().set + ",reader.max_new_tokens=8,prompt.tokens=64,prompt.response_tokens=8"
-    with pytest.raises(ValueError, match="as reader: its context of .* no room for two chunks"):
+    with pytest.raises(ValueError, match="as reader: its context of .* no room for what memgpt"):
         reproduce(args(reader=base, set=cramped + ",reader.context=900", chunk_tokens=200))
     with pytest.raises(ValueError, match="as writer: its context of .* no room for prompt and rep"):
         reproduce(
-            args(reader=base, set=args().set + ",reader.max_new_tokens=8,reader.context=1500")
+            args(reader=base, set=args().set + ",reader.max_new_tokens=8,reader.context=3000")
         )
+    config = settings(args(reader=base, set=cramped + ",reader.context=900"))
+    assert Plan(config, ["rag_top2"], {}, 1).room == 900 - 8 - BESIDE  # what long_context is billed
+    fitted = open_systems(
+        ["long_context", "store_everything"], Run(None, config, micro.env), None, 2
+    )
+    assert [system.about for system in fitted.values()] == [{"budget": 380}] * 2
     config = settings(args(reader=base))
     assert config.reader.one_line and config.tokenizer.path == str(writer.parent / "base")
 
@@ -233,8 +254,9 @@ def test_a_dead_server_and_other_settings_are_said(args, chat_server):
     with pytest.raises(ValueError, match="other settings .instances was 2, is 3.: give another"):
         reproduce(args(**some, instances=3))
     reproduce(args(**some))
-    with pytest.raises(ValueError, match="reading.top_k: was 10, is 3"):
-        reproduce(args(**some, set=args().set + ",reward.top_k=3"))
+    for size in ("200", "400"):  # the tables would show both
+        with pytest.raises(ValueError, match="reading.top_k: was 10, is 3"):
+            reproduce(args(**some | {"sizes": [size]}, set=args().set + ",reward.top_k=3"))
 
 
 def test_streams_have_about_the_size_asked_for_or_are_left_out(raw, tmp_path):
@@ -259,6 +281,20 @@ def test_streams_have_about_the_size_asked_for_or_are_left_out(raw, tmp_path):
     )  # fmt: skip
 
 
+def test_a_folder_keeps_its_settings_from_the_start_and_takes_new_files(raw, tmp_path, monkeypatch):
+    asked, few = Asked(2, 3, 96), tmp_path / "few"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("experiments.lib.streams._build", Mock(side_effect=KeyboardInterrupt))
+        build_streams(raw, tmp_path, [200], asked, ["lme_train"])
+    with pytest.raises(ValueError, match="other settings .chunk_tokens was 96, is 64."):
+        build_streams(raw, tmp_path, [200], replace(asked, chunk_tokens=64), ["lme_train"])
+    path = few / "longmemeval" / "longmemeval_oracle.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([memory_item(0)]))
+    assert "lme_train test 200" in build_streams(few, tmp_path, [200], asked, ["lme_train"])
+    assert build_streams(raw, tmp_path, [200], asked, ["lme_train"]) == {}
+
+
 def test_calls_by_hand():
     of, window = Streams(2, 10, 1000, 5), Window(prompt=4000, reply=200, core=100, top_k=3)
     assert estimate.writing("memagent", of, window) == [Calls(20, 200 + 100 + 1000, 100)]
@@ -277,8 +313,9 @@ def test_calls_by_hand():
 
 def test_the_paper_costs_more_on_slower_devices():
     fast, slow = full_bill("H200"), full_bill("TPU v5e")
-    hours = [[float(row[-1]) for row in table.rows] for table in (fast, slow)]
+    hours = [[float(row[-1].replace(",", "")) for row in table.rows] for table in (fast, slow)]
     assert all(0 < one < other for one, other in zip(*hours, strict=True))
+    assert not [row for row in slow.rows if "e+" in row[-1]]
     names = [row[0] for row in fast.rows]
     assert names[-1] == "all" and "trained writer" in names and len(names) == 12
     with pytest.raises(ValueError, match="--hardware='abacus': give one of H100 80 GB"):
@@ -297,8 +334,24 @@ def test_a_writer_from_adapters_needs_no_run(writer):
     with pytest.raises(ValueError, match="'prompted' writes with the language model that reads"):
         open_systems(["prompted"], run, None, 2)
     for flags in ({"workdir": "", "config": None}, {"workdir": "x", "config": run.config}):
-        with pytest.raises(ValueError, match="give either --workdir, or --config"):
+        with pytest.raises(ValueError, match="give --workdir or --config, one"):
             open_run(SimpleNamespace(**flags))
+
+
+def test_a_config_that_only_trains_says_how_memories_are_read(writer, monkeypatch, chat_server):
+    monkeypatch.setattr("experiments.lib.sources.changes", lambda: given)
+    given, base = "", writer.parent / "base"
+    args = SimpleNamespace(workdir="", config=tiny.get_config())
+    with pytest.raises(ValueError, match="tokenizer.path and config.model.path are empty: --set=t"):
+        open_run(args)
+    given = f"tokenizer.path={base},writer.engine=server,writer.model=w,writer.cache="
+    given += f",writer.url={chat_server.url},prompt.response_tokens=99,memory.entry_tokens=33"
+    run = open_run(args)
+    assert run.model.name == "w" and run.config.judge.engine == "offline"
+    about = open_systems(["prompted"], run, None, 2)["prompted"].about
+    # Its own prompt and dialect, not those of the config, which has compact ones.
+    assert about["prompts"] != prompt_hashes(run.env.prompt, run.config)["writer"]
+    assert (about["prompt"]["response_tokens"], about["memory"]["entry_tokens"]) == (99, 33)
 
 
 def test_checkpoints_are_named_by_their_path_or_by_hand():

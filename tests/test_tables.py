@@ -302,6 +302,10 @@ def test_settings_of_a_system_are_one_in_a_table(tmp_path):
     first = one("w1", "trained", writer)
     other_seed = {"rows": 4, "trained": {"seed": 1, "eval": {"every": 9}}}
     read_pool([first, one("w2", "trained", writer | other_seed)])
+    ahead = [{"checkpoint_every": n, "rl": {"overlap": True}} for n in (5, 25)]
+    names = [one(f"w{n}", "trained", writer | {"trained": of}) for n, of in enumerate(ahead, 5)]
+    with pytest.raises(ResultsError, match="trained.checkpoint_every: 5 and 25"):
+        read_pool(names)
     greedy = one("w3", "trained", writer | {"temperature": 0})
     with pytest.raises(ResultsError, match="'trained' .*temperature: 0.7 and 0"):
         read_pool([first, greedy])

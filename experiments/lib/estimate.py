@@ -96,19 +96,24 @@ def writing(system: str, of: Streams, window: Window) -> list[Calls]:
 
 def reading(system: str, of: Streams, window: Window) -> Calls:
     """The calls that answer the questions of all instances."""
+    shown = min(evidence(system, of.chunk_tokens, window), of.tokens)
+    return Calls(of.instances * of.questions, QUESTION + shown, ANSWER)
+
+
+def evidence(system: str, chunk_tokens: float, window: Window) -> float:
+    """Tokens that a long stream gives a reader for a question."""
     listed = window.top_k * ENTRY
-    evidence = {
+    return {
         "no_memory": 0,
         "long_context": window.context,
-        "rag_top2": 2 * of.chunk_tokens,
+        "rag_top2": 2 * chunk_tokens,
         "rag_matched": window.budget,
         "store_everything": listed,
         "mem0": listed,
         "memagent": min(chats.MEMORY, REPLY * window.reply),
         "mem1": min(chats.MEMORY, REPLY * window.reply),
-        "memgpt": window.core + memgpt.SUMMARY + _queue(window) / 2 + memgpt.PAGE * of.chunk_tokens,
+        "memgpt": window.core + memgpt.SUMMARY + _queue(window) / 2 + memgpt.PAGE * chunk_tokens,
     }.get(system, window.core / 2 + 2 * listed)
-    return Calls(of.instances * of.questions, QUESTION + min(evidence, of.tokens), ANSWER)
 
 
 def _queue(window: Window) -> float:
@@ -187,4 +192,11 @@ def _row(label: str, needed: Sequence[Needed], rates: cost.Rates) -> tuple[str, 
     work = [(calls, model) for calls, model in work if calls]
     known = sum(seconds(calls, model, rates) for calls, model in work if model) / 3600
     more = "+ ?" if any(model is None for _, model in work) else ""
-    return (label, *cells, f"{known:.2g} {more}".strip() if work else "")
+    return (label, *cells, f"{_hours(known)} {more}".strip() if work else "")
+
+
+def _hours(hours: float) -> str:
+    """Two digits, or all before the point: "0.031", "1,234"."""
+    if 0 < hours < 0.001:
+        return "< 0.001"
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from experiments.lib import estimate
 from experiments.lib.estimate import Calls, Needed, Streams, Window
+from experiments.lib.pool import Pool
 from experiments.lib.render import Table
 from experiments.lib.streams import SOURCES_OF
-from experiments.lib.systems import is_prompted
+from experiments.lib.systems import FITTED, is_prompted, reader_room
 from memalpha import cost
 from memalpha.baselines import BASELINES
 from memalpha.data.instance import Instance
@@ -54,7 +55,7 @@ class Plan:
         wanted = systems or SYSTEMS
         self.names = [name for name in wanted if not (offline and is_prompted(name))]
         self.left_out = [name for name in wanted if name not in self.names]
-        self.config, self.checkpoints = config, checkpoints
+        self.config, self.checkpoints, self.room = config, checkpoints, reader_room(config)
         self.slow_instances = slow_instances
         self.specs = {name: read_spec(path) for name, path in checkpoints.items()}
         self.models = {  # a checkpoint that is no run and no adapters is a pretrained model
@@ -75,6 +76,12 @@ class Plan:
         calls = [call for part in self._calls(name, instances) for call in part]
         return 1 + int(sum(c.count * (c.prompt + GENERATED * c.reply) for c in calls)) // 1000
 
+    def shown(self, chunk_tokens: int) -> dict[str, float]:
+        """System -> tokens of evidence of a question, about, of those that are not fitted to the
+        reader."""
+        names = [name for name in (*self.names, *self.checkpoints) if name not in FITTED]
+        return {name: estimate.evidence(name, chunk_tokens, self._window(name)) for name in names}
+
     def tables(self, parts: Sequence[Part]) -> list[Table]:
         """What is run, and what it is estimated to take on this machine."""
         rows = []
@@ -92,19 +99,6 @@ class Plan:
         notes = [f"Slow systems, whose memory a language model writes: {slow or 'none'}."]
         return [Table("Streams", heads, tuple(rows), tuple(notes)), self._bill(parts)]
 
-    def notes(self, instances: int) -> list[str]:
-        """What stands below every table; `instances`: that a source has at most."""
-        slow = [name for name in (*self.names, *self.checkpoints) if self.is_slow(name)]
-        told = []
-        if slow and self.slow_instances < instances:
-            told.append(
-                f"Of each source {', '.join(slow)} read the first {self.slow_instances} of"
-                f" {instances} instances."
-            )
-        if self.left_out:
-            told.append(f"Left out, since no model was named for them: {', '.join(self.left_out)}.")
-        return told
-
     def _bill(self, parts: Sequence[Part]) -> Table:
         needed, all_of = {}, [i for part in parts for i in part.sources.values()]
         reader, writer = _shape(self.config.reader), _shape(self.config.writer)
@@ -113,7 +107,9 @@ class Plan:
             write, read = ([c for one in calls for c in one[part]] for part in (0, 1))
             needed[name] = Needed(write, read, self.models.get(name, writer or reader), reader)
         rates = estimate.measured_rates()
-        return estimate.bill("Estimate for this machine", needed, rates, self.notes(0))
+        left_out = ", ".join(self.left_out)
+        notes = [f"Left out, since no model was named for them: {left_out}."] if left_out else []
+        return estimate.bill("Estimate for this machine", needed, rates, notes)
 
     def _calls(self, name: str, instances: Sequence[Instance]) -> tuple[list[Calls], list[Calls]]:
         """Those that write, and those that read; a reader of rules is not called."""
@@ -132,7 +128,27 @@ class Plan:
         if spec := self.specs.get(name):
             own = spec.environment
             sizes = (own.prompt.prompt_tokens, own.prompt.response_tokens, own.memory.core_tokens)
-        return Window(*sizes, top_k=self.config.reward.top_k)
+        return Window(*sizes, context=self.room, top_k=self.config.reward.top_k)
+
+
+def describe_rows(pool: Pool) -> list[str]:
+    """What stands below every table of the folders of a pool: systems that read a part of what
+    others did, and those of `SYSTEMS` that were not run."""
+    of: dict[str, dict[tuple, int]] = {}  # system -> split and source -> instances
+    for key, instances in pool.small.items():
+        of.setdefault(key.system, {})[key.split, key.column] = len(instances)
+    most = {place: max(of_one.get(place, 0) for of_one in of.values())
+            for of_one in of.values() for place in of_one}  # fmt: skip
+    shares: dict[str, list[str]] = {}
+    for name, counts in of.items():
+        fewer = {(count, most[place]) for place, count in counts.items() if count < most[place]}
+        if fewer:
+            texts = " or ".join(f"{count} of {whole}" for count, whole in sorted(fewer))
+            shares.setdefault(texts, []).append(name)
+    told = [f"{', '.join(names)} read the first {share} instances of a source."
+            for share, names in shares.items()]  # fmt: skip
+    absent = ", ".join(name for name in SYSTEMS if name not in of)
+    return told + ([f"Not run: {absent}."] if absent else [])
 
 
 _tokens = cache(approximate_tokens)

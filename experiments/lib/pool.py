@@ -65,7 +65,9 @@ class Pool:
         """Stores the settings of a column or system (the last item of `place`). ResultsError if
         another folder has rows of it with other settings, which must not be averaged."""
         first, before = self.descriptions.setdefault(place, (folder, description))
-        if differ := [item for item in differences(before, description) if not _of_a_seed(item[0])]:
+        ahead = description.get("trained", {}).get("rl", {}).get("overlap", False)
+        differ = [d for d in differences(before, description) if not _of_a_seed(d[0], ahead)]
+        if differ:
             lines = "; ".join(f"{name}: {old!r} and {new!r}" for name, old, new in sorted(differ))
             raise ResultsError(
                 f"{place[-1]!r} of {first} and of {folder} are two things, and a table has one"
@@ -205,9 +207,11 @@ def _add(
         cells.setdefault(f"{row['instance']} {row['digest']}", []).append(row)
 
 
-def _of_a_seed(name: str) -> bool:
-    """Whether a field may differ between runs that are combined as seeds."""
-    free = ("seed", "rows", "trained.seed", "trained.checkpoint_every", "trained.data.dir")
+def _of_a_seed(name: str, ahead: bool) -> bool:
+    """Whether a field may differ between runs that are combined as seeds. With `rl.overlap`
+    (`ahead`) no batch is sampled ahead of a checkpoint, so their number changes the result."""
+    free = ("seed", "rows", "trained.seed", "trained.data.dir")
+    free += () if ahead else ("trained.checkpoint_every",)
     return name in free or name.startswith("trained.eval.")
 
 

@@ -33,6 +33,9 @@ OPERATION = (
     "url", "concurrency", "timeout", "retries", "cache", "key_variable", "tokens_at_once",
 )  # fmt: skip
 SPOKEN = ("template", "max_new_tokens", "temperature")  # belong to a role, not to its engine
+# Of a writer they do nothing: it has its own prompts, `prompt.response_tokens` and
+# `eval.temperature`. These values are right for any model.
+UNUSED = {"template": "full", "max_new_tokens": 1, "temperature": 0.0}
 ONE_LINE = "one_line"  # so does this, to the reader alone
 
 
@@ -54,7 +57,7 @@ def check_readers(config: Mapping[str, Any]) -> None:
             )
         if settings["engine"] != "offline":
             try:
-                _check(settings)
+                _check(settings | (UNUSED if role == WRITER else {}))
             except ValueError as error:
                 raise ValueError(f"config.{role}: {error}") from None
 
@@ -74,12 +77,17 @@ def _check(settings: dict[str, Any]) -> None:
     else:
         folder = find_folder(settings["model"])
         read_config(folder, dtype=settings["dtype"], param_dtype=settings["dtype"])
-        context = settings["context"] or stated_context(folder)
+        context = context_tokens(settings)
         if context <= settings["max_new_tokens"]:
             raise ValueError(
                 f"max_new_tokens={settings['max_new_tokens']} leave no room for a prompt in a"
                 f" context of {context}"
             )
+
+
+def context_tokens(settings: Mapping[str, Any]) -> int:
+    """Tokens of prompt and reply together, of a model in this process."""
+    return settings["context"] or stated_context(find_folder(settings["model"]))
 
 
 def _extra(settings: dict[str, Any]) -> dict[str, Any]:

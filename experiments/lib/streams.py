@@ -64,14 +64,14 @@ def build_streams(
     known = {name for names in SOURCES_OF.values() for name in names}
     if unknown := sorted(set(wanted) - known):
         raise ValueError(f"unknown source {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    noted = _read(folder / FILE, asdict(asked))
-    refused, absent = noted["left_out"], {}
+    _claim(folder, asdict(asked))
+    refused, absent = {}, {}
     for split, source in ((split, name) for split, names in SOURCES_OF.items() for name in names):
         places = {f"{source} {split} {size_name(size)}": size for size in sizes}
         missing = {
             place: size
             for place, size in places.items()
-            if place not in refused and not _place(folder, size, source, split).exists()
+            if not _place(folder, size, source, split).exists()
         }
         if (wanted and source not in wanted) or not missing:
             continue
@@ -86,31 +86,25 @@ def build_streams(
                 _build(source, split, records, folder, size, asked)
             except ValueError as error:
                 refused[place] = str(error)
-        write_json(folder / FILE, noted)
-    chosen = {size_name(size) for size in sizes}
-    parts = {place: place.split() for place in refused}
-    return absent | {
-        place: refused[place]
-        for place, (source, _, size) in parts.items()
-        if size in chosen and (not wanted or source in wanted)
-    }
+    return absent | refused
 
 
 def _place(folder: Path, size: int, source: str, split: str) -> Path:
     return folder / size_name(size) / source / split
 
 
-def _read(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The notes of an earlier call, or empty ones; ValueError where its settings were others."""
+def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Notes the settings of a folder before anything is built in it; ValueError where those of an
+    earlier call were others."""
+    path = folder / FILE
     if not path.exists():
-        return {"asked": dict(settings), "left_out": {}}
-    noted = json.loads(path.read_text(encoding="utf-8"))
-    if differ := differences(noted["asked"], settings):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"asked": dict(settings)})
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))["asked"]
+    if differ := differences(before, settings):
         lines = "; ".join(f"{name} was {old}, is {new}" for name, old, new in sorted(differ))
-        raise ValueError(
-            f"{path.parent} has streams of other settings ({lines}): give another --out"
-        )
-    return noted
+        raise ValueError(f"{folder} has streams of other settings ({lines}): give another --out")
 
 
 def _build(source: str, split: str, records: Any, folder: Path, size: int, asked: Asked) -> None:

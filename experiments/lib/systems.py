@@ -9,7 +9,7 @@ checkpoint that `load_policy` reads.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from experiments.lib.readers import (
     build_engines,
     check_readers,
     comparable,
+    context_tokens,
     probe,
 )
 from experiments.lib.workdir import differences
@@ -39,13 +40,15 @@ from memalpha.lm.interface import Counted, LanguageModel
 from memalpha.lm.roles import lm_writer, prompted_environment
 from memalpha.paths import user_path
 from memalpha.policy import load_policy, read_spec
+from memalpha.policy_spec import PromptSettings
 from memalpha.reading import run_baseline
 from memalpha.rollout import run_episodes
 from memalpha.tokenizer import load_tokenizer
 
 BUDGET = 1024  # tokens that rag_matched shows its reader, at most
 WRITERS = ("trained", "untrained", "perfect", "flat", "prompted")
-# Tokens of a reader's context that long_context leaves for instructions, question and escaping.
+FITTED = ("long_context", "store_everything")  # show what the reader has room for
+# Tokens of a reader's context that these leave for instructions, question and escaping.
 BESIDE = 512
 
 
@@ -85,10 +88,17 @@ def open_workdir(workdir: str | Path, changes: str = "") -> Run:
     """
     folder = user_path(workdir)
     settings = _settings(folder)
-    for role in (*ROLES, WRITER):  # fields that --set may change and older configs lack
-        settings[role] = language_model() | settings.get(role, {})
     settings["data"].setdefault("built", "")
-    return open_config(finish(ConfigDict(settings), changes, {}), folder)
+    return open_config(finish(add_roles(ConfigDict(settings)), changes, {}), folder)
+
+
+def add_roles(config: ConfigDict) -> ConfigDict:
+    """The config with all fields of reader, judge and writer: those that it lacks, as of older runs
+    and of configs that only train, are offline and can then be changed."""
+    with config.unlocked():
+        for role in (*ROLES, WRITER):
+            config[role] = language_model() | dict(config.get(role, {}))
+    return config
 
 
 def open_config(config: ConfigDict, folder: Path | None = None) -> Run:
@@ -97,7 +107,12 @@ def open_config(config: ConfigDict, folder: Path | None = None) -> Run:
     Raises ValueError for a tokenizer, reader or judge that is not there, misconfigured or silent.
     """
     check_readers(config)
-    name = config.tokenizer.path or config.model.path or str((folder or Path()) / "tokenizer")
+    name = config.tokenizer.path or config.model.path or (folder and str(folder / "tokenizer"))
+    if not name:
+        raise ValueError(
+            "config.tokenizer.path and config.model.path are empty: --set=tokenizer.path=FOLDER, or"
+            " a GGUF file, hub id or smollm2"
+        )
     engines = build_engines(config, build_mesh(config))
     env = build_environment(config, load_tokenizer(name), engines)
     probe(engines)
@@ -182,7 +197,7 @@ def _open(name: str, run: Run, flat: Run | None, rows: int, budget: int) -> Syst
         return prompted_system(run, model)
     if name in BASELINES:
         settings = {"budget": budget} if name == "rag_matched" else {}
-        if name == "long_context" and (room := reader_room(run)) < long_context.BUDGET:
+        if name in FITTED and (room := reader_room(run.config)) < long_context.BUDGET:
             settings = {"budget": room}
         recall = make_baseline(name, run.model, **settings)
         about = settings | (model | _sizes(run.config) if needs_model(name) else {})
@@ -238,7 +253,11 @@ def prompted_system(run: Run, about: Mapping[str, Any]) -> System:
     )
     temperature, note = run.config.eval.temperature, run.env.reading.failures.append
     writer = lm_writer(own, run.model, temperature, run.config.seed, on_failure=note)
-    about = {"temperature": temperature} | dict(about) | _sizes(run.config)
+    sizes = [f.name for f in fields(PromptSettings) if f.name != "template"]
+    about = {"temperature": temperature} | dict(about)
+    about["prompts"] = prompt_hashes(own.prompt, run.config)["writer"]
+    about |= {"prompt": {name: getattr(own.prompt, name) for name in sizes}}
+    about |= {"memory": asdict(own.memory)}
     return System(write_and_read(run.env, own, writer), about)
 
 
@@ -247,13 +266,13 @@ def is_prompted(name: str) -> bool:
     return name == "prompted" or (name in BASELINES and needs_model(name))
 
 
-def reader_room(run: Run) -> int:
+def reader_room(config: ConfigDict) -> int:
     """Tokens of evidence that a reader in this process has room for; of another reader, what the
     paper's has (`long_context.BUDGET`)."""
-    engine = run.engines["reader"].engine if "reader" in run.engines else None
-    context = getattr(engine, "context_tokens", 0)
-    reply = run.config.reader.max_new_tokens if context else 0
-    return max(context - reply - BESIDE, 1) if context else long_context.BUDGET
+    if config.reader.engine != "flax":
+        return long_context.BUDGET
+    room = context_tokens(config.reader) - config.reader.max_new_tokens - BESIDE
+    return min(max(room, 1), long_context.BUDGET)
 
 
 def _sizes(config: ConfigDict) -> dict[str, Any]:
