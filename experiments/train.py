@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments.lib.failures import check_answers
 from experiments.lib.instances import rollout_batches
-from experiments.lib.measure import rightly_silent, validate
+from experiments.lib.measure import holds_nothing, validate
 from experiments.lib.objects import build_lora, build_loss, build_optimizer, copy_state
 from experiments.lib.step_log import StepLog
 from experiments.lib.writers import rollout_rows, training_writer
@@ -188,15 +188,20 @@ def training_batch(
 
 
 def reward_silence(batch: Batch, episodes: Sequence[Episode]) -> Batch:
-    """The batch with r2 and r4 of 1 in rows that rightly make no call (`rightly_silent`).
+    """The batch with other r2 and r4 in chunks whose notes say that they hold nothing to keep: 1
+    for a response without a call, 0 for any other.
 
-    In the paper such a row has 0, as if its calls had failed: a writer learns to store small talk.
+    In the paper it is the other way round: silence has 0, as if its calls had failed, and a call
+    that stores small talk has 1. A writer learns to store it.
     """
-    silent = [rightly_silent(e.instance, step) for e in episodes for step in e.steps]
-    silent = np.pad(silent, (0, len(batch.rows.valid) - len(silent))) & batch.rows.valid
-    better = {name: np.where(silent, 1, batch.rows.rewards[name]) for name in ("r2", "r4")}
-    better = {name: x.astype(np.float32) for name, x in better.items()}
-    return batch.with_rows(rewards=batch.rows.rewards | better)
+    steps = [(e.instance, step) for e in episodes for step in e.steps]
+    empty = np.zeros(len(batch.rows.valid), bool)
+    silent = np.zeros(len(batch.rows.valid), np.float32)
+    empty[: len(steps)] = [holds_nothing(instance, step) for instance, step in steps]
+    silent[: len(steps)] = [not step.calls for _, step in steps]
+    empty &= batch.rows.valid
+    judged = {name: np.where(empty, silent, batch.rows.rewards[name]) for name in ("r2", "r4")}
+    return batch.with_rows(rewards=batch.rows.rewards | judged)
 
 
 def with_reward(batch: Batch, name: str, steps: Sequence[np.ndarray]) -> Batch:

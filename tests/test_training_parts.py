@@ -171,7 +171,7 @@ def steps_of(micro, source, chunks, notes, texts):
     return run_episodes(micro.env, [instance], scripted_writer(micro.env, lambda turn: next(said)))
 
 
-def test_silence_where_nothing_is_to_note_is_no_failure(micro):
+def test_silence_where_nothing_is_to_note_is_no_failure_and_a_call_is_one(micro):
     note = {"memory": "semantic", "content": "Ada came.", "replaces": None}
     call = format_call(INSERT, {"memory_type": "semantic", "content": "Ada came."}, "qwen3")
     episodes = steps_of(
@@ -182,7 +182,7 @@ def test_silence_where_nothing_is_to_note_is_no_failure(micro):
     paper = batch.rows.rewards["r2"]
     assert paper.tolist() == [1, 0, 0, 1, 0, 0]
     ours = reward_silence(batch, episodes).rows.rewards
-    assert ours["r2"].tolist() == [1, 1, 0, 1, 0, 0] and ours["r4"].tolist() == [1, 1, 0, 1, 0, 0]
+    assert ours["r2"].tolist() == [1, 1, 0, 0, 0, 0] and ours["r4"].tolist() == [1, 1, 0, 0, 0, 0]
     means = summarise(episodes)
     assert (means["r2"], means["r2_silence"]) == (0.5, 0.75)
 

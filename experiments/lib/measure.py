@@ -44,12 +44,17 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
     return result | of_steps | {"r2_silence": of_steps["r2"] + silent / len(steps)}
 
 
+def holds_nothing(instance: Instance, step: Step) -> bool:
+    """Whether the notes of the chunk of a step are known, and say that it holds nothing to keep."""
+    notes = instance.metadata.get("notes")
+    return notes is not None and not notes[step.chunk]
+
+
 def rightly_silent(instance: Instance, step: Step) -> bool:
-    """Whether a response makes no call in a chunk whose notes say that it holds nothing to keep.
+    """Whether a response makes no call in a chunk that holds nothing to keep.
 
     `r2_silence` counts such a step as 1, where r2 counts 0."""
-    notes = instance.metadata.get("notes")
-    return not step.calls and notes is not None and not notes[step.chunk]
+    return not step.calls and holds_nothing(instance, step)
 
 
 def _mean(values: Sequence[float]) -> float:
