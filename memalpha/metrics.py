@@ -26,7 +26,7 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{(.*)\}")
 _BETWEEN_KEYWORDS = re.compile(r",\s+|，\s*")  # numbers never contain a full-width comma
 _AROUND = "\"'`*$ "  # quotes and marks of emphasis that a model puts around its answer
 # A number in a sentence, with its sign or fraction: -1.5, 1,000, 17:30, 3-4; not the 5 of "v5".
-_NUMBER = re.compile(r"(?<![a-z\d_])-?\d++(?:[-.,:/]\d+)*+(?![a-z\d_])")
+_NUMBER = re.compile(r"(?<![a-z\d_])-?\d+(?:[-.,:/]\d+)*(?![a-z\d_]|[-.,:/]\d)")
 _LABEL = re.compile(r"(?:(?:label|answer)s?[\"'`* ]*:[\"'`* ]*)?(\d+)")
 
 

@@ -43,7 +43,7 @@ EXAMPLE_CONTENTS = {
 
 _TAGS = "core_memory|semantic_memory|episodic_memory|new_chunk|question|memory_entry"
 _TAGS += "|tools?|tool_call|tool_response|think"
-_TAG = re.compile(rf"<(?=\s*+(?:/\s*+)?+(?:{_TAGS})\b)", re.IGNORECASE)
+_TAG = re.compile(rf"<(?=\s*(?:/\s*)?(?:{_TAGS})\b)", re.IGNORECASE)
 _SPECIAL = re.compile(r"<(?=[|｜][^<>\n]{0,64}[|｜]>)")  # such as <|im_start|>
 _FLOWER = re.compile(r"✿(?=\s*\w+\s*✿)")
 # Control characters, the two separators that count as line ends, and lone surrogates.

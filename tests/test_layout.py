@@ -1,4 +1,4 @@
-"""The list of modules in the README against the imports of the code."""
+"""The list of modules in the README against the imports of the code, and patterns."""
 
 import ast
 import re
@@ -105,6 +105,15 @@ def test_imports_run_down_the_list_in_the_readme():
 
 def test_no_import_circle():
     assert not circles(ROOT)
+
+
+def test_no_pattern_is_possessive():
+    """Python before 3.11.5 matches them wrongly: `(?:,\\d)*+` takes the comma of "17, ok"."""
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    lines = [line for path in files for line in path.read_text("utf-8").splitlines()]
+    patterns = [line for line in lines if "re.compile(" in line]
+    assert len(patterns) > 20
+    assert not [line for line in patterns if re.search(r"(?<!\\)[*+?}]\+", line)]
 
 
 def test_memalpha_imports_neither_configs_nor_experiments():
