@@ -19,12 +19,13 @@ from memalpha.data.instance import Instance
 from memalpha.judge import ContentJudge
 from memalpha.judge_rules import judge_contents
 from memalpha.memory import MemoryView, Outcome
-from memalpha.prompts import PromptSpec
+from memalpha.prompts import PromptSpec, escape, template_fragments
 from memalpha.reader import Answer, Answerer, Request
 from memalpha.reader_rules import extractive_answers
 from memalpha.tokenizer import cached_encoder, decode
 from memalpha.tools import Call
 
+TEXT_SHARE = 0.5  # of a writer's prompt; longer texts are shown to it in parts
 MESSAGES = 8  # an environment keeps this many of the last error messages
 
 
@@ -237,3 +238,14 @@ def encode_text(env: Environment, text: str) -> list[int]:
 def count_tokens(env: Environment, text: str) -> int:
     """The number of tokens of a text, as r3 and the tables count them."""
     return len(encode_text(env, text))
+
+
+def text_room(env: Environment) -> int:
+    """Tokens of a writer's prompt that a text may take; the rest is for instructions and memory."""
+    return int(TEXT_SHARE * env.prompt.prompt_tokens)
+
+
+def count_escaped(env: Environment, text: str) -> int:
+    """The number of tokens of a text once it is escaped for the prompt."""
+    also = [*template_fragments(env.prompt.template), *env.prompt.tokenizer.all_special_tokens]
+    return count_tokens(env, escape(text, also))

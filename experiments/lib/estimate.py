@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from experiments.lib.render import Table
-from experiments.lib.written import ROOM
 from memalpha import cost
 from memalpha.baselines import LABELS, chats, long_context, mem0, memgpt
+from memalpha.episode import TEXT_SHARE
 from memalpha.model_config import ModelConfig
 
 REPLY = 0.5  # of its limit is what a writer's reply takes
@@ -91,7 +91,7 @@ def writing(system: str, of: Streams, window: Window) -> list[Calls]:
         return [Calls(chunks, min(about + window.core + text, window.prompt), reply)]
     if system in LABELS:
         return []
-    return [Calls(chunks * math.ceil(text / (ROOM * window.prompt)), window.prompt, reply)]
+    return [Calls(chunks * math.ceil(text / (TEXT_SHARE * window.prompt)), window.prompt, reply)]
 
 
 def reading(system: str, of: Streams, window: Window) -> Calls:

@@ -7,16 +7,15 @@ and the tokenizer that counts are those of the evaluation, for all systems alike
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from memalpha.baselines.chats import make_view
 from memalpha.data.cut import split_text
 from memalpha.data.instance import Instance
-from memalpha.episode import Clock, Environment, Episode, Step, Writer, count_tokens
-from memalpha.prompts import escape, template_fragments
+from memalpha.episode import Clock, Environment, Episode, Step, Writer, count_escaped, text_room
 from memalpha.reading import read_out
 from memalpha.rollout import run_episodes
 
-ROOM = 0.5  # of a writer's prompt is for text, as in `agent.memory_agent`
 _DATE = re.compile(r"^\[Dialogue [^\]\n]*\]$", re.MULTILINE)
 Reporter = Callable[[int, int], None]  # (chunks done, chunks in all) of a batch
 
@@ -26,7 +25,7 @@ def write_and_read(
 ) -> Callable[[Sequence[Instance], Clock, Reporter], list[Episode]]:
     """A function that lets `writer` write in its environment `own`, and reads in `env`.
 
-    Where a chunk takes more than `ROOM` of the writer's prompt, it is shown in pieces.
+    Where a chunk takes more than `text_room` of the writer's prompt, it is shown in pieces.
     """
     own = replace(own, reading=env.reading)
 
@@ -65,12 +64,7 @@ def numbered(steps: Sequence[Step], parts: Sequence[Sequence[str]]) -> list[Step
 
 def pieces(env: Environment, chunk: str) -> Iterator[str]:
     """The chunk, or its pieces; a piece of a dialogue begins with the line that dates it."""
-    also = [*template_fragments(env.prompt.template), *env.prompt.tokenizer.all_special_tokens]
-
-    def count(text: str) -> int:
-        return count_tokens(env, escape(text, also))
-
-    room = int(ROOM * env.prompt.prompt_tokens)
+    count, room = partial(count_escaped, env), text_room(env)
     if count(chunk) <= room:
         yield chunk
         return

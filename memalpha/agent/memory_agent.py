@@ -27,9 +27,8 @@ from memalpha.agent.store import Store, check_namespace
 from memalpha.agent.writers import open_writer
 from memalpha.data.cut import split_text
 from memalpha.data.instance import Instance, Question
-from memalpha.episode import Environment, Step, Writer, count_tokens
+from memalpha.episode import Environment, Step, Writer, count_escaped, text_room
 from memalpha.memory import MemoryState, MemoryView
-from memalpha.prompts import escape, template_fragments
 from memalpha.reader import Answerer, Evidence
 from memalpha.reader_rules import extractive_answers, quote
 from memalpha.reading import find_evidence
@@ -117,15 +116,10 @@ class MemoryAgent:
             raise ValueError("observe: the text is empty")
         if as_is:
             return [self._read_chunk(text)]
-        room = self.env.prompt.prompt_tokens // 2 - self._prompt_tokens(dialogue("", timestamp))
-        parts = split_text(text, max(room, 16), self._prompt_tokens)
+        count = partial(count_escaped, self.env)
+        room = text_room(self.env) - count(dialogue("", timestamp))
+        parts = split_text(text, max(room, 16), count)
         return [self._read_chunk(dialogue(part.strip(), timestamp)) for part in parts]
-
-    def _prompt_tokens(self, text: str) -> int:
-        """Tokens of a text once it is escaped for the prompt."""
-        env = self.env
-        also = [*template_fragments(env.prompt.template), *env.prompt.tokenizer.all_special_tokens]
-        return count_tokens(env, escape(text, also))
 
     def _read_chunk(self, chunk: str) -> Event:
         with self._writing:
@@ -205,7 +199,7 @@ class MemoryAgent:
         text = reply.text or (UNKNOWN if question else NOTED)
         # A guess is for the person; the writer would take it for a fact.
         turn = dialogue(message.strip(), timestamp, text if reply.sure else UNKNOWN)
-        if self._prompt_tokens(turn) > self.env.prompt.prompt_tokens // 2:
+        if count_escaped(self.env, turn) > text_room(self.env):
             self.observe(message, timestamp)
         else:
             self._read_chunk(turn)
