@@ -7,6 +7,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from trec_files import write_trec
 
 from memalpha.data import built_sets, longmemeval, unread_files
 from memalpha.data.__main__ import main
@@ -15,16 +16,7 @@ from memalpha.data.instance import Instance, Question
 
 @pytest.fixture
 def raw(tmp_path):
-    folder = tmp_path / "raw" / "trec"
-    folder.mkdir(parents=True)
-    words = {"HUM:ind": "Who", "LOC:city": "Where", "NUM:date": "When"}
-    for name, count in (("train_5500.label", 200), ("TREC_10.label", 40)):
-        lines = [
-            f"{label} {word} in {name[:5]} question {i} ?"
-            for i in range(count)
-            for label, word in words.items()
-        ]
-        (folder / name).write_text("\n".join(lines) + "\n")
+    write_trec(tmp_path / "raw", 200, 40)
     return tmp_path / "raw"
 
 

@@ -16,6 +16,7 @@ import pytest
 from chat_server import fails
 from jax.flatten_util import ravel_pytree
 from test_evaluate import KILLER, rows, same_rows
+from trec_files import write_trec
 
 from configs import tiny
 from configs.reproduce import get_config
@@ -48,16 +49,7 @@ DRIVEN = ["memagent", "mem1", "memgpt", "mem0", "prompted"]
 def raw(tmp_path_factory):
     """Published files: sentences of TREC, and questions of LongMemEval with what answers them."""
     folder = tmp_path_factory.mktemp("raw")
-    words = {"HUM:ind": "Who", "LOC:city": "Where", "NUM:date": "When"}
-    for name, count in (("train_5500.label", 99), ("TREC_10.label", 40)):
-        lines = [
-            f"{label} {word} in {name[:5]} question {i} ?"
-            for i in range(count)
-            for label, word in words.items()
-        ]
-        path = folder / "trec" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+    write_trec(folder, 99, 40)
     path = folder / "longmemeval" / "longmemeval_oracle.json"
     path.parent.mkdir()
     path.write_text(json.dumps([memory_item(number) for number in range(20)]))
