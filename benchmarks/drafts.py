@@ -29,7 +29,9 @@ from memalpha.writer import policy_writer
 def turns(env: Environment, family: str) -> Iterator[Turn]:
     """Turns of different streams, of those whose prompt fits."""
     for number in itertools.count():
-        instance = synthetic.generate(family, "test", number, chunks=1, filler_share=0.0)
+        instance = synthetic.generate(
+            family, "test", number, chunks=1, filler_share=0.0, empty_share=0.0
+        )
         turn = Turn(number, 0, instance.chunks[0], instance, EMPTY_VIEW)
         try:
             fit_prompt(env.prompt, turn.view, turn.text)

@@ -61,7 +61,9 @@ def streams(lines: Sequence[str], as_dialogue: bool = False) -> list[Instance]:
     made = []
     for start in range(0, len(lines), STREAM):
         index = start // STREAM
-        chat = synthetic.generate("chats", "test", index, chunks=BEFORE, filler_share=0.0)
+        chat = synthetic.generate(
+            "chats", "test", index, chunks=BEFORE, filler_share=0.0, empty_share=0.0
+        )
         part = lines[start : start + STREAM]
         chunks = [dialogue(line, DATE) for line in part] if as_dialogue else part
         notes = chat.metadata["notes"] + [[] for _ in part]

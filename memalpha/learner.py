@@ -36,6 +36,7 @@ from memalpha.objective import (
     forward,
     loss,
     supervised_loss,
+    supervised_weights,
 )
 from memalpha.sharding import (
     ROWS,
@@ -154,13 +155,15 @@ def make_supervised_update(
     model_config: ModelConfig,
     optimizer: optax.GradientTransformation,
     attach: Attach | None = None,
+    first_weight: float = 1.0,
 ) -> Update:
-    """As `make_update`, for cross-entropy on the completions (warm start), averaged over tokens."""
+    """As `make_update`, for cross-entropy on the completions (warm start), averaged over tokens, of
+    which the first of each completion counts `first_weight` times."""
 
     def count(batch: Batch) -> jax.Array:
-        return jnp.sum(token_mask(batch), dtype=jnp.float32)
+        return supervised_weights(batch, first_weight).sum()
 
-    fn = partial(supervised_loss, model_config=model_config)
+    fn = partial(supervised_loss, model_config=model_config, first_weight=first_weight)
     return _make_update(fn, count, lambda batch: {}, optimizer, attach)
 
 

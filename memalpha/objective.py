@@ -143,13 +143,23 @@ def loss(
 
 
 def supervised_loss(
-    params: Params, batch: Batch, model_config: ModelConfig
+    params: Params, batch: Batch, model_config: ModelConfig, first_weight: float = 1.0
 ) -> tuple[Parts, jax.Array]:
-    """Cross-entropy of the completion tokens, undivided; the count is the number of tokens."""
-    mask = token_mask(batch)
+    """Cross-entropy of the completion tokens, undivided; the count is the sum of their weights.
+
+    first_weight: of the first token of every completion, where all others weigh 1. That token
+    decides whether anything is called at all, and a writer that is silent writes no other.
+    """
+    weights = supervised_weights(batch, first_weight)
     logps, _, _ = forward(params, batch, model_config, temperature=1.0, head_chunk=0)
-    total, count = losses.aggregate(-logps, mask, "token")
-    return {"sum": {"loss": total}, "token": {}, "max": {}, "total": {}}, count
+    total = jnp.sum(jnp.where(weights > 0, -logps * weights, 0.0), dtype=jnp.float32)
+    return {"sum": {"loss": total}, "token": {}, "max": {}, "total": {}}, weights.sum()
+
+
+def supervised_weights(batch: Batch, first_weight: float = 1.0) -> jax.Array:
+    """[R, T] float32, what each token counts in `supervised_loss`; 0 where there is none."""
+    mask = token_mask(batch)
+    return jnp.where(jnp.arange(mask.shape[1]) == 0, first_weight, 1.0) * mask
 
 
 def _advantages(

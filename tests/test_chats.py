@@ -158,15 +158,23 @@ def test_a_config_trains_on_them(micro):
     assert len(calls) > 5 and 0 < np.mean([episode.r1 for episode in episodes]) < 0.9
 
 
-def test_filler_share():
+def test_empty_share():
     def empty(share):
-        notes = [n for i in chats(count=60, filler_share=share) for n in i.metadata["notes"]]
+        notes = [n for i in chats(count=60, empty_share=share) for n in i.metadata["notes"]]
         return sum(not n for n in notes) / len(notes)
 
     assert empty(0.0) == 0
-    assert 0.15 < empty(0.5) < 0.35 < empty(0.9)
-    (one,) = chats(count=1, chunks=1, filler_share=0.99)
+    assert 0.15 < empty(0.25) < 0.35 < 0.4 < empty(0.5) < 0.6
+    (one,) = chats(count=1, chunks=1, empty_share=1.0)
     assert one.metadata["notes"][0] and one.questions
+
+
+def test_filler_share():
+    def words(share):
+        some = chats(count=60, filler_share=share, empty_share=0.0)
+        return np.mean([len(chunk.split()) for i in some for chunk in i.chunks])
+
+    assert words(0.0) < words(0.4) < words(0.8)
 
 
 def test_any_length_and_question_limit():

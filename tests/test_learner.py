@@ -306,6 +306,20 @@ def test_supervised_loss_is_the_cross_entropy_and_falls(params, batch):
     assert float(last["loss"]) < 0.5 * float(first["loss"])
 
 
+def test_the_first_token_can_count_more(params, batch):
+    optimizer = make_optimizer(OptimizerConfig(3e-2, weight_decay=0.0))
+    logps, _ = token_logps(params, batch)
+    mask = batch.tokens.completion_mask
+    weights = mask * np.where(np.arange(mask.shape[1]) == 0, 8.0, 1.0)
+    padded = fill(batch, 8)
+    for size in (None, 4):
+        update = learner.make_supervised_update(MODEL, optimizer, first_weight=8.0)
+        plan = plan_micro_batches(padded, size)
+        _, metrics = update(fresh(params, optimizer), padded, plan)
+        want = -(np.asarray(logps) * weights)[mask].sum() / weights.sum()
+        np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+
+
 def rates(updates, **fields):
     rate = make_schedule(OptimizerConfig(0.4, **fields))
     return [float(rate(i)) for i in updates]

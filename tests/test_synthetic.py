@@ -276,6 +276,7 @@ def test_generate_many_alternates_families():
         (dict(facts_per_chunk=0), "chunks, facts_per_chunk"),
         (dict(filler_share=1.0), "filler_share"),
         (dict(filler_share=-0.1), "filler_share"),
+        (dict(empty_share=1.1), "empty_share"),
         (dict(max_questions=0), "max_questions"),
         (dict(family="events", chunks=5000), "test split has .* events only"),
         (dict(family="labels", chunks=5000), "test split has too few sentences"),

@@ -39,6 +39,11 @@ def check(config: ConfigDict) -> None:
         read_adapter_spec(config)
     if stage.teacher not in TEACHERS:
         raise ValueError(f"config.warm_start.teacher={stage.teacher!r}: choose one of {TEACHERS}")
+    if not stage.get("first_weight", 1.0) > 0:
+        raise ValueError(
+            f"config.warm_start.first_weight={stage.first_weight}: give a weight over 0; 1 counts"
+            " the first token of a response as any other"
+        )
     make_index([], config.reward.retriever, config.reward.dimensions)
     group_ids(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), rl.groups)
     OptimizerConfig(rl.learning_rate, schedule=rl.schedule, optimizer=rl.optimizer)

@@ -40,6 +40,7 @@ def build_instances(
                 chunks=chunks,
                 facts_per_chunk=data.facts_per_chunk,
                 filler_share=data.filler_share,
+                empty_share=data.get("empty_share", data.filler_share / 2),
                 max_questions=data.max_questions,
             )
             for index in range(count)

@@ -64,7 +64,8 @@ def describe_source(config: ConfigDict, name: str, split: str, chunks: int) -> d
     """The settings that the instances of a source depend on."""
     data = json.loads(config.to_json())["data"]
     if is_synthetic(name):
-        settings = {k: data[k] for k in ("facts_per_chunk", "filler_share")}
+        of_synthetic = ("facts_per_chunk", "filler_share", "empty_share")
+        settings = {k: data[k] for k in of_synthetic if k in data}
     elif config.data.built:
         built = built_sets.open_source(config.data.built, name, split).manifest["sha256"]
         return {"built": built, "max_questions": data["max_questions"]}

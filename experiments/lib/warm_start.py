@@ -69,7 +69,8 @@ def warm_start(
             b2=0.99,
         )
     )
-    update = make_supervised_update(model, optimizer, partial(lora.attach, config=adapters))
+    attach = partial(lora.attach, config=adapters)
+    update = make_supervised_update(model, optimizer, attach, stage.get("first_weight", 1.0))
     batches = training_batches(config)
     state, first = init_state(first_trained(config, params), optimizer), 0
     with open_checkpoints(workdir / "checkpoints" / "warm_start") as checkpoints:

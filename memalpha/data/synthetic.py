@@ -65,21 +65,25 @@ class StreamSizes:
 
     chunks: length of the stream (about 75 tokens a chunk at the default sizes). facts_per_chunk:
     the most statements worth remembering in a chunk (at least one less). filler_share: share of a
-    chunk's sentences that are worth nothing, in [0, 1). max_questions: questions of a long instance
-    are sampled down to this many.
+    chunk's sentences that are worth nothing, in [0, 1). empty_share: share of the chunks of chats
+    that hold nothing at all, in [0, 1]; one of a stream always holds something. max_questions:
+    questions of a long instance are sampled down to this many.
     """
 
     chunks: int = 2
     facts_per_chunk: int = 3
     filler_share: float = 0.5
+    empty_share: float = 0.25
     max_questions: int = 100
 
     def __post_init__(self):
         counts = (self.chunks, self.facts_per_chunk, self.max_questions)
-        if min(counts) < 1 or not 0 <= self.filler_share < 1:
+        shares = (self.filler_share, self.empty_share)
+        if min(counts) < 1 or not 0 <= shares[0] < 1 or not 0 <= shares[1] <= 1:
             raise ValueError(
-                "synthetic data needs chunks, facts_per_chunk, max_questions >= 1 and"
-                f" 0 <= filler_share < 1, got {', '.join(map(str, counts))}, {self.filler_share}"
+                "synthetic data needs chunks, facts_per_chunk, max_questions >= 1,"
+                " 0 <= filler_share < 1 and 0 <= empty_share <= 1, got"
+                f" {', '.join(map(str, counts + shares))}"
             )
 
 
@@ -125,7 +129,14 @@ Written = tuple[list[str], list[list[dict]], list[Question], dict]  # the last: 
 
 
 def _write_chats(family: str, rng: np.random.Generator, split: str, stream: StreamSizes) -> Written:
-    written = chats.write(rng, split, stream.chunks, stream.facts_per_chunk, stream.filler_share)
+    written = chats.write(
+        rng,
+        split,
+        stream.chunks,
+        stream.facts_per_chunk,
+        stream.filler_share,
+        stream.empty_share,
+    )
     questions, evidence = written.questions()
     return written.chunks, written.notes, questions, {"evidence": evidence}
 

@@ -217,15 +217,20 @@ class Stream:
 
 
 def write(
-    rng: np.random.Generator, split: str, chunks: int, facts_per_chunk: int, filler_share: float
+    rng: np.random.Generator,
+    split: str,
+    chunks: int,
+    facts_per_chunk: int,
+    filler_share: float,
+    empty_share: float,
 ) -> Stream:
     """A stream of chunks, at least one of which holds something worth keeping.
 
-    Half of `filler_share` is the share of chunks that hold nothing; the rest of it is small talk
-    within the others. Raises ValueError where a long stream runs out of names.
+    `empty_share` is the share of the chunks that hold nothing, `filler_share` says how much small
+    talk there is within the others. Raises ValueError where a long stream runs out of names.
     """
     stream = Stream(rng, split, facts_per_chunk, filler_share)
-    empty = rng.random(chunks) < filler_share / 2
+    empty = rng.random(chunks) < empty_share
     if empty.all():
         empty[rng.integers(chunks)] = False
     date = datetime.date(2022, 1, 1) + datetime.timedelta(days=int(rng.integers(2000)))
