@@ -152,7 +152,7 @@ def begin(
     cache = _fill(params, config, start, [own[:-1] for own in texts], b)
     by_row = dict(
         text=text, logps=np.zeros(text.shape, np.float32), begin=begin, keys=keys, last=last,
-        prompt=prompt, count=zero, passes=zero, limits=limits, finished=zero > 0,
+        prompt=prompt, count=zero, passes=zero, single=zero, limits=limits, finished=zero > 0,
     )  # fmt: skip
     by_row = place({name: jnp.asarray(x) for name, x in by_row.items()}, mesh, ROWS)
     return Rows(**by_row, done=place(jnp.arange(b) >= len(texts), mesh, WHOLE), cache=cache)

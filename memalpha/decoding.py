@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from memalpha.drafts import accepted, keep, look_up
+from memalpha.drafts import NOTHING, accepted, keep, look_up
 from memalpha.model import Cache, ModelConfig, Params, Transformer, inverse_temperature, logits
 
 Array = jax.Array
@@ -41,7 +41,8 @@ class Rows:
     logps [B, W] float32, 0 but for the response; begin [B]: the slot where it begins. keys [B]:
     typed random keys, as `sampler.row_keys` makes them; last [B]: the newest token; prompt [B]:
     tokens of the prompt; count [B]: tokens sampled; passes [B]: passes of the model that gave them;
-    limits [B]: the most tokens; done and finished [B] bool: at an end, by a stop token.
+    single [B]: those of them that read one token a row; limits [B]: the most tokens; done and
+    finished [B] bool: at an end, by a stop token.
     """
 
     text: Array
@@ -52,6 +53,7 @@ class Rows:
     prompt: Array
     count: Array
     passes: Array
+    single: Array
     limits: Array
     done: Array
     finished: Array
@@ -60,17 +62,29 @@ class Rows:
 
 def advance(params: Params, config: ModelConfig, rows: Rows, choice: Choice, size: int) -> Rows:
     """The rows after one pass over the newest token and a draft of `size` tokens (static): 1 to
-    1 + size tokens more for each row that is not done. The cache needs that many free slots."""
+    1 + size tokens more for each row that is not done. The cache needs that many free slots. Where
+    no row has a draft, the pass is over the newest token alone, which costs less."""
     draft = look_up(rows.text, rows.begin + rows.count, size)
+    draft = jnp.where(rows.done[:, None], NOTHING, draft)
+    check = lambda draft: _check(params, config, rows, draft, choice)
+    if not size:
+        return check(draft)
+    return lax.cond(jnp.any(draft != NOTHING), lambda: check(draft), lambda: check(draft[:, :0]))
+
+
+def _check(params: Params, config: ModelConfig, rows: Rows, draft: Array, choice: Choice) -> Rows:
+    """The rows after one pass over the newest token and the draft [B, D] int32."""
     tokens = jnp.concatenate([rows.last[:, None], jnp.maximum(draft, 0)], axis=1)
-    positions = (rows.prompt + rows.count - 1)[:, None] + jnp.arange(1 + size)
+    size = tokens.shape[1]
+    positions = (rows.prompt + rows.count - 1)[:, None] + jnp.arange(size)
     seen = jnp.ones(tokens.shape, bool)
     hidden, cache = Transformer(config).apply(
         {"params": params}, tokens, positions, seen, rows.cache
     )
     after = record(params, config, rows, hidden, draft, choice)
     kept = after.count - rows.count
-    return after.replace(cache=keep(cache, 1 + size, kept))
+    single = rows.single + (kept > 0) if size == 1 else rows.single
+    return after.replace(cache=keep(cache, size, kept), single=single)
 
 
 def record(

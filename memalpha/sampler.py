@@ -316,6 +316,7 @@ def _start(inputs: _Inputs, shared: int, max_new_tokens: int) -> Rows:
         prompt=shared + jnp.sum(inputs.prompt_mask, axis=1),
         count=zero,
         passes=zero,
+        single=zero,
         limits=limits,
         done=limits <= 0,
         finished=zero > 0,
