@@ -10,6 +10,8 @@ Axes: B rows, D tokens of a draft, W slots of a text, V vocabulary, N cache slot
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -41,8 +43,8 @@ class Rows:
     logps [B, W] float32, 0 but for the response; begin [B]: the slot where it begins. keys [B]:
     typed random keys, as `sampler.row_keys` makes them; last [B]: the newest token; prompt [B]:
     tokens of the prompt; count [B]: tokens sampled; passes [B]: passes of the model that gave them;
-    single [B]: those of them that read one token a row; limits [B]: the most tokens; done and
-    finished [B] bool: at an end, by a stop token.
+    single_passes [B]: those of them in which `advance` read one token a row; limits [B]: the most
+    tokens; done and finished [B] bool: at an end, by a stop token.
     """
 
     text: Array
@@ -53,7 +55,7 @@ class Rows:
     prompt: Array
     count: Array
     passes: Array
-    single: Array
+    single_passes: Array
     limits: Array
     done: Array
     finished: Array
@@ -65,11 +67,18 @@ def advance(params: Params, config: ModelConfig, rows: Rows, choice: Choice, siz
     1 + size tokens more for each row that is not done. The cache needs that many free slots. Where
     no row has a draft, the pass is over the newest token alone, which costs less."""
     draft = look_up(rows.text, rows.begin + rows.count, size)
-    draft = jnp.where(rows.done[:, None], NOTHING, draft)
-    check = lambda draft: _check(params, config, rows, draft, choice)
+    check = lambda draft: lambda rows: _check(params, config, rows, draft, choice)
     if not size:
-        return check(draft)
-    return lax.cond(jnp.any(draft != NOTHING), lambda: check(draft), lambda: check(draft[:, :0]))
+        return check(draft)(rows)
+    drafted = jnp.any((draft[:, 0] != NOTHING) & ~rows.done)
+    return _when(~drafted, check(draft[:, :0]), _when(drafted, check(draft), rows))
+
+
+def _when(true: Array, step: Callable[[Rows], Rows], rows: Rows) -> Rows:
+    """step(rows) where `true` [] bool holds, else the rows. A loop of at most one pass, because XLA
+    updates the cache of a loop in place, and copies it for `lax.cond`."""
+    once = lambda given: (jnp.bool_(False), step(given[1]))
+    return lax.while_loop(lambda given: given[0], once, (true, rows))[1]
 
 
 def _check(params: Params, config: ModelConfig, rows: Rows, draft: Array, choice: Choice) -> Rows:
@@ -83,8 +92,8 @@ def _check(params: Params, config: ModelConfig, rows: Rows, draft: Array, choice
     )
     after = record(params, config, rows, hidden, draft, choice)
     kept = after.count - rows.count
-    single = rows.single + (kept > 0) if size == 1 else rows.single
-    return after.replace(cache=keep(cache, size, kept), single=single)
+    single_passes = rows.single_passes + ((kept > 0) & (size == 1))
+    return after.replace(cache=keep(cache, size, kept), single_passes=single_passes)
 
 
 def record(

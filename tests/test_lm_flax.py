@@ -176,7 +176,7 @@ def test_batches_keep_to_their_size_the_longest_first(micro, params, monkeypatch
         return len(keys)
 
     monkeypatch.setattr(blocks, "begin", nothing)
-    monkeypatch.setattr(blocks, "finish", lambda *args: [blocks.Reply([], 0)] * args[2])
+    monkeypatch.setattr(blocks, "finish", lambda *args: [blocks.Reply([], 0, 0)] * args[2])
     texts = [f"{n} " * n for n in range(1, 12)] + ["Basel " * 30]
     engine(micro, params).generate(ask(*texts), NEW)
     assert [rows for rows, _ in sizes] == [2, 8, 2]
@@ -230,7 +230,8 @@ def test_drafts_change_only_the_number_of_passes(micro, params, monkeypatch, siz
     prompts = [encode_messages(chat, micro.tokenizer) for chat in ask(*TEXTS, "Basel Basel", "is")]
     how = {"tokens_at_once": 4096, "stop_ids": range(0, 1000, 90)}
     base = engine(micro, params, **how).complete(prompts, 40, 1.0, range(7))
-    assert [reply.passes for reply in base] == [len(reply.tokens) for reply in base]
+    for reply in base:
+        assert reply.passes == reply.single_passes == len(reply.tokens)
     lengths = sorted(len(reply.tokens) for reply in base)
     assert lengths[0] < lengths[-1] and not closed
     longest = max(base, key=lambda reply: len(reply.tokens))
@@ -240,6 +241,7 @@ def test_drafts_change_only_the_number_of_passes(micro, params, monkeypatch, siz
         replies = engine(micro, params, **how, drafts=drafts).complete(prompted, 40, 1.0, order)
         for i, reply in zip(order, replies, strict=True):
             assert reply.tokens == base[i].tokens and reply.passes <= base[i].passes
+            assert 0 < reply.single_passes < reply.passes
         best = replies[list(order).index(base.index(longest))]
         assert best.passes < len(best.tokens) / 2
     (alone,) = engine(micro, params, drafts=drafts, **how).complete(prompts[1:2], 40, 1.0, [1])
