@@ -1,13 +1,18 @@
 """Tokens per second of a trained writer with drafts of several lengths, and without.
 
-    python -m benchmarks.drafts
+    python -m benchmarks.drafts [--quick]
     python -m benchmarks.drafts --rows=1 --drafts=3,7,15 --checkpoint=runs/smollm2
 
 The writer reads one chunk a row (synthetic chats that hold something to keep, or another synthetic
 source) with an empty memory, greedily. Seconds count prompts and replies, as a user waits for them;
-passes are those of the model over a row, the fewer the more of the drafts was kept. Every contender
-writes the same tokens, or the program says so. `--loop=rollout` measures the loop of training, one
-program for all of it, which takes minutes to compile for 30 layers.
+passes are those of the model over a row, the fewer the more of the drafts was kept; those over one
+token a row, because no row had a draft, are single. Every contender writes the same tokens, or the
+program says so. `--loop=rollout` measures the loop of training, one program for all of it, which
+takes minutes to compile for 30 layers.
+
+1, 8 and 32 rows, each with drafts of 7, 3 and 15 tokens and without, in five rounds after two to
+warm up: probably more than an hour on two cores. `--quick`: the first number of rows and the first
+size of drafts alone, in two rounds after one; about a dozen replies, some minutes.
 """
 
 import hashlib
@@ -55,6 +60,7 @@ def respond(settings: dict, rounds) -> None:
         rounds.note(
             tokens=sum(map(len, written)),
             passes=sum(response.passes for response in responses),
+            single_passes=sum(response.single_passes for response in responses),
             digest=hashlib.sha256(str(written).encode()).hexdigest()[:12],
         )
 
@@ -62,12 +68,15 @@ def respond(settings: dict, rounds) -> None:
 def main() -> None:
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--rows", default="1,8,32")
-    parser.add_argument("--drafts", default="3,7,15", help="tokens of a draft")
+    parser.add_argument("--drafts", default="7,3,15", help="tokens of a draft")
     parser.add_argument("--family", default="chats", help="of the synthetic streams")
     parser.add_argument("--checkpoint", default="memalpha-smollm2")
     parser.add_argument("--loop", choices=("use", "rollout"), default="use")
     args = parser.parse_args()
-    sizes = [0, *map(int, args.drafts.split(","))]
+    most = 1 if args.quick else None
+    if args.quick:
+        args.rounds, args.warmup = min(args.rounds, 2), min(args.warmup, 1)
+    sizes = [0, *map(int, args.drafts.split(",")[:most])]
     contenders = [
         Contender(
             f"drafts of {n}" if n else "no drafts", "benchmarks.drafts:respond", (),
@@ -77,7 +86,7 @@ def main() -> None:
     ]  # fmt: skip
     given = {"checkpoint": args.checkpoint, "family": args.family, "loop": args.loop}
     parts = {}
-    for rows in map(int, args.rows.split(",")[: 1 if args.quick else None]):
+    for rows in map(int, args.rows.split(",")[:most]):
         timings = run(args, contenders, given | {"rows": rows})
         parts[f"{rows} rows"] = timings
         ran = [timing for timing in timings if timing.notes]
@@ -89,6 +98,7 @@ def main() -> None:
             faster = spread(ran[0].seconds)[1] / middle
             print(
                 f"{timing.name}: {note['tokens'] / note['passes']:.2f} tokens a pass,"
+                f" {note['single_passes'] / note['passes']:.2f} of the passes single,"
                 f" {faster:.2f} times as fast as without"
             )
         if len({timing.notes[0]["digest"] for timing in ran}) > 1:

@@ -1,11 +1,12 @@
 """Seconds of a training step while a reader takes as long as the rollout, with `rl.overlap` and
 without.
 
-    python -m benchmarks.overlap [--steps=8] [--arguments=ARGUMENTS OF configs/tiny.py]
+    python -m benchmarks.overlap [--quick] [--steps=8] [--arguments=ARGUMENTS OF configs/tiny.py]
 
 An untrained policy of configs/tiny.py samples. A first run with the offline reader says how long
 the rollout of a step takes; then that reader waits as long before it answers. The first two steps,
 which compile, and the last two, of which nothing is sampled ahead or which validates, do not count.
+`--quick` takes small batches: does all of it work?
 """
 
 import argparse
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.episode import load
+from benchmarks.episode import QUICK, load
 from experiments.lib.objects import first_trained
 from experiments.lib.workdir import read_metrics
 from experiments.train import train
@@ -53,16 +54,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--quick", action="store_true", help="small batches")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--arguments", default="", help="of configs/tiny.py")
     options = parser.parse_args()
     if options.steps <= 2 * LEFT_OUT:
         parser.error(f"--steps={options.steps}: give more than {2 * LEFT_OUT}")
-    alone = timings(options.arguments, options.steps, overlap=False, wait=0.0)
+    arguments = ",".join(filter(None, [options.quick and QUICK, options.arguments]))
+    alone = timings(arguments, options.steps, overlap=False, wait=0.0)
     rollout = statistics.median(sum(line.get(s, 0.0) for s in ROLLOUT) for line in alone)
     print(f"rollout {rollout:.3f} s, and a reader that takes as long")
     for overlap in (False, True):
-        lines = timings(options.arguments, options.steps, overlap, rollout)
+        lines = timings(arguments, options.steps, overlap, rollout)
         seconds = statistics.median(line["step_seconds"] for line in lines)
         waited = statistics.median(line["read"] for line in lines)
         name = "with overlap" if overlap else "without"

@@ -216,13 +216,13 @@ def test_a_pass_reads_one_token_a_row_where_no_row_has_a_draft(temperature):
 
 
 def test_rows_that_are_done_have_no_draft():
-    """The row that is done could go on with a draft; the other one has none in its first passes."""
-    how = dict(prompts=[[6, 6, 6], [5]], temperature=1.5)
-    base = sample(0, limits=[1, 9], **how)
-    out = sample(6, limits=[1, 9], **how)
+    """What row 1 ends with stands in the text, so that it would have a draft in every pass."""
+    limits = [9, 1, 0, 0, 0, 0]
+    base = sample(0, limits=limits)
+    text = [base.tokens[1, 0], 40, 39]
+    out = sample(7, text, limits=limits)
     assert_same(out, base)
-    drafted = assert_counted(out, 6, prompts=how["prompts"])
-    assert out.passes[0] == 1 and drafted[0] == 0
+    assert assert_counted(out, 7, text)[0] == 0
 
 
 def test_a_prefix_and_a_window_of_attention_change_nothing():
