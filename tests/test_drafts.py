@@ -222,7 +222,7 @@ def test_rows_that_are_done_have_no_draft():
     text = [base.tokens[1, 0], 40, 39]
     out = sample(7, text, limits=limits)
     assert_same(out, base)
-    assert assert_counted(out, 7, text)[0] == 0
+    assert 0 in assert_counted(out, 7, text)
 
 
 def test_a_prefix_and_a_window_of_attention_change_nothing():
