@@ -241,11 +241,12 @@ def test_drafts_change_only_the_number_of_passes(micro, params, monkeypatch, siz
         replies = engine(micro, params, **how, drafts=drafts).complete(prompted, 40, 1.0, order)
         for i, reply in zip(order, replies, strict=True):
             assert reply.tokens == base[i].tokens and reply.passes <= base[i].passes
-            assert 0 < reply.single_passes < reply.passes
+            assert reply.single_passes <= reply.passes
         best = replies[list(order).index(base.index(longest))]
         assert best.passes < len(best.tokens) / 2
     (alone,) = engine(micro, params, drafts=drafts, **how).complete(prompts[1:2], 40, 1.0, [1])
     assert alone.tokens == base[1].tokens and closed
+    assert 0 < alone.single_passes < alone.passes
 
 
 def test_a_stop_token_ends_a_reply(micro, params):
