@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from difflib import SequenceMatcher
 from functools import lru_cache, partial
 
 from memalpha.data.cut import split_text
@@ -19,6 +20,7 @@ from memalpha.prompts import PromptSpec, PromptTooLong, fit_prompt
 PIECE_OF = "piece_of"  # in the metadata of an instance: the chunk that each of its pieces is of
 LEAST = 16  # tokens of a piece, which may be more than its prompt has room for
 BORDERS = 16  # tokens by which text and template may come to more together than apart
+SAID = " said: "  # in notes of dialogues; what stands before it, date and name, is in any piece
 
 _DATE = re.compile(r"^\[Dialogue [^\]\n]*\]$", re.MULTILINE)
 _WORD = re.compile(r"\w+")
@@ -139,18 +141,21 @@ def _beside(spec: PromptSpec) -> int:
 
 
 def _share_out(notes: Sequence[dict], parts: Sequence[str]) -> list[list[dict]]:
-    """The notes of a chunk, each with the piece that holds its words: the first that has them as
-    they stand, else the first of those that have most of them."""
+    """The notes of a chunk, each with the piece that has the most of its words in a row; of several
+    with the one that has the most of its words, then with the first."""
     of_piece: list[list[dict]] = [[] for _ in parts]
-    plain = [_plain(part) for part in parts]
-    words = [set(_WORD.findall(part)) for part in plain]
+    words = [_words(part) for part in parts]
     for note in notes:
-        said = _plain(note.get("quote") or note["content"])
-        told = set(_WORD.findall(said))
-        held = [(said in part, len(told & own)) for part, own in zip(plain, words, strict=True)]
+        text = note.get("quote") or note["content"]
+        told = _words(text.partition(SAID)[2] or text)
+        held = [(_longest_run(told, part), len({*told} & {*part})) for part in words]
         of_piece[held.index(max(held))].append(note)
     return of_piece
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _longest_run(told: list[str], part: list[str]) -> int:
+    return SequenceMatcher(None, told, part, autojunk=False).find_longest_match().size
