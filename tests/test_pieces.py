@@ -1,7 +1,6 @@
 """Chunks that are too long for a prompt: what is cut, where, and what the pieces carry."""
 
 import re
-from dataclasses import replace
 
 import pytest
 
@@ -101,8 +100,7 @@ def test_notes_go_to_the_piece_that_holds_their_words(env):
     small_talk = [f"<User> Number {i} is good, thanks.\n<Assistant> Fine." for i in range(16)]
     fact = "<User> Yesterday I adopted a parrot from the shelter in Lyon.\n<Assistant> Fine."
     chunk = "\n".join([DATES[0], *small_talk[:12], fact, *small_talk[12:]])
-    instance = add_notes(replace(of(HELLO, chunk), metadata={}))
-    instance = replace(instance, metadata=instance.metadata | {"title": "t"})
+    instance = add_notes(of(f"{DATES[1]}\n{HELLO}", chunk, title="t"))
     (note,) = instance.metadata["notes"][1]
     cut = fitting(env, instance)
     notes = cut.metadata["notes"]
@@ -163,4 +161,4 @@ def test_episodes_read_pieces_and_are_given_back_with_whole_chunks(env):
     given = as_given(episodes, [long, long, short])
     assert [e.instance for e in given] == [long, long, short]
     assert [s.chunk for s in given[0].steps] == [0, *[1] * (len(first.steps) - 1)]
-    assert cut_chunks(given) == 2  # of two instances, as these episodes say
+    assert cut_chunks(given) == 1
