@@ -17,6 +17,7 @@ more such folders. --against=SYSTEM prints how far the others are from it on the
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ from experiments.lib.systems import (
 from memalpha.data.instance import Instance
 from memalpha.episode import Clock
 from memalpha.paths import user_path
+from memalpha.pieces import cut_chunks
 
 CONTROLS = ("store_everything", "rag_top2", "no_memory")  # baselines that are measured by default
 COMPARED = ("r1", "r2", "r4", "exact")  # by --against
@@ -123,7 +125,8 @@ def measure(
     unit: str = "chunks",
     after: Callable[[Work], None] = lambda _: None,
 ) -> None:
-    """Measures what is missing, in order. Questions without an answer are masked and counted.
+    """Measures what is missing, in order. Questions without an answer are masked and counted; the
+    terminal gets a line for each system and source with chunks that were read in pieces.
 
     unit: of `Work.size`. after: called after each batch.
 
@@ -135,6 +138,7 @@ def measure(
     left = [one for one in work if any(one.missing)]
     total = sum(one.size for one in work)
     done = total - sum(one.size for one in left)
+    cut: Counter[str] = Counter()
     with progress(unit, total, done) as report:
         for one in left:
             where, clock, began = f"{one.name} on {one.source}", Clock(), time.perf_counter()
@@ -145,6 +149,7 @@ def measure(
             episodes = one.system.run(one.part, clock, on_chunk)
             seconds = time.perf_counter() - began
             check_answers(config, episodes, where)
+            cut[where] += cut_chunks(episodes)
             questions = sum(len(instance.questions) for instance in one.part)
             # Baselines are not timed stage by stage, so all of their time counts as reading.
             reading = clock["retrieve"] + clock["read"] if episodes[0].steps else seconds
@@ -153,6 +158,10 @@ def measure(
             done += one.size
             report(done, where)
             after(one)
+    for where, chunks in cut.items():
+        if chunks:
+            line = f"{where}: {chunks} chunks too long for the prompt, which were read in pieces"
+            console.print(line, markup=False)
 
 
 def results_overview(folder: Path) -> Table:

@@ -25,6 +25,7 @@ from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Step, Turn, Writer
 from memalpha.memory import Outcome
 from memalpha.paths import user_path
+from memalpha.pieces import as_given, chunk_number
 from memalpha.policy import load_policy
 from memalpha.rollout import run_episodes
 from memalpha.tools import CONTENT_KEY, INSERT, UPDATE
@@ -92,26 +93,32 @@ def measure_junk(
 
     def write(turns: Sequence[Turn]):
         """The notes of the chat go in by rule, the lines are for the writer."""
-        told = [turn for turn in turns if turn.chunk < BEFORE]
-        others = [turn for turn in turns if turn.chunk >= BEFORE]
+        of_chat = [chunk_number(turn.instance, turn.chunk) < BEFORE for turn in turns]
+        told = [turn for turn, of in zip(turns, of_chat, strict=True) if of]
+        others = [turn for turn, of in zip(turns, of_chat, strict=True) if not of]
         told, others = iter(teller(told)), iter(writer(others) if others else [])
-        return [next(told if turn.chunk < BEFORE else others) for turn in turns]
+        return [next(told if of else others) for of in of_chat]
 
     with progress("lines", sum(len(i.chunks) for i in instances)) as report:
         episodes = run_episodes(
             env, instances, write, rows=rows, ask=False, on_chunk=lambda done, _: report(done)
         )
-    steps = [step for episode in episodes for step in episode.steps[BEFORE:]]
-    return [_junk(line, step) for line, step in zip(lines, steps, strict=True)]
+    at_line: list[list[Step]] = [[] for _ in lines]  # one step, or one for each piece of the line
+    for number, episode in enumerate(as_given(episodes, instances)):
+        for step in episode.steps:
+            if step.chunk >= BEFORE:
+                at_line[number * STREAM + step.chunk - BEFORE].append(step)
+    return [_junk(line, steps) for line, steps in zip(lines, at_line, strict=True)]
 
 
-def _junk(line: str, step: Step) -> Junk:
+def _junk(line: str, steps: Sequence[Step]) -> Junk:
     stored = [
         call.arguments[CONTENT_KEY[call.name]]
+        for step in steps
         for call, outcome in zip(step.calls, step.outcomes, strict=True)
         if outcome == Outcome.OK and call.name in (INSERT, UPDATE)
     ]
-    return Junk(line, stored, bool(step.calls))
+    return Junk(line, stored, any(step.calls for step in steps))
 
 
 def summary(junk: Sequence[Junk]) -> dict[str, float]:

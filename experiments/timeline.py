@@ -27,6 +27,7 @@ from memalpha.data.files import write_text
 from memalpha.episode import Environment, Episode, Step
 from memalpha.memory import EMPTY_VIEW, MemoryView
 from memalpha.paths import user_path
+from memalpha.pieces import fit_all
 from memalpha.policy import Policy, load_policy
 from memalpha.rollout import run_episodes
 
@@ -149,6 +150,8 @@ def show_policies(
 ) -> Path:
     """Writes the page with test instances of every source of `config`, read by each policy."""
     instances = build_every(config, "test", per_source, chunks=chunks)
+    for policy in policies.values():  # all of them read the same pieces of a long chunk
+        instances = fit_all(policy.env, instances)
     runs = {
         name: run_episodes(policy.env, instances, policy.writer(len(instances)), keep_views=True)
         for name, policy in policies.items()

@@ -1,5 +1,6 @@
 """The training loop: rollout, rewards, advantages, update, checkpoint."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -164,11 +165,13 @@ def training_batch(
     clock: Clock | None = None,
     again: Sequence[Episode] = (),
 ) -> Batch:
-    """The batch of a step, padded to the largest number of rows that its episodes can have.
-    `again`: what `reroll` made of these episodes."""
+    """The batch of a step, padded to the largest number of rows that its episodes can have; where
+    chunks were read in pieces and it has more, to a multiple of that. `again`: what `reroll` made
+    of these episodes."""
     rl, prompt = config.rl, config.prompt
     room = len(episodes) * config.data.chunks + rl.rerolls * rl.rollouts
     episodes = [*episodes, *again]
+    room *= max(1, math.ceil(sum(len(e.steps) for e in episodes) / room))
     batch = to_batch(episodes, rl.rollouts, prompt.tokens, prompt.response_tokens, room)
     if config.reward.silence:
         batch = reward_silence(batch, episodes)

@@ -30,6 +30,7 @@ from memalpha.episode import (
 )
 from memalpha.judge import Verdict
 from memalpha.memory import MemoryView, Outcome
+from memalpha.pieces import fit_all
 from memalpha.prompts import CUT_MARK, fit_prompt
 from memalpha.reading import read_out
 from memalpha.tokenizer import cached_decoder, cached_encoder, encode, response_end
@@ -48,18 +49,22 @@ def run_episodes(
 ) -> list[Episode]:
     """Runs one episode for each instance (repeat an instance for several rollouts of it).
 
+    A chunk that does not fit the prompt of `env`, even with nothing of the memory shown, is read in
+    pieces: then the episode carries the instance that `pieces.fitting` makes, with more chunks.
+
     Args:
         seed: for drawing the id of each episode's first entry; the writer has its own randomness.
         keep_views: store a view of the whole memory in every step, for display.
         clock: receives the time spent in each stage.
-        on_chunk: called after each chunk with (chunks done, chunks in total) over all episodes.
+        on_chunk: called after each chunk with (chunks done, chunks in total) over all episodes, in
+            chunks of the instances as given.
         rows: how many episodes run at the same time; best is the batch size of the writer; 0: all
             of them. It does not change the results, because a sample depends on its episode and
             chunk and not on the other rows of the batch.
         ask: False skips the questions; r1 and r3 stay NaN. `reading.read_later` asks them.
 
     Raises:
-        PromptTooLong: template and chunk alone do not fit the prompt of a writer.
+        PromptTooLong: a chunk does not fit, and the template leaves no room for a piece of it.
     """
     if not instances:
         raise ValueError("run_episodes: no instances; give at least one")
@@ -68,7 +73,11 @@ def run_episodes(
     for instance in instances:
         validate(instance)
     clock = Clock() if clock is None else clock
-    steps, views = _memorise_all(env, instances, writer, seed, keep_views, clock, on_chunk, rows)
+    chunks = sum(len(instance.chunks) for instance in instances)
+    report = on_chunk and (lambda done, total: on_chunk(chunks * done // total, chunks))
+    with clock("render"):
+        instances = fit_all(env, instances)
+    steps, views = _memorise_all(env, instances, writer, seed, keep_views, clock, report, rows)
     if ask:
         return read_out(env, instances, steps, views, clock)
     return [

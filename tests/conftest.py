@@ -16,6 +16,7 @@ if CACHE_IS_OURS:
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+from dataclasses import replace  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
 import jax  # noqa: E402
@@ -23,6 +24,7 @@ import pytest  # noqa: E402
 from chat_server import ChatServer  # noqa: E402
 
 from memalpha.data import synthetic  # noqa: E402
+from memalpha.data.instance import Instance  # noqa: E402
 from memalpha.episode import Environment, MemorySpec  # noqa: E402
 from memalpha.model import ModelConfig  # noqa: E402
 from memalpha.prompts import PromptSpec, load_template, template_fragments  # noqa: E402
@@ -66,6 +68,16 @@ def micro() -> SimpleNamespace:
         mlp_size=32,
     )
     return SimpleNamespace(tokenizer=tokenizer, phrases=phrases, env=env, model=model)
+
+
+@pytest.fixture(scope="session")
+def long_instance() -> Instance:
+    """Two chunks of facts with their notes; the second is too long for a prompt of `micro`."""
+    instance = synthetic.generate("facts", "train", 0, chunks=12)
+    notes = instance.metadata["notes"]
+    chunks = (instance.chunks[0], "\n".join(instance.chunks[1:]))
+    joined = {"notes": [notes[0], [note for of_chunk in notes[1:] for note in of_chunk]]}
+    return replace(instance, chunks=chunks, metadata=instance.metadata | joined)
 
 
 @pytest.fixture(scope="session")

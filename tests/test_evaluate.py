@@ -253,6 +253,21 @@ def test_the_perfect_writer_is_measured_on_synthetic_text_alone(run, tmp_path, m
     assert [str(c.header) for c in table.columns] == ["system", "facts", "updates"]
 
 
+def test_a_chunk_too_long_for_the_prompt_is_measured_whole(run, tmp_path, long_instance, capsys):
+    systems = open_systems(["perfect", "no_memory"], run, None, 2)
+    sources = {SOURCES[0]: [long_instance]}
+    about = {SOURCES[0]: describe_source(run.config, SOURCES[0], "test", 0)}
+    for _ in range(2):  # the second time nothing is left to measure
+        with Results(tmp_path, describe(run, "test", systems, about)) as results:
+            evaluate(run.config, systems, sources, results, 2)
+    said = capsys.readouterr().out
+    assert said.count("perfect on synthetic_facts: 1 chunks too long for the prompt") == 1
+    perfect, nothing = rows(tmp_path, INSTANCES)
+    assert perfect["chunks"] == 2 and perfect["chunk_tokens"] == nothing["chunk_tokens"]
+    assert perfect["digest"] == nothing["digest"]
+    assert perfect["ok_calls"] == sum(map(len, long_instance.metadata["notes"]))
+
+
 def test_differences_are_between_systems_on_the_same_instances(run, tmp_path):
     systems = open_systems(["no_memory", "store_everything", "perfect"], run, None, 2)
     measure(run, tmp_path, {"no_memory": systems["no_memory"]}, 3)

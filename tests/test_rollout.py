@@ -370,8 +370,8 @@ def test_a_scripted_writer_renders_a_prompt_only_where_it_is_asked_for(micro, mo
 
 def test_a_prompt_that_cannot_fit_says_so(micro):
     writer = scripted_writer(micro.env, lambda turn: "", with_prompts=True)
-    with pytest.raises(PromptTooLong, match="its budget is 320.*shorter chunks"):
-        run_episodes(micro.env, [tiny("unheard " * 400)], writer)
+    with pytest.raises(PromptTooLong, match="a prompt of 20, nor does a piece of it of 16"):
+        run_episodes(micro.env.replace(prompt_tokens=20), [tiny("unheard " * 400)], writer)
 
 
 def test_first_ids_are_drawn_from_their_range_by_seed(micro):

@@ -1,5 +1,6 @@
 """Parts of the loop that the end-to-end run on the default config does not reach."""
 
+from collections import Counter
 from dataclasses import replace
 
 import jax
@@ -14,14 +15,16 @@ from experiments.lib.measure import summarise
 from experiments.lib.objects import build_optimizer
 from experiments.lib.warm_start import ahead, quote_batch, trace_batch
 from experiments.lib.writers import teacher
-from experiments.train import make_learner, reward_silence
+from experiments.train import make_learner, reward_silence, sample, score
 from memalpha.baselines.scripted import careful
 from memalpha.batch import plan_micro_batches
 from memalpha.credit import add_credit
 from memalpha.data.instance import Instance, Question
+from memalpha.episode import Clock
 from memalpha.learner import init_state
 from memalpha.memory import MemoryView
 from memalpha.model import ModelConfig, init_params
+from memalpha.pieces import cut_chunks
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tools import INSERT, Call, format_call, parse_calls
 
@@ -83,6 +86,41 @@ def test_warm_start_batches_have_the_rows_of_the_config(micro, chunks):
     batches = training_batches(config)
     for make in (quote_batch, trace_batch):
         assert make(config, micro.env, batches, 3).tokens.prompt.shape[0] == 6
+
+
+def test_a_chunk_too_long_for_the_prompt_is_cut_in_the_warm_start(micro, long_instance):
+    config = tiny.get_config(f"{SMALL},data.chunks=2,prompt.tokens=320")
+    for make in (quote_batch, trace_batch):
+        cut = Counter()
+        batch = make(config, micro.env, lambda step, size: [long_instance] * size, 3, cut)
+        assert batch.tokens.prompt.shape == (6, 320) and batch.rows.valid.all()
+        assert cut == {3: 1}
+
+
+def test_a_chunk_too_long_for_the_prompt_is_cut_in_a_training_step(micro, long_instance):
+    config = tiny.get_config(
+        f"{SMALL},data.chunks=2,prompt.tokens=320,prompt.response_tokens=8,rl.rerolls=1,rl.kl=none,"
+        "reward.chunk_weight=0.5,reward.silence=True,rl.call_credit=False,rl.groups=chunk"
+    )
+    env = micro.env.replace(response_tokens=8)
+    params, clock = init_params(micro.model, jax.random.key(0)), Clock()
+    short = replace(long_instance, chunks=long_instance.chunks[:1], instance_id="short")
+    short = replace(short, metadata={"notes": long_instance.metadata["notes"][:1]})
+    draw = lambda step, size: [long_instance, short]
+    sampled = sample(config, env, micro.model, params, draw, 0, clock)
+    episodes, batch = score(config, env, sampled, 0, clock)
+    read = [len(e.instance.chunks) for e in episodes]
+    assert read[0] == read[1] > 3 and read[2:] == [1, 1] and cut_chunks(episodes) == 1
+    steps = sum(read) + 2
+    assert len(batch.rows.valid) % 10 == 0  # 2 x 2 x 2 rows and 2 again: what can be divided
+    assert steps <= len(batch.rows.valid) < steps + 10 and batch.rows.valid.sum() == steps
+    assert batch.rows.chunk[: read[0]].tolist() == list(range(read[0]))
+    learner = make_learner(config, micro.model, build_optimizer(config), params, params)
+    state = init_state(jax.tree.map(jnp.copy, params), build_optimizer(config))
+    plan = plan_micro_batches(batch, None)
+    batch, _ = learner.advantages(state, batch, plan)
+    _, metrics = learner.update(state, batch, plan, 0)
+    assert metrics["nonfinite"] == 0
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 """Writers in an environment of their own, read in the environment of the evaluation."""
 
-import re
-
 import pytest
 
-from experiments.lib.written import pieces, write_and_read
+from experiments.lib.written import write_and_read
 from memalpha.data.instance import Instance, Question
 from memalpha.episode import Clock, count_tokens
 from memalpha.exactness import exact_share
@@ -24,21 +22,6 @@ def own(micro):
 def talk(date, first, last):
     lines = (f"Anna Berger has a parrot number {i}." for i in range(first, last))
     return "\n".join([date, *lines])
-
-
-def test_a_chunk_that_fits_is_shown_as_it_is(own):
-    text = f"  {talk(DATES[0], 0, 2)}\n"
-    assert list(pieces(own, text)) == [text]
-
-
-def test_pieces_fit_begin_with_their_date_and_say_all(own):
-    text = "\n\n".join((talk(DATES[0], 0, 19), talk(DATES[1], 19, 29)))
-    parts = list(pieces(own, text))
-    assert len(parts) > 2 and max(count_tokens(own, part) for part in parts) <= 120
-    numbers = [re.findall(r"number (\d+)", part) for part in parts]
-    assert [int(n) for of in numbers for n in of] == list(range(29))
-    for part, said in zip(parts, numbers, strict=True):
-        assert part.startswith(DATES[int(said[0]) >= 19])
 
 
 def test_it_writes_in_its_own_environment_and_is_read_in_the_other(micro, own):

@@ -16,6 +16,7 @@ WORRIES = {  # metric -> the problem that a value other than 0 means
     "nonfinite": "a loss or gradient that was not finite",
     "nan_logps": "a log-prob that was not a number",
     "failed": "episodes that the reader left unjudged",
+    "cut_chunks": "chunks too long for the prompt, which are read in pieces",
 }
 CUT = "more than half of the responses cut by their limit"
 

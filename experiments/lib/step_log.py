@@ -15,6 +15,7 @@ from experiments.lib.workdir import MetricsLog, own_folder
 from memalpha.checkpoint import open_checkpoints, restore, save
 from memalpha.episode import Clock, Episode
 from memalpha.learner import TrainState
+from memalpha.pieces import cut_chunks
 
 
 class NonFiniteError(RuntimeError):
@@ -80,6 +81,7 @@ class StepLog:
         """
         is_last = step + 1 == self._config.rl.steps
         line = {k: float(v) for k, v in jax.device_get(metrics).items()} | summarise(episodes)
+        line["cut_chunks"] = float(cut_chunks(episodes))
         if line["nonfinite"]:
             self._metrics.write(step, line)
         check_finite(line, step, "train")

@@ -35,13 +35,14 @@ from memalpha import adapters
 from memalpha.baselines import BASELINES, long_context, make_baseline, needs_model
 from memalpha.data.files import digest
 from memalpha.data.instance import Instance
-from memalpha.episode import Clock, Environment, Episode
+from memalpha.episode import Clock, Environment, Episode, Writer
 from memalpha.lm.interface import Counted, LanguageModel
 from memalpha.lm.roles import lm_writer, prompted_environment
 from memalpha.paths import user_path
+from memalpha.pieces import as_given
 from memalpha.policy import load_policy, read_spec
 from memalpha.policy_spec import PromptSettings
-from memalpha.reading import run_baseline
+from memalpha.reading import read_later, run_baseline
 from memalpha.rollout import run_episodes
 from memalpha.tokenizer import load_tokenizer
 
@@ -280,13 +281,12 @@ def _sizes(config: ConfigDict) -> dict[str, Any]:
     return {name: json.loads(config.to_json())[name] for name in ("prompt", "memory")}
 
 
-def _writes(env: Environment, writer, about: dict[str, Any]) -> System:
-    return System(
-        lambda instances, clock, report: run_episodes(
-            env, instances, writer, clock=clock, on_chunk=report
-        ),
-        about,
-    )
+def _writes(env: Environment, writer: Writer, about: dict[str, Any]) -> System:
+    def run(instances: Sequence[Instance], clock: Clock, report: Reporter) -> list[Episode]:
+        episodes = run_episodes(env, instances, writer, clock=clock, on_chunk=report, ask=False)
+        return read_later(env, as_given(episodes, instances), clock)
+
+    return System(run, about)
 
 
 def applies(name: str, source: str) -> bool:

@@ -5,6 +5,7 @@ pieces of the lines of a chunk inside of calls. Then it learns to imitate a scri
 deliberately poor one, or for pretrained models a careful one (`config.warm_start.teacher`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments.lib.instances import training_batches
 from experiments.lib.objects import build_lora, first_trained
-from experiments.lib.progress import progress
+from experiments.lib.progress import progress, worries
 from experiments.lib.step_log import check_finite
 from experiments.lib.workdir import MetricsLog, own_folder
 from experiments.lib.writers import is_flat, teacher
@@ -29,6 +30,7 @@ from memalpha.learner import init_state, make_supervised_update
 from memalpha.memory import MEMORY_NAMES
 from memalpha.model import ModelConfig, Params
 from memalpha.optimizer import OptimizerConfig, make_optimizer
+from memalpha.pieces import cut_chunks
 from memalpha.rollout import run_episodes, scripted_writer, to_batch
 from memalpha.tokenizer import decode, encode
 from memalpha.tools import INSERT, UPDATE, Call, format_response
@@ -77,23 +79,26 @@ def warm_start(
         if (checkpoint := restore(checkpoints, state)) is not None:
             first, state = checkpoint
         log = MetricsLog(own_folder(workdir) / "warm_start.jsonl", first, events)
+        cut: Counter[int] = Counter()  # step -> chunks that were read in pieces
 
         def make(step: int) -> Batch:
             if step < stage.copy_steps:
                 return copy_batch(config, len(env.prompt.tokenizer), step)
             if step < stage.copy_steps + stage.quote_steps:
-                return quote_batch(config, env, batches, step)
-            return trace_batch(config, env, batches, step)
+                return quote_batch(config, env, batches, step, cut)
+            return trace_batch(config, env, batches, step, cut)
 
         with progress("warm start", stage.steps, first) as report:
             for step, batch in ahead(make, range(first, stage.steps)):
                 plan = plan_micro_batches(batch, stage.micro_batch or None)
                 state, metrics = update(state, batch, plan, params if adapters.rank else None)
                 metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                metrics["cut_chunks"] = float(cut[step])
                 log.write(step, metrics)
                 check_finite(metrics, step, "warm start")
                 if (step + 1) % config.checkpoint_every == 0 or step + 1 == stage.steps:
                     save(checkpoints, step + 1, state)
+                report.warn(step, *worries(metrics))
                 report(step + 1, f"loss {metrics['loss']:.3f}")
     return state.params
 
@@ -120,9 +125,12 @@ def copy_batch(config: ConfigDict, vocab_size: int, step: int) -> Batch:
     return Batch(tokens, rows=Rows(valid=mask[:, 0]))
 
 
-def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
+def quote_batch(
+    config: ConfigDict, env: Environment, batches, step: int, cut: Counter[int] | None = None
+) -> Batch:
     """Rows of normal prompts with calls that store pieces of randomly chosen lines of the chunk, in
-    reading order. They teach how to quote from any position, and nothing about what to quote."""
+    reading order. They teach how to quote from any position, and nothing about what to quote.
+    `cut`: receives how many chunks were read in pieces, under `step`."""
     rng = np.random.default_rng([config.seed, step, 19])
     lists = MEMORY_NAMES[1:]
     core_share = 1.0 if is_flat(env) else QUOTE_CORE if env.prompt.enabled[0] else 0.0
@@ -149,7 +157,7 @@ def quote_batch(config: ConfigDict, env: Environment, batches, step: int) -> Bat
             (t for t in texts if len(encode(env.prompt.tokenizer, t)) <= room), key=len, default=""
         )
 
-    return _batch(config, env, batches, step, scripted_writer(env, quote, with_prompts=True))
+    return _batch(config, env, batches, step, scripted_writer(env, quote, with_prompts=True), cut)
 
 
 def _piece(rng: np.random.Generator, tokens: list[int]) -> list[int]:
@@ -163,13 +171,22 @@ def _store(memory: str, content: str) -> Call:
     return Call(name, {"memory_type": memory, field: content})
 
 
-def trace_batch(config: ConfigDict, env: Environment, batches, step: int) -> Batch:
-    """Rows of the teacher's episodes."""
+def trace_batch(
+    config: ConfigDict, env: Environment, batches, step: int, cut: Counter[int] | None = None
+) -> Batch:
+    """Rows of the teacher's episodes. `cut`: as in `quote_batch`."""
     rng = np.random.default_rng([config.seed, step, 11])
-    return _batch(config, env, batches, step, teacher(config, env, rng))
+    return _batch(config, env, batches, step, teacher(config, env, rng), cut)
 
 
-def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Writer) -> Batch:
+def _batch(
+    config: ConfigDict,
+    env: Environment,
+    batches,
+    step: int,
+    writer: Writer,
+    cut: Counter[int] | None,
+) -> Batch:
     """`rows` rows of episodes of a writer; responses over the token limit are left out.
 
     Where streams differ in length there are twice as many steps, of which `rows` are drawn."""
@@ -177,12 +194,14 @@ def _batch(config: ConfigDict, env: Environment, batches, step: int, writer: Wri
     lengths = config.data.lengths or (config.data.chunks,)
     wanted = 2 * rows if config.data.lengths else rows
     instances = batches(TRACES // rows + step, -(-wanted * len(lengths) // sum(lengths)))
+    episodes = run_episodes(env, instances, writer, seed=step, ask=False)
+    if cut is not None:
+        cut[step] = cut_chunks(episodes)
+    room = max(rows, sum(len(episode.steps) for episode in episodes))
     episodes = [
-        replace(e, steps=[s for s in e.steps if len(s.response.tokens) <= limit])
-        for e in run_episodes(env, instances, writer, seed=step, ask=False)
+        replace(e, steps=[s for s in e.steps if len(s.response.tokens) <= limit]) for e in episodes
     ]
     count = sum(len(episode.steps) for episode in episodes)
-    room = max(rows, sum(len(instance.chunks) for instance in instances))
     whole = to_batch(episodes, 1, config.prompt.tokens, limit, room)
     chosen = np.arange(rows)
     if config.data.lengths and count > rows:
