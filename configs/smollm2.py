@@ -18,6 +18,8 @@ Arguments, after a colon and separated by commas:
     gpu       one GPU of 80 GB, bfloat16, more episodes a step
     smoke     every stage in few steps, too short to learn anything
     chats     three of four streams are chats, the fourth is SQuAD
+    singles   half of the streams are chats, half are statements of other sources as single
+              messages; with more small talk, to teach when to be silent
     field=value   any field of the config, e.g. configs/smollm2.py:laptop,data.dir=DIR,seed=1
 """
 
@@ -85,7 +87,11 @@ def get_config(arg: str = "") -> config_dict.ConfigDict:
     )
     config.eval.update(every=20, instances=2, test_instances=6)
     config.checkpoint_every = 5
-    return finish(config, arg, {"laptop": laptop, "gpu": gpu, "smoke": smoke, "chats": chats})
+    return finish(
+        config,
+        arg,
+        {"laptop": laptop, "gpu": gpu, "smoke": smoke, "chats": chats, "singles": singles},
+    )
 
 
 def laptop(config: config_dict.ConfigDict) -> None:
@@ -113,3 +119,21 @@ def smoke(config: config_dict.ConfigDict) -> None:
 def chats(config: config_dict.ConfigDict) -> None:
     """Preset: mostly chats, as the last updates of the shipped writer had them."""
     config.data.sources = ("synthetic_chats", "synthetic_chats", "synthetic_chats", "squad")
+
+
+def singles(config: config_dict.ConfigDict) -> None:
+    """Preset: when to be silent, and when not. Half of the streams are chats with much small talk,
+    the others statements of many kinds, typed as single messages."""
+    config.data.update(
+        sources=(
+            "synthetic_chats",
+            "single_squad",
+            "synthetic_chats",
+            "single_lme_train",
+            "synthetic_chats",
+            "single_synthetic_updates",
+        ),
+        lengths=(1, 2, 4),
+        empty_share=0.4,
+    )
+    config.warm_start.update(first_weight=8.0, learning_rate=3e-4)

@@ -10,16 +10,18 @@ from memalpha.data import SESSIONS, built_sets, load_source, synthetic
 from memalpha.data.batches import batch_indices
 from memalpha.data.instance import Instance
 from memalpha.data.notes import add_notes
+from memalpha.data.single import single_messages
 from memalpha.data.sizes import Sizes
 
 PREFIX = "synthetic_"
+SINGLE = "single_"  # before the name of a source: its statements as single messages
 
 
 CORPUS_INSTANCES = 200  # of each synthetic source, for training a tokenizer
 
 
 def is_synthetic(source: str) -> bool:
-    return source.startswith(PREFIX)
+    return source.removeprefix(SINGLE).startswith(PREFIX)
 
 
 def build_instances(
@@ -30,6 +32,10 @@ def build_instances(
     `config.data.built`; then `chunks` is ignored."""
     data = config.data
     chunks = chunks or data.chunks
+    if source.startswith(SINGLE):
+        told = build_instances(config, source.removeprefix(SINGLE), split, count, first, chunks)
+        made = [single_messages(instance, config.seed, split) for instance in told]
+        return [instance for instance in made if instance is not None]
     if is_synthetic(source):
         return [
             synthetic.generate(

@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.lib.instances import PREFIX, build_instances, is_synthetic
+from experiments.lib.instances import PREFIX, SINGLE, build_instances, is_synthetic
 from memalpha.data import SOURCES, built_sets, synthetic
 from memalpha.data.instance import Instance
 
@@ -46,7 +46,8 @@ def from_flags(config: ConfigDict) -> tuple[dict[str, list[Instance]], dict[str,
 def known_sources(config: ConfigDict, split: str) -> list[str]:
     """Names that `load_sources` knows, given the data folders of the config."""
     real = built_sets.find_split(config.data.built, split) if config.data.built else SOURCES
-    return [*(PREFIX + family for family in synthetic.FAMILIES), *real]
+    names = [*(PREFIX + family for family in synthetic.FAMILIES), *real]
+    return [*names, *(SINGLE + name for name in names)]
 
 
 def load_sources(

@@ -1,0 +1,66 @@
+"""Statements of any source as single messages, as a person types them to an assistant.
+
+Chats of ours hold some eighty kinds of facts. A writer that shall be silent at small talk has to
+meet far more kinds of statements that are worth keeping, or it takes what it does not know for
+small talk.
+"""
+
+import datetime
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from memalpha.data.chats import forms
+from memalpha.data.chats.forms import Line
+from memalpha.data.chats.slots import Draws
+from memalpha.data.instance import Instance, Question, validate
+from memalpha.metrics import occurs
+
+_FRAME = re.compile(r"^\d{4}/\d\d/\d\d: (?:\w+ said: )?")  # date and speaker of a note
+
+
+def single_messages(instance: Instance, seed: int, split: str = "train") -> Instance | None:
+    """A stream of at most as many messages as the instance has chunks, each a statement that
+    answers one of its questions, in the form in which `MemoryAgent` shows what it is told.
+
+    Metadata: `notes` alone. Questions that no statement answers word for word are left out; None
+    where no question is left.
+
+    Raises:
+        ValueError: the instance has no notes (`notes.add_notes`).
+    """
+    if "notes" not in instance.metadata:
+        raise ValueError(f"{instance.source}/{instance.instance_id} has no metadata['notes']")
+    answered: dict[str, list[Question]] = {}
+    told = [note for notes in instance.metadata["notes"] for note in notes]
+    texts = dict.fromkeys(_FRAME.sub("", note["content"]).strip() for note in told)
+    for question in instance.questions:
+        found = (text for text in texts if occurs(question.answers[0], text))
+        if (text := next(found, None)) is not None:
+            answered.setdefault(text, []).append(question)
+    if not answered:
+        return None
+    key = [ord(letter) for letter in instance.instance_id]
+    rng = np.random.default_rng([seed, *key])
+    draws, order = Draws(rng, split), [text for text in texts if text in answered]
+    count = min(len(instance.chunks), len(order))
+    chosen = [order[i] for i in sorted(rng.choice(len(order), size=count, replace=False))]
+    date = datetime.date(2022, 1, 1) + datetime.timedelta(days=int(rng.integers(2000)))
+    chunks, notes = [], []
+    for text in chosen:
+        date += datetime.timedelta(days=int(rng.integers(1, 5)))
+        said = forms.styled(draws, text.rstrip(".") or text)
+        lines = [Line("User", said), Line("Assistant", forms.NOTED)]
+        chunks.append(forms.logged(forms.logged_day(rng, date), lines))
+        note = {"memory": "semantic", "content": f"User said: {said}", "replaces": None}
+        notes.append([note])
+    return validate(
+        replace(
+            instance,
+            instance_id=f"single-{instance.instance_id}",
+            chunks=tuple(chunks),
+            questions=tuple(q for text in chosen for q in answered[text]),
+            metadata={"notes": notes},
+        )
+    )
