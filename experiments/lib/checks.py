@@ -4,6 +4,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from experiments.lib.instances import SINGLE
 from experiments.lib.objects import (
     build_lora,
     build_loss,
@@ -61,7 +62,7 @@ def check(config: ConfigDict) -> None:
     _check_rerolls(config)
     check_readers(config)
     _check_overlap(config)
-    if all(source in SESSIONS for source in config.data.sources):
+    if all(source.removeprefix(SINGLE) in SESSIONS for source in config.data.sources):
         raise ValueError(
             f"config.data.sources={tuple(config.data.sources)}: name at least one that has a"
             f" validation split; {' and '.join(sorted(SESSIONS))} have none"

@@ -67,7 +67,7 @@ def build_every(
     return [
         instance
         for source in sources
-        if not (split == "validation" and source in SESSIONS)
+        if not (split == "validation" and source.removeprefix(SINGLE) in SESSIONS)
         for instance in build_instances(config, source, split, count, first, chunks)
     ]
 

@@ -44,10 +44,10 @@ def from_flags(config: ConfigDict) -> tuple[dict[str, list[Instance]], dict[str,
 
 
 def known_sources(config: ConfigDict, split: str) -> list[str]:
-    """Names that `load_sources` knows, given the data folders of the config."""
+    """Names that `load_sources` knows, given the data folders of the config; it takes them with
+    `SINGLE` before them too."""
     real = built_sets.find_split(config.data.built, split) if config.data.built else SOURCES
-    names = [*(PREFIX + family for family in synthetic.FAMILIES), *real]
-    return [*names, *(SINGLE + name for name in names)]
+    return [*(PREFIX + family for family in synthetic.FAMILIES), *real]
 
 
 def load_sources(
@@ -56,7 +56,7 @@ def load_sources(
     """At most `count` instances of every source; raises ValueError for an unknown one."""
     known = known_sources(config, split)
     for name in names:
-        if name not in known:
+        if name.removeprefix(SINGLE) not in known:
             raise ValueError(f"unknown source {name!r}; known: {', '.join(known)}")
     return {name: build_instances(config, name, split, count, chunks=chunks) for name in names}
 
@@ -68,7 +68,9 @@ def describe_source(config: ConfigDict, name: str, split: str, chunks: int) -> d
         of_synthetic = ("facts_per_chunk", "filler_share", "empty_share")
         settings = {k: data[k] for k in of_synthetic if k in data}
     elif config.data.built:
-        built = built_sets.open_source(config.data.built, name, split).manifest["sha256"]
+        built = built_sets.open_source(
+            config.data.built, name.removeprefix(SINGLE), split
+        ).manifest["sha256"]
         return {"built": built, "max_questions": data["max_questions"]}
     else:
         settings = {"chunk_tokens": data["chunk_tokens"]}
