@@ -91,6 +91,24 @@ def causal_attention(
     return jnp.concatenate(out, axis=2)
 
 
+def write_slots(cache: Array, new: Array, index: Array, axis: int) -> Array:
+    """Keys [B,K,h,N] or values [B,K,N,h] with new ones at the slots index + [0..S) of `axis`; the
+    caller makes sure that they fit.
+
+    A single slot is written together with one beside it, which keeps its value, where B or K is 1.
+    XLA on a CPU takes a smaller update for cheap enough to be done twice, once for the cache and
+    once for the product that reads it; then neither is in place, and the array is copied four
+    times. That is so in float32; an update in bfloat16 goes over the whole array there anyway.
+    """
+    doubled = 1 in cache.shape[:2] and new.shape[axis] == 1 and cache.dtype == jnp.float32
+    if doubled and cache.shape[axis] > 1:
+        start = jnp.minimum(index, cache.shape[axis] - 2)
+        pair = lax.dynamic_slice_in_dim(cache, start, 2, axis)
+        slots = start + lax.broadcasted_iota(jnp.int32, pair.shape, axis)
+        new, index = jnp.where(slots == index, new, pair), start
+    return lax.dynamic_update_slice_in_dim(cache, new, index, axis)
+
+
 def cached_attention(
     q: Array, k: Array, v: Array, valid: Array, index: Array, config: ModelConfig, window: int = 0
 ) -> Array:

@@ -23,7 +23,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from memalpha.attention import KV, cached_attention, causal_attention, rope_tables, rotate
+from memalpha.attention import (
+    KV,
+    cached_attention,
+    causal_attention,
+    rope_tables,
+    rotate,
+    write_slots,
+)
 from memalpha.model_config import ACTIVATIONS, Kind, ModelConfig
 from memalpha.sharding import CACHE, LOOKUP, ROWS, constrain
 
@@ -134,8 +141,7 @@ class Attention(nn.Module):
             out = causal_attention(q, k, v, valid, c, self.window)
         else:
             past_k, past_v, index = past
-            k = lax.dynamic_update_slice(past_k, k, (0, 0, 0, index))
-            v = lax.dynamic_update_slice(past_v, v, (0, 0, index, 0))
+            k, v = write_slots(past_k, k, index, axis=3), write_slots(past_v, v, index, axis=2)
             out = cached_attention(q, k, v, valid, index + s - last, c, self.window)
         k, v = constrain(k, CACHE), constrain(v, CACHE)
         out = out.swapaxes(1, 2).reshape(b, last, -1)
