@@ -18,7 +18,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from memalpha.model import LORA, Params
+from memalpha.dense import LORA
+from memalpha.model import Params
 from memalpha.models import MODELS
 from memalpha.paths import user_path
 from memalpha.policy_spec import PolicySpec, write_spec

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from memalpha.model import LORA, Params
+from memalpha.dense import LORA, merge_kernel
+from memalpha.model import Params
 
 Array = jax.Array
 
@@ -70,7 +71,7 @@ def init(params: Params, config: LoraConfig, key: Array) -> Params:
 
 
 def attach(adapters: Params, params: Params, config: LoraConfig) -> Params:
-    """Base parameters and adapters in one tree, which `Transformer` applies unmerged; no copies.
+    """Base parameters and adapters in one tree; `Transformer` merges them layer by layer.
 
     Differentiable in the adapters. With rank 0 `adapters` is the whole model and is returned.
     """
@@ -89,8 +90,7 @@ def merge(adapters: Params, params: Params, config: LoraConfig) -> Params:
     flat = flatten_dict(attach(adapters, params, config))
     for path in [path[:-1] for path in flat if path[-1] == "lora_a"]:
         a, b = (flat.pop((*path, name)) for name in LORA)
-        kernel = flat[*path, "kernel"]
-        flat[*path, "kernel"] = (kernel.astype(jnp.float32) + a @ b).astype(kernel.dtype)
+        flat[*path, "kernel"] = merge_kernel(flat[*path, "kernel"], a, b)
     return unflatten_dict(flat)
 
 

@@ -31,13 +31,12 @@ from memalpha.attention import (
     rotate,
     write_slots,
 )
+from memalpha.dense import Dense
 from memalpha.model_config import ACTIVATIONS, Kind, ModelConfig
 from memalpha.sharding import CACHE, LOOKUP, ROWS, constrain
 
 Array = jax.Array
 Params = Mapping[str, Any]
-
-LORA = ("lora_a", "lora_b")
 
 
 @struct.dataclass
@@ -83,18 +82,6 @@ class RMSNorm(nn.Module):
         x32 = x.astype(jnp.float32)
         inverse = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + c.rms_eps)
         return (x32 * inverse * scale).astype(c.dtype)
-
-
-class Dense(nn.Dense):
-    """A linear layer, and a low-rank update beside it where the parameters hold one (`lora`)."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = super().__call__(x)
-        if self.has_variable("params", "lora_a"):
-            a, b = (self.get_variable("params", name).astype(self.dtype) for name in LORA)
-            y = y + (x.astype(self.dtype) @ a) @ b
-        return y
 
 
 def _dense(
