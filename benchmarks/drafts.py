@@ -5,10 +5,9 @@
 
 The writer reads one chunk a row (synthetic chats that hold something to keep, or another synthetic
 source) with an empty memory, greedily. Seconds count prompts and replies, as a user waits for them;
-passes are those of the model over a row, the fewer the more of the drafts was kept; those over one
-token a row, because no row had a draft, are single. Every contender writes the same tokens, or the
-program says so. `--loop=rollout` measures the loop of training, one program for all of it, which
-takes minutes to compile for 30 layers.
+passes are those of the model over a row, the fewer the more of the drafts was kept. Every contender
+writes the same tokens, or the program says so. `--loop=rollout` measures the loop of training, one
+program for all of it, which takes minutes to compile for 30 layers.
 
 1, 8 and 32 rows, each with drafts of 7, 3 and 15 tokens and without, in five rounds after two to
 warm up: probably more than an hour on two cores. `--quick`: the first number of rows and the first
@@ -60,7 +59,6 @@ def respond(settings: dict, rounds) -> None:
         rounds.note(
             tokens=sum(map(len, written)),
             passes=sum(response.passes for response in responses),
-            single_passes=sum(response.single_passes for response in responses),
             digest=hashlib.sha256(str(written).encode()).hexdigest()[:12],
         )
 
@@ -98,7 +96,6 @@ def main() -> None:
             faster = spread(ran[0].seconds)[1] / middle
             print(
                 f"{timing.name}: {note['tokens'] / note['passes']:.2f} tokens a pass,"
-                f" {note['single_passes'] / note['passes']:.2f} of the passes single,"
                 f" {faster:.2f} times as fast as without"
             )
         if len({timing.notes[0]["digest"] for timing in ran}) > 1:

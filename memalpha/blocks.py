@@ -42,12 +42,10 @@ LEAVE = 4  # finished rows leave a batch once a fourth of it goes on: each size 
 
 
 class Reply(NamedTuple):
-    """Tokens of a reply, the stop token included, the passes of the model that gave them, and those
-    of the passes that read one token a row, because no row had a draft."""
+    """Tokens of a reply, the stop token included, and the passes of the model that gave them."""
 
     tokens: list[int]
     passes: int
-    single_passes: int
 
 
 def slots_for(tokens: int) -> int:
@@ -154,8 +152,7 @@ def begin(
     cache = _fill(params, config, start, [own[:-1] for own in texts], b)
     by_row = dict(
         text=text, logps=np.zeros(text.shape, np.float32), begin=begin, keys=keys, last=last,
-        prompt=prompt, count=zero, passes=zero, single_passes=zero,
-        limits=limits, finished=zero > 0,
+        prompt=prompt, count=zero, passes=zero, limits=limits, finished=zero > 0,
     )  # fmt: skip
     by_row = place({name: jnp.asarray(x) for name, x in by_row.items()}, mesh, ROWS)
     return Rows(**by_row, done=place(jnp.arange(b) >= len(texts), mesh, WHOLE), cache=cache)
@@ -175,15 +172,15 @@ def finish(
     temperature >= 0, where 0 is greedy; stop_ids: a row ends with the first of these; on_tokens:
     told of so many new tokens; draft_tokens: how many tokens a pass checks beside the newest one.
     """
-    replies = [Reply([], 0, 0) for _ in rows.done]
+    replies = [Reply([], 0) for _ in rows.done]
     numbers, told = np.arange(len(replies)), 0  # the rows that are still computed
     parts, done = row_parts(mesh_of(params)), np.asarray(rows.done)
     while not done.all():
         rows, seen = _more(params, config, rows, temperature, stop_ids, draft_tokens)
-        text, begin, count, passes, single_passes, done = jax.device_get(seen)
+        text, begin, count, passes, done = jax.device_get(seen)
         for row, number in enumerate(numbers):
             tokens = text[row, begin[row] : begin[row] + count[row]].tolist()
-            replies[number] = Reply(tokens, int(passes[row]), int(single_passes[row]))
+            replies[number] = Reply(tokens, int(passes[row]))
         new = sum(len(reply.tokens) for reply in replies) - told
         on_tokens(new)
         told += new
@@ -223,14 +220,14 @@ def _close(rows: Rows) -> Rows:
 @partial(jax.jit, static_argnames=("config", "size"), donate_argnames="rows")
 def _decode(params, config, rows, choice, size) -> tuple[Rows, tuple[Array, ...]]:
     """The rows after at least `STEPS` tokens more of one of them, where they do not all end before;
-    and what the host looks at: their text, begin, count, passes, single passes and done."""
+    and what the host looks at: their text, begin, count, passes and done."""
     end = rows.cache.index + STEPS
 
     def more(rows: Rows) -> Array:
         return (rows.cache.index < end) & ~jnp.all(rows.done)
 
     rows = lax.while_loop(more, lambda rows: advance(params, config, rows, choice, size), rows)
-    seen = (rows.text, rows.begin, rows.count, rows.passes, rows.single_passes, rows.done)
+    seen = (rows.text, rows.begin, rows.count, rows.passes, rows.done)
     seen = tuple(constrain(x, WHOLE) for x in seen)
     return rows.replace(done=seen[-1]), seen
 

@@ -10,15 +10,13 @@ Axes: B rows, D tokens of a draft, W slots of a text, V vocabulary, N cache slot
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from memalpha.drafts import NOTHING, accepted, keep, look_up
+from memalpha.drafts import accepted, keep, look_up
 from memalpha.model import Cache, ModelConfig, Params, Transformer, inverse_temperature, logits
 
 Array = jax.Array
@@ -43,8 +41,7 @@ class Rows:
     logps [B, W] float32, 0 but for the response; begin [B]: the slot where it begins. keys [B]:
     typed random keys, as `sampler.row_keys` makes them; last [B]: the newest token; prompt [B]:
     tokens of the prompt; count [B]: tokens sampled; passes [B]: passes of the model that gave them;
-    single_passes [B]: those of them in which `advance` read one token a row; limits [B]: the most
-    tokens; done and finished [B] bool: at an end, by a stop token.
+    limits [B]: the most tokens; done and finished [B] bool: at an end, by a stop token.
     """
 
     text: Array
@@ -55,7 +52,6 @@ class Rows:
     prompt: Array
     count: Array
     passes: Array
-    single_passes: Array
     limits: Array
     done: Array
     finished: Array
@@ -64,36 +60,17 @@ class Rows:
 
 def advance(params: Params, config: ModelConfig, rows: Rows, choice: Choice, size: int) -> Rows:
     """The rows after one pass over the newest token and a draft of `size` tokens (static): 1 to
-    1 + size tokens more for each row that is not done. The cache needs that many free slots. Where
-    no row has a draft, the pass is over the newest token alone, which costs less."""
+    1 + size tokens more for each row that is not done. The cache needs that many free slots."""
     draft = look_up(rows.text, rows.begin + rows.count, size)
-    check = lambda draft: lambda rows: _check(params, config, rows, draft, choice)
-    if not size:
-        return check(draft)(rows)
-    drafted = jnp.any((draft[:, 0] != NOTHING) & ~rows.done)
-    return _when(~drafted, check(draft[:, :0]), _when(drafted, check(draft), rows))
-
-
-def _when(true: Array, step: Callable[[Rows], Rows], rows: Rows) -> Rows:
-    """step(rows) where `true` [] bool holds, else the rows. A loop of at most one pass, because XLA
-    updates the cache of a loop in place, and copies it for `lax.cond`."""
-    once = lambda given: (jnp.bool_(False), step(given[1]))
-    return lax.while_loop(lambda given: given[0], once, (true, rows))[1]
-
-
-def _check(params: Params, config: ModelConfig, rows: Rows, draft: Array, choice: Choice) -> Rows:
-    """The rows after one pass over the newest token and the draft [B, D] int32."""
     tokens = jnp.concatenate([rows.last[:, None], jnp.maximum(draft, 0)], axis=1)
-    size = tokens.shape[1]
-    positions = (rows.prompt + rows.count - 1)[:, None] + jnp.arange(size)
+    positions = (rows.prompt + rows.count - 1)[:, None] + jnp.arange(1 + size)
     seen = jnp.ones(tokens.shape, bool)
     hidden, cache = Transformer(config).apply(
         {"params": params}, tokens, positions, seen, rows.cache
     )
     after = record(params, config, rows, hidden, draft, choice)
     kept = after.count - rows.count
-    single_passes = rows.single_passes + ((kept > 0) & (size == 1))
-    return after.replace(cache=keep(cache, size, kept), single_passes=single_passes)
+    return after.replace(cache=keep(cache, 1 + size, kept))
 
 
 def record(

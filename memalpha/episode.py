@@ -110,7 +110,7 @@ class Response:
     log-probs. prompt: [p] int32, the ids that the writer read; empty for a writer that reads text.
     finished: False where the token limit cut the response off. error: error message of a writer
     that failed; its episode is not scored. passes: of the model that gave the tokens, fewer than
-    these with drafts; 0: unknown. single_passes: those of them that read one token a row.
+    these with drafts; 0: unknown.
     """
 
     tokens: np.ndarray
@@ -119,7 +119,6 @@ class Response:
     error: str = ""
     prompt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     passes: int = 0
-    single_passes: int = 0
 
 
 Writer = Callable[[Sequence[Turn]], list[Response]]

@@ -48,15 +48,13 @@ class Samples:
     """tokens [B, T] int32 (0 where the mask is False); mask [B, T] bool, True for every sampled
     token, the stop token included; logps [B, T] float32; finished [B] bool: ended by a stop token
     (False: cut by its limit); passes [B] int32: passes of the model that gave the tokens of a row,
-    one a token without drafts; single_passes [B] int32: those of them, but for the one over the
-    prompt, that read one token a row, because no row had a draft."""
+    one a token without drafts."""
 
     tokens: Array
     mask: Array
     logps: Array
     finished: Array
     passes: Array
-    single_passes: Array
 
 
 @struct.dataclass
@@ -265,8 +263,7 @@ def _generate(
         rows = _decode(params, config, rows, choice, (shared + p, end, size))
     tokens, logps = (x[:, -max_new_tokens:] for x in (rows.text, rows.logps))
     mask = jnp.arange(max_new_tokens) < rows.count[:, None]
-    tokens = jnp.where(mask, tokens, 0)
-    samples = Samples(tokens, mask, logps, rows.finished, rows.passes, rows.single_passes)
+    samples = Samples(jnp.where(mask, tokens, 0), mask, logps, rows.finished, rows.passes)
     return constrain_tree(samples, WHOLE)  # small, and read by every process
 
 
@@ -319,7 +316,6 @@ def _start(inputs: _Inputs, shared: int, max_new_tokens: int) -> Rows:
         prompt=shared + jnp.sum(inputs.prompt_mask, axis=1),
         count=zero,
         passes=zero,
-        single_passes=zero,
         limits=limits,
         done=limits <= 0,
         finished=zero > 0,

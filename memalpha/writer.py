@@ -136,7 +136,6 @@ def sample_batch(
             bool(samples.finished[row]),
             prompt=np.asarray(prompt, np.int32),
             passes=int(samples.passes[row]),
-            single_passes=int(samples.single_passes[row]),
         )
         for row, prompt in enumerate(prompts)
     ]

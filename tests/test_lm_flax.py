@@ -176,7 +176,7 @@ def test_batches_keep_to_their_size_the_longest_first(micro, params, monkeypatch
         return len(keys)
 
     monkeypatch.setattr(blocks, "begin", nothing)
-    monkeypatch.setattr(blocks, "finish", lambda *args: [blocks.Reply([], 0, 0)] * args[2])
+    monkeypatch.setattr(blocks, "finish", lambda *args: [blocks.Reply([], 0)] * args[2])
     texts = [f"{n} " * n for n in range(1, 12)] + ["Basel " * 30]
     engine(micro, params).generate(ask(*texts), NEW)
     assert [rows for rows, _ in sizes] == [2, 8, 2]
@@ -230,8 +230,7 @@ def test_drafts_change_only_the_number_of_passes(micro, params, monkeypatch, siz
     prompts = [encode_messages(chat, micro.tokenizer) for chat in ask(*TEXTS, "Basel Basel", "is")]
     how = {"tokens_at_once": 4096, "stop_ids": range(0, 1000, 90)}
     base = engine(micro, params, **how).complete(prompts, 40, 1.0, range(7))
-    for reply in base:
-        assert reply.passes == reply.single_passes == len(reply.tokens)
+    assert [reply.passes for reply in base] == [len(reply.tokens) for reply in base]
     lengths = sorted(len(reply.tokens) for reply in base)
     assert lengths[0] < lengths[-1] and not closed
     longest = max(base, key=lambda reply: len(reply.tokens))
@@ -241,12 +240,10 @@ def test_drafts_change_only_the_number_of_passes(micro, params, monkeypatch, siz
         replies = engine(micro, params, **how, drafts=drafts).complete(prompted, 40, 1.0, order)
         for i, reply in zip(order, replies, strict=True):
             assert reply.tokens == base[i].tokens and reply.passes <= base[i].passes
-            assert reply.single_passes <= reply.passes
         best = replies[list(order).index(base.index(longest))]
         assert best.passes < len(best.tokens) / 2
     (alone,) = engine(micro, params, drafts=drafts, **how).complete(prompts[1:2], 40, 1.0, [1])
     assert alone.tokens == base[1].tokens and closed
-    assert 0 < alone.single_passes < alone.passes
 
 
 def test_a_stop_token_ends_a_reply(micro, params):

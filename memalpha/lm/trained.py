@@ -53,7 +53,6 @@ def trained_writer(
                 finished=reply.tokens[-1] in engine.stop_ids,
                 prompt=np.asarray(prompt, np.int32),
                 passes=reply.passes,
-                single_passes=reply.single_passes,
             )
             for prompt, reply in zip(prompts, replies, strict=True)
         ]
