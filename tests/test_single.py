@@ -40,10 +40,12 @@ def test_a_message_is_a_statement_that_answers_a_question():
     for chunk, notes, words in zip(
         made.chunks, made.metadata["notes"], ("tower stands in Oslo", "ran 7 miles"), strict=True
     ):
-        said = notes[0]["content"].removeprefix("User said: ")
-        assert words in said and "2023" not in said
         stamp = chunk.split(" on ")[1].split("]")[0]
+        day, _, said = notes[0]["content"].partition("User said: ")
+        assert words in said and "2023" not in said
+        assert day == ("" if notes[0]["memory"] == "semantic" else f"{stamp[:10]}: ")
         assert chunk == dialogue(said, stamp)  # as the agent shows what it is told
+    assert [notes[0]["memory"] for notes in made.metadata["notes"]] == ["semantic", "episodic"]
     assert made == single_messages(with_notes(NOTES), seed=0)
     assert made.chunks != single_messages(with_notes(NOTES), seed=1).chunks
 

@@ -22,7 +22,8 @@ _FRAME = re.compile(r"^\d{4}/\d\d/\d\d: (?:\w+ said: )?")  # date and speaker of
 
 def single_messages(instance: Instance, seed: int, split: str = "train") -> Instance | None:
     """A stream of at most as many messages as the instance has chunks, each a statement that
-    answers one of its questions, in the form in which `MemoryAgent` shows what it is told.
+    answers one of its questions, in the form in which `MemoryAgent` shows what it is told. The note
+    of a message quotes it, with its day in front where the statement was an event.
 
     Metadata: `notes` alone. Questions that no statement answers word for word are left out; None
     where no question is left.
@@ -34,7 +35,7 @@ def single_messages(instance: Instance, seed: int, split: str = "train") -> Inst
         raise ValueError(f"{instance.source}/{instance.instance_id} has no metadata['notes']")
     answered: dict[str, list[Question]] = {}
     told = [note for notes in instance.metadata["notes"] for note in notes]
-    texts = dict.fromkeys(_FRAME.sub("", note["content"]).strip() for note in told)
+    texts = {_FRAME.sub("", note["content"]).strip(): note["memory"] for note in told}
     for question in instance.questions:
         found = (text for text in texts if occurs(question.answers[0], text))
         if (text := next(found, None)) is not None:
@@ -53,8 +54,9 @@ def single_messages(instance: Instance, seed: int, split: str = "train") -> Inst
         said = forms.styled(draws, text.rstrip(".") or text)
         lines = [Line("User", said), Line("Assistant", forms.NOTED)]
         chunks.append(forms.logged(forms.logged_day(rng, date), lines))
-        note = {"memory": "semantic", "content": f"User said: {said}", "replaces": None}
-        notes.append([note])
+        is_event, content = texts[text] == "episodic", f"User said: {said}"
+        note = {"memory": "episodic" if is_event else "semantic", "replaces": None}
+        notes.append([note | {"content": f"{date}: {content}" if is_event else content}])
     return validate(
         replace(
             instance,
