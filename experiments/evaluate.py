@@ -160,7 +160,7 @@ def measure(
             after(one)
     for where, chunks in cut.items():
         if chunks:
-            line = f"{where}: {chunks} chunks too long for the prompt, which were read in pieces"
+            line = f"{where}: {chunks} long chunks were read in pieces"
             console.print(line, markup=False)
 
 

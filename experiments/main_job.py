@@ -124,8 +124,10 @@ def final_table(
             check_answers(config, episodes, f"test, {name}")
             results[name] = table_rows(episodes)
             report(len(results), name)
-    of_source = {instance.source: instance for instance in reversed(instances)}
-    first = [of_source[source] for source in config.data.sources]
+    of_source: dict[str, Instance] = {}
+    for instance in instances:
+        of_source.setdefault(instance.source, instance)
+    first = list(of_source.values())
     examples = {
         "before training": run_episodes(env, first, writers["untrained (warm start)"], 0, True),
         "after training": run_episodes(env, first, writers["after RL"], 0, True),

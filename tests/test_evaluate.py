@@ -261,7 +261,7 @@ def test_a_chunk_too_long_for_the_prompt_is_measured_whole(run, tmp_path, long_i
         with Results(tmp_path, describe(run, "test", systems, about)) as results:
             evaluate(run.config, systems, sources, results, 2)
     said = capsys.readouterr().out
-    assert said.count("perfect on synthetic_facts: 1 chunks too long for the prompt") == 1
+    assert said.count("perfect on synthetic_facts: 1 long chunks were read in pieces") == 1
     perfect, nothing = rows(tmp_path, INSTANCES)
     assert perfect["chunks"] == 2 and perfect["chunk_tokens"] == nothing["chunk_tokens"]
     assert perfect["digest"] == nothing["digest"]

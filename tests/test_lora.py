@@ -116,11 +116,16 @@ def test_merged_is_attached(params, dtype, atol, layers):
     assert jnp.abs(hidden(base, model) - attached).max() > 0.5  # the adapters do something
 
 
-def test_gradients_are_those_of_the_merged_model(params):
+@pytest.mark.parametrize("switches", [{}, {"scan_layers": True, "remat": "full", "qkv_bias": True}])
+def test_gradients_are_those_of_the_merged_model(switches):
+    model = replace(MODEL, **switches)
+    params = init_params(model, jax.random.key(0))
     adapters = strong(lora.init(params, LORA, jax.random.key(1)))
 
     def loss(assemble, adapters):
-        parts, count = objective.supervised_loss(assemble(adapters, params, LORA), BATCH, MODEL)
+        parts, count = objective.supervised_loss(
+            assemble(adapters, params, LORA), BATCH, model, first_weight=3.0
+        )
         return parts["sum"]["loss"] / count
 
     grads = jax.jit(jax.grad(partial(loss, lora.attach)))(adapters)

@@ -3,10 +3,13 @@
 import pytest
 
 from configs import tiny
-from experiments.lib.instances import build_instances, training_batches
+from experiments.lib.checks import check
+from experiments.lib.instances import SINGLES, build_every, build_instances, training_batches
 from memalpha.agent.memory_agent import dialogue
+from memalpha.baselines.scripted import careful
 from memalpha.data.instance import Instance, Question
 from memalpha.data.single import single_messages
+from memalpha.memory import EMPTY_VIEW
 
 NOTES = [
     [
@@ -63,12 +66,52 @@ def test_without_an_answer_there_is_no_instance():
         single_messages(INSTANCE, seed=0)
 
 
+def test_a_question_goes_to_the_statement_that_shares_most_words_with_it():
+    said = ("The trade of Tom Voss is a nurse.", "The trade of Lukas Voss is a nurse.")
+    notes = [[{"memory": "semantic", "content": text, "replaces": None}] for text in said]
+    questions = (Question("What is the trade of Lukas Voss?", ("nurse",)),)
+    instance = Instance("synthetic_facts", "b", said, questions, {"notes": notes})
+    (chunk,) = single_messages(instance, seed=0).chunks
+    assert "Lukas" in chunk
+
+
+def test_the_careful_teacher_quotes_every_message():
+    notes = [[{"memory": "semantic", "content": "all known works need it", "replaces": None}]]
+    questions = (Question("What needs it?", ("works",)),)
+    made = single_messages(Instance("squad", "c", ("Text.",), questions, {"notes": notes}), seed=0)
+    (call,) = careful(made, 0, EMPTY_VIEW)
+    assert call.arguments["content"] == made.metadata["notes"][0][0]["content"]
+
+
+@pytest.mark.parametrize("source", SINGLES)
+def test_every_synthetic_one_makes_messages(source):
+    if source.startswith("synthetic_"):
+        config = tiny.get_config()
+        made = [build_instances(config, f"single_{source}", "train", 1, i, 1) for i in range(40)]
+        assert all(len(instances) == 1 for instances in made)
+
+
+@pytest.mark.parametrize(
+    "sources, message",
+    [
+        (("single_synthetic_story", "synthetic_facts"), "single_synthetic_story: single messages"),
+        (("single_synthetic_facts",), "and single messages have none"),
+    ],
+)
+def test_other_sources_are_refused(sources, message):
+    config = tiny.get_config()
+    config.data.sources = sources
+    with pytest.raises(ValueError, match=message):
+        check(config)
+
+
 def test_as_a_source_of_a_config():
     config = tiny.get_config()
     config.data.sources = ("single_synthetic_updates", "synthetic_chats")
     config.data.lengths = (1, 3)
     made = build_instances(config, "single_synthetic_updates", "test", 4, chunks=3)
     assert [len(i.chunks) for i in made] == [3] * 4
+    assert {i.source for i in build_every(config, "test", 2)} == {"synthetic_chats"}
     batches = training_batches(config)
     assert [len(i.chunks) for i in batches(0, 4)] == [1, 1, 3, 3]
     assert batches(0, 4) == batches(0, 4)

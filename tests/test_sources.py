@@ -86,9 +86,9 @@ def test_what_the_command_knows(built):
     assert known[-2:] == ["perltqa", "squad"] and "synthetic_story" in known
     with pytest.raises(ValueError, match="unknown source 'hotpotqa'; known: .*perltqa, squad$"):
         load_sources(config, ["hotpotqa"], "test", 1)
-    assert load_sources(config, ["single_squad"], "test", 1).keys() == {"single_squad"}
     about = describe_source(config, "squad", "test", 0)
-    assert describe_source(config, "single_squad", "test", 0) == about
+    config.data.empty_share = 0.5
+    assert describe_source(config, "synthetic_chats", "test", 0)["empty_share"] == 0.5
     manifest = built_sets.Built(built / "squad" / "test").manifest
     assert about == {"built": manifest["sha256"], "max_questions": 2}
     synthetic = describe_source(config, "synthetic_facts", "test", 7)

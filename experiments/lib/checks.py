@@ -4,7 +4,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.lib.instances import SINGLE
+from experiments.lib.instances import SINGLE, SINGLES
 from experiments.lib.objects import (
     build_lora,
     build_loss,
@@ -62,10 +62,16 @@ def check(config: ConfigDict) -> None:
     _check_rerolls(config)
     check_readers(config)
     _check_overlap(config)
-    if all(source.removeprefix(SINGLE) in SESSIONS for source in config.data.sources):
+    for source in config.data.sources:
+        if source.startswith(SINGLE) and source.removeprefix(SINGLE) not in SINGLES:
+            raise ValueError(
+                f"config.data.sources has {source}: single messages are made of"
+                f" {', '.join(SINGLES)}"
+            )
+    if all(source in SESSIONS or source.startswith(SINGLE) for source in config.data.sources):
         raise ValueError(
             f"config.data.sources={tuple(config.data.sources)}: name at least one that has a"
-            f" validation split; {' and '.join(sorted(SESSIONS))} have none"
+            f" validation split; {', '.join(sorted(SESSIONS))} and single messages have none"
         )
     _check_batch_sizes(config, mesh)
 

@@ -14,7 +14,9 @@ from memalpha.data.single import single_messages
 from memalpha.data.sizes import Sizes
 
 PREFIX = "synthetic_"
-SINGLE = "single_"  # before the name of a source: its statements as single messages
+SINGLE = "single_"  # before the name of a source: its statements as single messages, to train on
+# Statements that make sense alone, and whose questions have answers in their words.
+SINGLES = ("synthetic_facts", "synthetic_updates", "squad", "hotpotqa", "lme_train")
 
 
 CORPUS_INSTANCES = 200  # of each synthetic source, for training a tokenizer
@@ -61,13 +63,14 @@ def build_instances(
 def build_every(
     config: ConfigDict, split: str, count: int, first: int = 0, chunks: int = 0
 ) -> list[Instance]:
-    """`build_instances` of every source of the config that has this split, source by source."""
+    """`build_instances` of every source of the config that has this split, source by source, but
+    for single messages, which are for training."""
     # A source that stands there twice is trained on more often, and measured once.
-    sources = dict.fromkeys(config.data.sources)
+    sources = [s for s in dict.fromkeys(config.data.sources) if not s.startswith(SINGLE)]
     return [
         instance
         for source in sources
-        if not (split == "validation" and source.removeprefix(SINGLE) in SESSIONS)
+        if not (split == "validation" and source in SESSIONS)
         for instance in build_instances(config, source, split, count, first, chunks)
     ]
 
@@ -141,7 +144,10 @@ def training_batches(
                 yield pool[batch_indices(len(pool), 1, config.seed, turn)[0]]
             else:
                 chunks = lengths[turn % len(lengths)]
-                yield build_instances(config, source, "train", 1, first=turn, chunks=chunks)[0]
+                made = build_instances(config, source, "train", 1, first=turn, chunks=chunks)
+                if not made:
+                    raise ValueError(f"{source}: no statement of stream {turn} answers a question")
+                yield made[0]
 
     return lambda step, size: list(pick(step, size))
 

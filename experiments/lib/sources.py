@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.lib.instances import PREFIX, SINGLE, build_instances, is_synthetic
+from experiments.lib.instances import PREFIX, build_instances, is_synthetic
 from memalpha.data import SOURCES, built_sets, synthetic
 from memalpha.data.instance import Instance
 
@@ -44,8 +44,7 @@ def from_flags(config: ConfigDict) -> tuple[dict[str, list[Instance]], dict[str,
 
 
 def known_sources(config: ConfigDict, split: str) -> list[str]:
-    """Names that `load_sources` knows, given the data folders of the config; it takes them with
-    `SINGLE` before them too."""
+    """Names that `load_sources` knows, given the data folders of the config."""
     real = built_sets.find_split(config.data.built, split) if config.data.built else SOURCES
     return [*(PREFIX + family for family in synthetic.FAMILIES), *real]
 
@@ -56,7 +55,7 @@ def load_sources(
     """At most `count` instances of every source; raises ValueError for an unknown one."""
     known = known_sources(config, split)
     for name in names:
-        if name.removeprefix(SINGLE) not in known:
+        if name not in known:
             raise ValueError(f"unknown source {name!r}; known: {', '.join(known)}")
     return {name: build_instances(config, name, split, count, chunks=chunks) for name in names}
 
@@ -65,12 +64,12 @@ def describe_source(config: ConfigDict, name: str, split: str, chunks: int) -> d
     """The settings that the instances of a source depend on."""
     data = json.loads(config.to_json())["data"]
     if is_synthetic(name):
-        of_synthetic = ("facts_per_chunk", "filler_share", "empty_share")
-        settings = {k: data[k] for k in of_synthetic if k in data}
+        settings = {k: data[k] for k in ("facts_per_chunk", "filler_share")}
+        empty = data.get("empty_share", data["filler_share"] / 2)
+        if name == "synthetic_chats" and empty != data["filler_share"] / 2:
+            settings["empty_share"] = empty
     elif config.data.built:
-        built = built_sets.open_source(
-            config.data.built, name.removeprefix(SINGLE), split
-        ).manifest["sha256"]
+        built = built_sets.open_source(config.data.built, name, split).manifest["sha256"]
         return {"built": built, "max_questions": data["max_questions"]}
     else:
         settings = {"chunk_tokens": data["chunk_tokens"]}

@@ -74,6 +74,7 @@ def own_folder(folder: Path) -> Path:
 ABSENT = "(absent)"
 # Fields of newer versions, with the values under which a run goes on as it began without them.
 ADDED = {
+    "data.empty_share": 0.25,
     "data.lengths": [],
     "data.session_questions": 0,
     "judge.one_line": False,
@@ -89,6 +90,7 @@ ADDED = {
     "rl.lengths": [],
     "rl.overlap": False,
     "rl.rerolls": 0,
+    "warm_start.first_weight": 1.0,
     "warm_start.teacher": "poor",
     "warm_start.warmup_steps": 20,
 }

@@ -74,12 +74,14 @@ def careful(
 
     Such are some sentences of passages. The notes of synthetic data all say something and are kept,
     and those of dialogues and labelled examples have their date or label. What somebody said is
-    quoted, where the notes have a quote: a small model that rewords makes things up."""
-    notes = _notes(instance, chunk)
-    if instance.source.startswith("synthetic_"):
-        kept = [_as_quoted(note) for note in notes]
-    else:
-        kept = [note for note in notes if _is_specific(note["content"])]
+    quoted, where the notes have a quote: a small model that rewords makes things up. Such notes are
+    kept too, since they were chosen."""
+    is_synthetic = instance.source.startswith("synthetic_")
+    kept = [
+        _as_quoted(note)
+        for note in _notes(instance, chunk)
+        if is_synthetic or "quote" in note or _is_specific(note["content"])
+    ]
     ours = {**instance.metadata, "notes": {chunk: kept}}
     return perfect(replace(instance, metadata=ours), chunk, view, flat)
 
@@ -87,7 +89,7 @@ def careful(
 def _as_quoted(note: dict) -> dict:
     if "quote" not in note:
         return note
-    return {**note, "content": note["quote"], "replaces": note["replaces_quote"]}
+    return {**note, "content": note["quote"], "replaces": note.get("replaces_quote")}
 
 
 def _is_specific(content: str) -> bool:

@@ -15,9 +15,9 @@ from memalpha.data.chats import forms
 from memalpha.data.chats.forms import Line
 from memalpha.data.chats.slots import Draws
 from memalpha.data.instance import Instance, Question, validate
-from memalpha.metrics import occurs
 
-_FRAME = re.compile(r"^\d{4}/\d\d/\d\d: (?:\w+ said: )?")  # date and speaker of a note
+_FRAME = re.compile(r"^\d{4}/\d\d/\d\d: (?:User said: )?")  # date and speaker of a note
+_WORD = re.compile(r"\w+")
 
 
 def single_messages(instance: Instance, seed: int, split: str = "train") -> Instance | None:
@@ -37,8 +37,11 @@ def single_messages(instance: Instance, seed: int, split: str = "train") -> Inst
     told = [note for notes in instance.metadata["notes"] for note in notes]
     texts = {_FRAME.sub("", note["content"]).strip(): note["memory"] for note in told}
     for question in instance.questions:
-        found = (text for text in texts if occurs(question.answers[0], text))
-        if (text := next(found, None)) is not None:
+        answer = question.answers[0].casefold()
+        found = [text for text in texts if answer in text.casefold()]
+        if found:  # the one that shares most words with the question, or the first of these
+            shared = [len(_words(question.question) & _words(text)) for text in found]
+            text = found[shared.index(max(shared))]
             answered.setdefault(text, []).append(question)
     if not answered:
         return None
@@ -55,8 +58,9 @@ def single_messages(instance: Instance, seed: int, split: str = "train") -> Inst
         lines = [Line("User", said), Line("Assistant", forms.NOTED)]
         chunks.append(forms.logged(forms.logged_day(rng, date), lines))
         is_event, content = texts[text] == "episodic", f"User said: {said}"
-        note = {"memory": "episodic" if is_event else "semantic", "replaces": None}
-        notes.append([note | {"content": f"{date}: {content}" if is_event else content}])
+        content = f"{date}: {content}" if is_event else content
+        note = {"memory": "episodic" if is_event else "semantic", "content": content}
+        notes.append([note | {"quote": content, "replaces": None}])
     return validate(
         replace(
             instance,
@@ -66,3 +70,7 @@ def single_messages(instance: Instance, seed: int, split: str = "train") -> Inst
             metadata={"notes": notes},
         )
     )
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.casefold()))
