@@ -282,7 +282,7 @@ def test_an_unknown_teacher_is_refused():
     [
         ({"data.lengths": (2, 9)}, r"data.lengths=\(2, 9\).*from 1 to.*data.chunks=2"),
         ({"rl.lengths": (0,)}, "rl.lengths"),
-        ({"data.sources": ("lme_train",)}, "validation split; lme_train, longmemeval_s and single messages have"),
+        ({"data.sources": ("lme_train",)}, "lme_train, longmemeval_s and single messages have"),
         ({"data.sources": ()}, "name at least one"),
         ({"lora.path": "nowhere"}, "lora.path='nowhere' needs config.lora.rank"),
     ],
