@@ -117,7 +117,7 @@ def smoke(config: config_dict.ConfigDict) -> None:
 
 
 def chats(config: config_dict.ConfigDict) -> None:
-    """Preset: mostly chats, as the last updates of the shipped writer had them."""
+    """Preset: mostly chats, as some updates of the shipped writer had them."""
     config.data.sources = ("synthetic_chats", "synthetic_chats", "synthetic_chats", "squad")
 
 

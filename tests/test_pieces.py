@@ -21,19 +21,14 @@ from memalpha.pieces import (
 from memalpha.prompts import PromptTooLong, fit_prompt, load_template
 from memalpha.rollout import run_episodes, scripted_writer
 from memalpha.tools import INSERT, Call, format_response
+from tests.long_chunks import DATES, talk
 
-DATES = ("[Dialogue at timestamp 2023/05/01]", "[Dialogue at timestamp 2023/06/02]")
 HELLO = "<User> Good morning.\n<Assistant> Good morning."
 
 
 @pytest.fixture
 def env(micro):
     return micro.env.replace(prompt_tokens=240)
-
-
-def talk(date, first, last):
-    lines = (f"Anna Berger has a parrot number {i}." for i in range(first, last))
-    return "\n".join([date, *lines])
 
 
 def of(*chunks, **metadata):

@@ -10,18 +10,12 @@ from memalpha.lm.roles import prompted_environment
 from memalpha.memory import MEMORY_NAMES
 from memalpha.rollout import scripted_writer
 from memalpha.tools import CONTENT_KEY, INSERT, Call, format_response
-
-DATES = ("[Dialogue at timestamp 2023/05/01]", "[Dialogue at timestamp 2023/06/02]")
+from tests.long_chunks import DATES, talk
 
 
 @pytest.fixture
 def own(micro):
     return micro.env.replace(prompt_tokens=240)
-
-
-def talk(date, first, last):
-    lines = (f"Anna Berger has a parrot number {i}." for i in range(first, last))
-    return "\n".join([date, *lines])
 
 
 def test_it_writes_in_its_own_environment_and_is_read_in_the_other(micro, own):

@@ -1,8 +1,9 @@
 """Instances of the sources of a config, and which of them a training step reads."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -24,6 +25,11 @@ CORPUS_INSTANCES = 200  # of each synthetic source, for training a tokenizer
 
 def is_synthetic(source: str) -> bool:
     return source.removeprefix(SINGLE).startswith(PREFIX)
+
+
+def empty_share(data: Mapping[str, Any]) -> float:
+    """`data.empty_share`; of the config of a run that is older than this field, what held then."""
+    return data.get("empty_share", data["filler_share"] / 2)
 
 
 def build_instances(
@@ -48,7 +54,7 @@ def build_instances(
                 chunks=chunks,
                 facts_per_chunk=data.facts_per_chunk,
                 filler_share=data.filler_share,
-                empty_share=data.get("empty_share", data.filler_share / 2),
+                empty_share=empty_share(data),
                 max_questions=data.max_questions,
             )
             for index in range(count)

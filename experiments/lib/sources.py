@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.lib.instances import PREFIX, build_instances, is_synthetic
+from experiments.lib.instances import PREFIX, build_instances, empty_share, is_synthetic
 from memalpha.data import SOURCES, built_sets, synthetic
 from memalpha.data.instance import Instance
 
@@ -65,9 +65,8 @@ def describe_source(config: ConfigDict, name: str, split: str, chunks: int) -> d
     data = json.loads(config.to_json())["data"]
     if is_synthetic(name):
         settings = {k: data[k] for k in ("facts_per_chunk", "filler_share")}
-        empty = data.get("empty_share", data["filler_share"] / 2)
-        if name == "synthetic_chats" and empty != data["filler_share"] / 2:
-            settings["empty_share"] = empty
+        if name == "synthetic_chats" and empty_share(data) != data["filler_share"] / 2:
+            settings["empty_share"] = empty_share(data)
     elif config.data.built:
         built = built_sets.open_source(config.data.built, name, split).manifest["sha256"]
         return {"built": built, "max_questions": data["max_questions"]}
