@@ -7,7 +7,7 @@ is in `rollout`, questions and scores are in `reading`.
 import dataclasses
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,7 +158,8 @@ class Recall:
     memory_tokens: int
     view: MemoryView | None = None  # None for a system without a written memory
     failure: str = ""
-    rejected: int = 0  # parts of replies that could not be used: no-ops
+    # Parts of replies that could not be used, which are no-ops: reason -> how many.
+    rejected: Mapping[str, int] = field(default_factory=dict)
     generations: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0

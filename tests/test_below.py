@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from experiments.lib.results import Results, ResultsError, instance_row
 from experiments.tables import small_tables
 from memalpha.data.instance import Instance, Question
 from memalpha.episode import Episode, Recall, Response, Step
+from memalpha.memory import Entry, MemoryView, Outcome
 from memalpha.planted import DATE, ENTITY, VAGUE, JudgeCheck, check_judge
 from memalpha.reader import Answer
 from memalpha.scoring import ABSTENTION, recall_judge
+from memalpha.tools import Call
 
 TRAINED = {"trained": {"seed": 3, "data": {"sources": ["squad", "nlu", "squad"]}}}
 ABOUT = {
@@ -55,6 +58,11 @@ def episode(of, steps=(), **recall):
 def step(prompt, tokens):
     response = Response(np.zeros(tokens, np.int32), prompt=np.zeros(prompt, np.int32))
     return Step(0, response, "", [], [], [], 1.0, 1.0)
+
+
+def failing_step():
+    call = Call("memory_delete", {})
+    return replace(step(5, 5), calls=[call], outcomes=[Outcome.UNKNOWN_ID])
 
 
 def results(path, source="squad", about=ABOUT):
@@ -95,6 +103,21 @@ def test_every_system_has_a_line(tmp_path):
     assert any("RAG-Top2: writes with 4.0 model calls" in note for note in notes)
     assert "Prompts (SHA-256): writer abc." in notes and "Versions: jax 1.0." in notes
     assert any(note.startswith("Seeds of the evaluation: 7; intervals: 95%") for note in notes)
+
+
+def test_what_a_model_did_not_follow_stands_in_its_line(tmp_path):
+    form = "You read a long text in parts and keep one written memory of it."
+    copied = [Entry(1, form, 0), Entry(2, "Ida left.", 0), Entry(3, "Ida left!", 1)]
+    refused = {"reply without facts": 2, "unknown operation": 3}
+    with Results(tmp_path, ABOUT) as out:
+        held = MemoryView("", tuple(copied), (), 3, 0, 9)
+        out.add("rag_top2", [episode(instance(), rejected=refused, view=held)], (1.0, 1.0))
+        out.add("trained", [replace(episode(instance()), steps=[failing_step()])], (1.0, 1.0))
+    notes = whole(str(tmp_path)).notes
+    line = next(note for note in notes if note.startswith("RAG-Top2"))
+    assert "5 parts of replies refused (unknown operation 3, reply without facts 2)" in line
+    assert "words that repeat our prompts 78%, copied entries 33%" in line
+    assert any("1 parts of replies refused (unknown id 1)" in note for note in notes)
 
 
 def test_a_folder_keeps_the_versions_that_wrote_it_and_refuses_other_prompts(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.lib.results import (
     INSTANCES,
+    MEMORIES,
     QUESTIONS,
     Results,
     ResultsError,
@@ -19,6 +20,7 @@ from experiments.lib.results import (
 )
 from memalpha.data.instance import Instance, Question
 from memalpha.episode import Episode, Recall, Response, Step
+from memalpha.memory import Entry, MemoryView
 from memalpha.reader import Answer
 
 ABOUT = {"split": "test", "reading": {"top_k": 20}, "systems": {"a": {}}, "sources": {"squad": {}}}
@@ -82,6 +84,19 @@ def test_steps_without_a_verdict_are_left_out_of_r4(tmp_path):
     assert (row["r2"], row["r4"]) == (0.5, 0.75)
     unjudged = replace(made, steps=[step(math.nan)])
     assert instance_row("a", unjudged, 1.0)["r4"] is None
+
+
+def test_final_memories_are_kept_to_be_read_and_go_with_their_instance(tmp_path):
+    held = MemoryView("core", (Entry(1, "Ida rows.", 0),), (Entry(1, "2 May", 1),), 1, 1, 5)
+    made = replace(episode(), recall=Recall([], memory_tokens=5, view=held))
+    with Results(tmp_path, ABOUT) as results:
+        results.add("a", [made], (1.0, 0.1))
+    name = {"system": "a", "source": "squad", "instance": "one"}
+    kept = name | {"core": "core", "semantic": [[0, "Ida rows."]], "episodic": [[1, "2 May"]]}
+    assert read_lines(tmp_path / MEMORIES) == [kept]
+    (tmp_path / INSTANCES).write_text("")  # as a kill before the row of the instance leaves it
+    with Results(tmp_path, ABOUT):
+        assert read_lines(tmp_path / MEMORIES) == []
 
 
 def test_what_is_written_is_found_again(tmp_path):

@@ -1,5 +1,6 @@
 """What stands below every table: how memories were read and judged, and what each system cost."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -38,7 +39,10 @@ def below(pool: Pool, shown: Sequence[Shown], small: bool) -> tuple[str, list[st
     check = _judge(pool, {row["source"] for its_rows in rows.values() for row in its_rows})
     notes += [check[1]] if check else []
     notes.append(_questions([row for its_rows in rows.values() for row in its_rows]))
-    notes += [f"{one.label}: {_cost(of)}; {_training(pool, one.keys)}." for one, of in rows.items()]
+    notes += [
+        f"{one.label}: {'; '.join(_told(of))}; {_training(pool, one.keys)}."
+        for one, of in rows.items()
+    ]
     return check[0] if check else "", [*notes, *_made_with(pool)]
 
 
@@ -76,6 +80,21 @@ def _questions(rows: Sequence[Row]) -> str:
         dropped = sum(row.get("dropped", 0) for row in instances.values())
         texts.append(f"{source} {asked}, {dropped} more dropped before they were asked")
     return f"Questions: {'; '.join(texts)}."
+
+
+def _told(rows: Sequence[Row]) -> list[str]:
+    return [part for part in (_cost(rows), _followed(rows)) if part]
+
+
+def _followed(rows: Sequence[Row]) -> str:
+    """How far the model that wrote followed its form: what was refused, echoed and repeated."""
+    refused = sum((Counter(row.get("rejected")) for row in rows), Counter())
+    told = ", ".join(f"{reason} {count}" for reason, count in refused.most_common())
+    parts = [f"{refused.total()} parts of replies refused ({told})"] if refused else []
+    for name, what in (("echoed", "words that repeat our prompts"), ("repeated", "copied entries")):
+        shares = [row[name] for row in rows if row.get(name)]
+        parts += [f"{what} {sum(shares) / len(rows):.0%}"] if shares else []
+    return ", ".join(parts)
 
 
 def _cost(rows: Sequence[Row]) -> str:

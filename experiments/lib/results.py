@@ -1,10 +1,10 @@
 """A folder of results: one row per question and one row per instance.
 
-`about.json` has the settings that the rows depend on, `questions.jsonl` one row per question and
-`instances.jsonl` one row per instance. The row of an instance is written after those of its
-questions: an instance is finished once its own row is there, newline included. A process that is
-killed leaves at most the rows of an unfinished instance, and the next process that opens the folder
-drops them.
+`about.json` has the settings that the rows depend on, `questions.jsonl` one row per question,
+`memories.jsonl` the final memory of each instance and `instances.jsonl` one row per instance. The
+row of an instance is written after its others: an instance is finished once its own row is there,
+newline included. A process that is killed leaves at most the rows of an unfinished instance, and
+the next process that opens the folder drops them.
 """
 
 import fcntl
@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from experiments.lib.workdir import differences, write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
+from memalpha.echoes import echoed_share, repeated_share
 from memalpha.episode import Episode
 from memalpha.exactness import exact_share
 from memalpha.memory import Outcome
@@ -26,6 +28,7 @@ from memalpha.paths import user_path
 from memalpha.reading import question_kind
 
 ABOUT, INSTANCES, QUESTIONS = "about.json", "instances.jsonl", "questions.jsonl"
+MEMORIES = "memories.jsonl"
 Row = dict[str, Any]
 
 
@@ -58,9 +61,10 @@ class Results:
         write_json(self.folder / ABOUT, self._agree(json.loads(json.dumps(about))))
         rows = read_lines(self.folder / INSTANCES)
         self.done = {row_key(row): row["digest"] for row in rows}
-        asked = [r for r in read_lines(self.folder / QUESTIONS) if row_key(r) in self.done]
-        for name, finished in ((INSTANCES, rows), (QUESTIONS, asked)):
-            write_text(self.folder / name, _lines(finished))
+        write_text(self.folder / INSTANCES, _lines(rows))
+        for name in (QUESTIONS, MEMORIES):
+            kept = [row for row in read_lines(self.folder / name) if row_key(row) in self.done]
+            write_text(self.folder / name, _lines(kept))
 
     def __enter__(self) -> "Results":
         return self
@@ -112,8 +116,9 @@ class Results:
         """
         of_instance, of_question = seconds
         asked = [row for e in episodes for row in question_rows(system, e, of_question)]
+        held = [memory_row(system, e) for e in episodes if e.view is not None]
         rows = [instance_row(system, e, of_instance) for e in episodes]
-        for name, new in ((QUESTIONS, asked), (INSTANCES, rows)):
+        for name, new in ((QUESTIONS, asked), (MEMORIES, held), (INSTANCES, rows)):
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(_lines(new))
                 file.flush()
@@ -158,15 +163,28 @@ def question_rows(system: str, episode: Episode, seconds: float) -> list[Row]:
     ]
 
 
+def memory_row(system: str, episode: Episode) -> Row:
+    """The final memory of an instance, to be read: core, and the entries with the number of the
+    chunk that they are of."""
+    lists = {"semantic": episode.view.semantic, "episodic": episode.view.episodic}
+    return _name(system, episode) | {
+        "core": episode.view.core,
+        **{name: [[entry.written_at, entry.text] for entry in of] for name, of in lists.items()},
+    }
+
+
 def instance_row(system: str, episode: Episode, seconds: float) -> Row:
     """The row of an instance. r2 and r4 are None for a system without calls, `exact` where nothing
     was stored, r1 if all answers failed; r3 and the sizes of memory and evidence if the model of a
-    baseline failed. `write_calls` are those of a language model; a scripted writer makes none."""
+    baseline failed. `write_calls` are those of a language model; a scripted writer makes none.
+    `rejected`: parts of replies that were no-ops, by reason. `echoed`, `repeated`: see
+    `memalpha.echoes`; None where nothing was stored."""
     steps, complete = episode.steps, episode.has_memory
     read = [answer.tokens for answer in episode.answers]
     responses = [step.response for step in steps if step.response.prompt.size]
     recall = episode.recall
     calls = [outcome for step in steps for outcome in step.outcomes]
+    refused = Counter(_told(outcome) for outcome in calls if outcome != Outcome.OK)
     return _name(system, episode) | {
         "digest": digest(episode.instance),
         "r1": _or_none(episode.r1),
@@ -179,6 +197,9 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
         "chunks": len(episode.instance.chunks),
         "calls": len(calls),
         "ok_calls": calls.count(Outcome.OK),
+        "rejected": dict(Counter(recall.rejected) + refused),
+        "echoed": _or_none(echoed_share(episode.view)) if episode.view else None,
+        "repeated": _or_none(repeated_share(episode.view)) if episode.view else None,
         "questions": len(episode.scores),
         "write_calls": recall.generations + len(responses),
         "write_prompt_tokens": recall.prompt_tokens + sum(r.prompt.size for r in responses),
@@ -188,6 +209,10 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
         "reader_tokens": sum(read) / len(read) if complete else None,
         "seconds": round(seconds, 6),
     }
+
+
+def _told(outcome: Outcome) -> str:
+    return outcome.name.lower().replace("_", " ")
 
 
 def read_results(folder: str | Path) -> tuple[Row, list[Row]]:

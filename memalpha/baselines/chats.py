@@ -6,8 +6,9 @@ so that the model always gets one full batch.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 from typing import TypeVar
@@ -33,12 +34,12 @@ MIN_PIECE = 32  # tokens of text in a prompt; with less, a stream would need too
 class Written:
     """The final memory that a script returns.
 
-    rejected: parts of replies that could not be used: no-ops. top_k: how many entries of each list
-    the reader gets for a question; 0: as many as the environment says.
+    rejected: parts of replies that could not be used, by reason: no-ops. top_k: how many entries of
+    each list the reader gets for a question; 0: as many as the environment says.
     """
 
     view: MemoryView
-    rejected: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
     top_k: int = 0
 
 
@@ -105,9 +106,10 @@ def run_scripts(
 
 def _finished(env: Environment, instance: Instance, recall: Recall, written: Written) -> Recall:
     view = written.view
+    rejected = {reason: count for reason, count in written.rejected.items() if count}
     requests = find_evidence(env.replace(top_k=written.top_k or env.reading.top_k), instance, view)
     return replace(
-        recall, requests=requests, memory_tokens=view.tokens, view=view, rejected=written.rejected
+        recall, requests=requests, memory_tokens=view.tokens, view=view, rejected=rejected
     )
 
 
@@ -137,7 +139,7 @@ def rewrite(
     budget = promised(env, memory_tokens)
 
     def script(instance: Instance) -> Script:
-        memory, rejected, task = "", 0, load_task(instance, folder)
+        memory, rejected, task = "", Counter(), load_task(instance, folder)
 
         def render(part: str) -> Chat:
             old, new = safe(env, memory), safe(env, part)
@@ -147,7 +149,7 @@ def rewrite(
         for chunk in instance.chunks:
             for chat in feed(env, chunk, render):
                 written = cut(env, take((yield chat)), memory_tokens)
-                rejected += not written
+                rejected["reply without a memory"] += not written
                 memory = written or memory
         return Written(make_view(env, memory), rejected)
 

@@ -6,6 +6,7 @@ chunk. The summary is used for extraction only; the memory is the list of facts.
 retrieved by the environment's retriever; the paper uses text embeddings.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,12 +48,12 @@ class _Store:
 
     facts: dict[int, Entry] = field(default_factory=dict)
     next_id: int = 1
-    rejected: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
 
     def carry_out(
         self, env: Environment, reply: str, fact: str, candidates: Sequence[Entry], chunk: int
-    ) -> bool:
-        """Applies the decision about a fact; an invalid decision is a no-op and gives False."""
+    ) -> None:
+        """Applies the decision about a fact; an invalid decision is a no-op and counted."""
         operation, number, text = read_decision(reply)
         known = number in {entry.id for entry in candidates}
         if operation == "ADD":
@@ -63,9 +64,8 @@ class _Store:
             self.facts[number] = Entry(number, text, chunk)
         elif operation == "DELETE" and known:
             del self.facts[number]
-        else:
-            return operation == "NOOP"
-        return True
+        elif operation != "NOOP":
+            self.rejected[_why_invalid(operation, known)] += 1
 
 
 def recall(
@@ -150,14 +150,20 @@ def _write(stream: _Stream, instance: Instance, similar: int, recent_tokens: int
                 near = nearest(env, list(store.facts.values()), fact, similar)
                 candidates = fitting(env, near, partial(stream.ask_decision, fact))
                 reply = yield stream.ask_decision(fact, candidates)
-                store.rejected += not store.carry_out(env, reply, fact, candidates, number)
+                store.carry_out(env, reply, fact, candidates, number)
         if summary_tokens:
             for chat in feed(env, chunk, stream.ask_summary):
                 written = cut(env, visible((yield chat)), summary_tokens)
-                store.rejected += not written
+                store.rejected["empty summary"] += not written
                 stream.summary = written or stream.summary
         stream.recent = cut(env, chunk, recent_tokens, end=True)
     return Written(make_view(env, "", list(store.facts.values())), store.rejected)
+
+
+def _why_invalid(operation: str, known: bool) -> str:
+    if operation not in ("UPDATE", "DELETE"):
+        return "unknown operation" if operation else "reply without a decision"
+    return "update without a text" if known else "id that was not shown"
 
 
 def nearest(env: Environment, facts: Sequence[Entry], fact: str, k: int) -> list[Entry]:
@@ -178,18 +184,21 @@ def read_decision(reply: str) -> tuple[str, int, str]:
     return operation, id_number(decision.get("id")), text
 
 
-def read_facts(text: str) -> tuple[list[str], int]:
-    """The facts of a reply, and the number of parts that could not be used.
+def read_facts(text: str) -> tuple[list[str], Counter[str]]:
+    """The facts of a reply, and the parts that could not be used by reason.
 
     The last list counts, because a model may quote the form before it answers. From a list that is
     broken or cut off, the complete facts are used.
     """
     body = visible(text)
     lists = [value["facts"] for value in find_with(body, "facts", ())]
-    items, rejected = (lists.pop(), 0) if lists else (find_items(body, "facts"), 1)
-    rejected += sum(len(earlier) for earlier in lists if isinstance(earlier, list))
+    whole = bool(lists)
+    items = lists.pop() if whole else find_items(body, "facts")
+    rejected = Counter({"list before the last": sum(len(a) for a in lists if isinstance(a, list))})
     if not isinstance(items, list):
-        return [], rejected or 1
+        return [], rejected + Counter(["reply without facts"])
+    rejected["broken list of facts"] = int(not whole)
     facts = [" ".join(clean(fact).split()) for fact in items if isinstance(fact, str)]
     facts = [fact for fact in facts if fact]
-    return facts, rejected + len(items) - len(facts)
+    rejected["fact that is no text"] = len(items) - len(facts)
+    return facts, rejected

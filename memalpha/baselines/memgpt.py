@@ -13,6 +13,7 @@ recall storage.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,7 @@ class _Main:
     evicted: list[Entry] = field(default_factory=list)  # the recall storage
     archive: list[Entry] = field(default_factory=list)
     next_id: int = 1
-    rejected: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
     room: int = 0  # tokens for the queue when working context and summary are full
 
     def __post_init__(self):
@@ -201,7 +202,7 @@ class _Main:
         self.queue = self.queue[len(leaving) :]
         self.evicted += [Entry(m.number, m.text, m.chunk) for m in leaving if not m.is_call]
         summary = cut(self.env, summary, self.summary_tokens)
-        self.rejected += not summary
+        self.rejected["empty summary"] += not summary
         self.summary = summary or self.summary
 
     def _chat(self, notice: str) -> Chat:
@@ -240,37 +241,40 @@ class _Main:
         again = False
         for done, raw in enumerate(read_calls(reply, self.env.prompt.dialect)):
             if done >= self.env.memory.max_calls:
-                self.rejected += 1
+                self.rejected["call beyond the limit"] += 1
                 continue
             name, arguments = str(clean(raw.name)), _known(raw.arguments)
-            result = self._failure(name, arguments, raw.error)
-            failed = bool(result)
+            reason, detail = self._failure(name, arguments, raw.error)
+            failed = bool(reason)
+            self.rejected[reason] += failed
             heading = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
             heading = self._short(heading, self.room // 4)
             left = self.room // 2 - self._size(heading)
-            result = f"failed: {result}" if failed else self._run(name, arguments, chunk, left)
-            self.rejected += failed
+            result = f"failed: {detail}" if failed else self._run(name, arguments, chunk, left)
             again |= failed or name in SEARCHES or arguments.get("heartbeat") is True
             text = self._short(f"{heading}\n{result}", self.room // 2)
             self.receive(text, chunk, is_call=True)
         return again
 
-    def _failure(self, name: str, arguments: dict, error: str) -> str:
-        """Why a call cannot be executed; empty: it can."""
-        if error or name not in FUNCTIONS:
-            return error or f"the functions are {', '.join(FUNCTIONS)}"
+    def _failure(self, name: str, arguments: dict, error: str) -> tuple[str, str]:
+        """Why a call cannot be executed, in general and in detail; empty: it can."""
+        if error:
+            return "call that is no JSON", error
+        if name not in FUNCTIONS:
+            return "unknown function", f"the functions are {', '.join(FUNCTIONS)}"
         for key in FUNCTIONS[name][1]:
             value = arguments.get(key)
             if not isinstance(value, str) or not (value.strip() or key == "new"):
-                return f"{key} is missing, empty or not a string"
+                return "argument missing", f"{key} is missing, empty or not a string"
         if name == "core_replace" and arguments["old"] not in self.working:
-            return "the working context does not hold that passage"
+            return "passage not found", "the working context does not hold that passage"
         if name == "archive_insert":
             size, limit = count_tokens(self.env, arguments["content"]), self.env.memory.entry_tokens
-            return f"{size} tokens, {limit} are allowed" if size > limit else ""
+            if size > limit:
+                return "text too long", f"{size} tokens, {limit} are allowed"
         if name.startswith("core_") and self._edited(name, arguments) is None:
-            return "the working context has no room for it: replace something first"
-        return ""
+            return "no room", "the working context has no room for it: replace something first"
+        return "", ""
 
     def _edited(self, name: str, arguments: dict) -> str | None:
         """The working context after an edit; None if it would be too long."""
