@@ -63,10 +63,10 @@ DEFAULT = ("trained", "untrained", *CONTROLS)
 
 @dataclass(frozen=True)
 class Work:
-    """A batch of instances of one source for one system, and where its rows go.
+    """A batch of instances for one system, and where its rows go.
 
-    missing: which of the instances have no row yet. size: chunks, or another measure of effort, by
-    which progress is told.
+    source: names of all its sources. missing: which of the instances have no row yet. size: chunks,
+    or another measure of effort, by which progress is told.
     """
 
     name: str
@@ -84,27 +84,26 @@ def list_work(
     results: Results,
     batch: int,
     size: Callable[[str, Sequence[Instance]], int] | None = None,
+    mixed: bool = False,
 ) -> list[Work]:
     """All batches, those that were measured before too. They always consist of the same instances,
     so that a run that was stopped and continued gives the same rows as an uninterrupted one.
 
-    size: (system, instances) -> effort; None: chunks.
+    size: (system, instances) -> effort; None: chunks. mixed: batches may hold instances of several
+    sources, which costs a model that writes for few instances of each less.
     """
     size = size or (lambda _, part: sum(len(instance.chunks) for instance in part))
-    parts = [
-        (name, system, source, instances[start : start + batch])
-        for source, instances in sources.items()
-        for name, system in systems.items()
-        if applies(name, source)
-        for start in range(0, len(instances), batch)
-    ]
-    return [
-        Work(
-            *of, part, results, [results.missing(of[0], instance) for instance in part],
-            size(of[0], part),
-        )
-        for *of, part in parts
-    ]  # fmt: skip
+    groups = [list(sources)] if mixed else [[source] for source in sources]
+    work = []
+    for group in groups:
+        for name, system in systems.items():
+            chosen = [i for source in group if applies(name, source) for i in sources[source]]
+            for start in range(0, len(chosen), batch):
+                part = chosen[start : start + batch]
+                missing = [results.missing(name, instance) for instance in part]
+                told = ", ".join(dict.fromkeys(instance.source for instance in part))
+                work.append(Work(name, system, told, part, results, missing, size(name, part)))
+    return work
 
 
 def evaluate(

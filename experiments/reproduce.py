@@ -158,7 +158,8 @@ def reproduce(args: flags.FlagValues) -> None:
             check_judges(run, part, folder)
             for name in sorted(systems, key=plan.is_slow):
                 chosen = {source: plan.choose(name, of) for source, of in part.sources.items()}
-                work += list_work({name: systems[name]}, chosen, results, args.batch, plan.effort)
+                slow, one = plan.is_slow(name), {name: systems[name]}
+                work += list_work(one, chosen, results, args.batch, plan.effort, mixed=slow)
         last = {one.results.folder.parent.name: one for one in work}  # of each size
 
         def after(one: Work) -> None:

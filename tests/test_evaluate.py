@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from configs import tiny
-from experiments.evaluate import describe, differences_overview, evaluate, results_overview
+from experiments.evaluate import (
+    describe,
+    differences_overview,
+    evaluate,
+    list_work,
+    results_overview,
+)
 from experiments.lib.failures import ReaderFailureError
 from experiments.lib.results import INSTANCES, QUESTIONS, Results, ResultsError, read_lines
 from experiments.lib.sources import describe_source, known_sources, load_sources
@@ -151,6 +157,22 @@ def test_a_batch_is_made_of_the_same_instances_however_often_it_was_stopped(run,
     assert sorted((tmp_path / INSTANCES).read_bytes().splitlines()) != []
     assert Counter(r["instance"] for r in rows(tmp_path, INSTANCES)).most_common(1)[0][1] == 1
     assert len(rows(tmp_path, INSTANCES)) == 3
+
+
+def test_batches_can_hold_several_sources(run, tmp_path):
+    systems = open_systems(["no_memory", "perfect"], run, None, 4)
+    of = {name: load_sources(run.config, [name], "test", 3)[name] for name in SOURCES}
+    of["squad"] = [replace(of[SOURCES[0]][0], source="squad")]  # not one for "perfect"
+    with Results(tmp_path, describe(run, "test", systems, {name: {} for name in of})) as results:
+        each = list_work(systems, of, results, 4)
+        mixed = list_work(systems, of, results, 4, mixed=True)
+    batches = [(one.name, one.source, len(one.part)) for one in mixed]
+    both = ", ".join(SOURCES)
+    assert batches == [
+        ("no_memory", both, 4), ("no_memory", f"{SOURCES[1]}, squad", 3),
+        ("perfect", both, 4), ("perfect", SOURCES[1], 2),
+    ]  # fmt: skip
+    assert sum(one.size for one in mixed) == sum(one.size for one in each)
 
 
 def test_failed_answers_are_masked_up_to_a_share(run, tmp_path):

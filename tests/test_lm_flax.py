@@ -108,6 +108,34 @@ def test_a_common_beginning_is_computed_once_and_changes_nothing(micro, params, 
     assert together == alone and len({g.text for g in alone}) > 1 and read == [shared]
 
 
+def test_chats_over_two_texts_share_two_beginnings(micro, params, monkeypatch):
+    texts = ["Basel and the head office. " * 16, "Rex is a dog of Ana. " * 18]
+    ends = ["x", "Where is Alpina Press?", "Whose dog is Rex?"]
+    chats = ask(*(text + end for end in ends for text in texts), "Who is Ana?")
+    monkeypatch.setattr(local, "WORTH_ON_CPU", 2 * PREFIX_STEP)
+    monkeypatch.setattr(local, "WORTH", 2 * PREFIX_STEP)
+    model, read = engine(micro, params, context_tokens=512), spy_on_starts(monkeypatch)
+    together = model.generate(chats, NEW, temperature=0.7, seed=range(len(chats)))
+    assert len(read) == 2
+    alone = [
+        engine(micro, params, context_tokens=512).generate([c], NEW, temperature=0.7, seed=[i])[0]
+        for i, c in enumerate(chats)
+    ]
+    assert together == alone
+
+
+def test_prompts_are_grouped_where_that_spares_reading():
+    long, other = list(range(1, 200)), [7] * 150
+    prompts = {
+        3: [*long, 300], 5: [*other, 1], 8: [*long, 301], 9: [*long[:40], 302], 11: [*other, 2],
+        12: [0],
+    }  # fmt: skip
+    assert local.alike(prompts, worth=190) == [[3, 8], [5, 9, 11, 12]]
+    assert local.alike(prompts, worth=128) == [[3, 8], [5, 11], [9, 12]]
+    assert local.alike(prompts, worth=10_000) == [[3, 5, 8, 9, 11, 12]]
+    assert local.alike({}, worth=1) == [] and local.alike({4: [1, 2]}, worth=1) == [[4]]
+
+
 def test_the_next_call_reads_what_is_new_in_it(micro, params, monkeypatch):
     """Two kinds of prompts in turn, as those of a writer and a reader; the third call of a kind
     goes on from the second."""

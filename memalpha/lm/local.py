@@ -1,13 +1,14 @@
 """Our own Flax model as a language model of `lm`: a pretrained one, or a model from scratch.
 
-Chats are sorted by length, read and decoded in batches (`blocks`). The keys and values of what all
-chats of a call begin with are computed once and kept, so that the next call with the same
-instructions reads only what is new in it. Parameters on a mesh keep their shardings.
+Chats are sorted by length, read and decoded in batches (`blocks`). The keys and values of what many
+chats of a call begin with, such as the questions over one memory, are computed once and kept, so
+that the next call with the same instructions reads only what is new in it. Parameters on a mesh
+keep their shardings.
 """
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from os.path import commonprefix
 from pathlib import Path
@@ -27,6 +28,8 @@ from memalpha.tools import clean
 from memalpha.weights import load_params, trim_memory
 
 PREFIX_STEP = blocks.BLOCK  # tokens; a common start is used to a multiple of it
+# Tokens that are not read again are worth a batch of their own: a CPU reads slowly.
+WORTH, WORTH_ON_CPU = 65_536, 1024
 KEPT_TOKENS = 8192  # of the starts whose keys and values are kept for the next call
 PROGRESS_SECONDS = 5.0  # between two reports of one call
 
@@ -172,41 +175,41 @@ class FlaxModel:
         check_seeds(seed, len(prompts))
         root, numbers = (seed, range(len(prompts))) if isinstance(seed, int) else (0, seed)
         results: list[blocks.Reply | None] = [None] * len(prompts)
-        # The longest first: a batch that does not fit the device then fails at once.
         room = self.context_tokens - max_new_tokens
-        fitting = [i for i, ids in enumerate(prompts) if 0 < len(ids) <= room]
-        waiting = sorted(fitting, key=lambda i: -len(prompts[i]))
-        shared = common_start([prompts[i] for i in fitting])
-        start = self._start(shared) if shared else None
+        fitting = {i: ids for i, ids in enumerate(prompts) if 0 < len(ids) <= room}
         ends = sorted({*self.stop_ids, *ends})
-        progress = _Progress(len(waiting), self.on_progress)
-        while waiting:
-            rows = self._rows(len(prompts[waiting[0]]) + max_new_tokens, len(waiting))
-            taken, waiting = waiting[:rows], waiting[rows:]
-            ids = [*(int(numbers[i]) for i in taken), *_fillers(rows - len(taken))]
-            text = self.drafts.text.tolist()
-            under_way = blocks.begin(
-                self.params,
-                self.config,
-                start,
-                [prompts[i][len(shared) :] for i in taken],
-                sampler.row_keys(jax.random.key(root), ids),
-                max_new_tokens,
-                [text + list(prompts[i]) for i in taken] if self.drafts.size else (),
-            )
-            progress.add(sum(len(prompts[i]) for i in taken))
-            replies = blocks.finish(
-                self.params,
-                self.config,
-                under_way,
-                temperature,
-                ends,
-                progress.add,
-                self.drafts.size,
-            )
-            for i, reply in zip(taken, replies, strict=False):
-                results[i] = reply
-            progress.end(len(taken))
+        progress = _Progress(len(fitting), self.on_progress)
+        for group in alike(fitting, WORTH_ON_CPU if jax.default_backend() == "cpu" else WORTH):
+            waiting = sorted(group, key=lambda i: -len(prompts[i]))
+            shared = common_start([prompts[i] for i in group])
+            start = self._start(shared) if shared else None
+            while waiting:
+                rows = self._rows(len(prompts[waiting[0]]) + max_new_tokens, len(waiting))
+                taken, waiting = waiting[:rows], waiting[rows:]
+                ids = [*(int(numbers[i]) for i in taken), *_fillers(rows - len(taken))]
+                text = self.drafts.text.tolist()
+                under_way = blocks.begin(
+                    self.params,
+                    self.config,
+                    start,
+                    [prompts[i][len(shared) :] for i in taken],
+                    sampler.row_keys(jax.random.key(root), ids),
+                    max_new_tokens,
+                    [text + list(prompts[i]) for i in taken] if self.drafts.size else (),
+                )
+                progress.add(sum(len(prompts[i]) for i in taken))
+                replies = blocks.finish(
+                    self.params,
+                    self.config,
+                    under_way,
+                    temperature,
+                    ends,
+                    progress.add,
+                    self.drafts.size,
+                )
+                for i, reply in zip(taken, replies, strict=False):
+                    results[i] = reply
+                progress.end(len(taken))
         return results
 
     def _encode(self, chat: Chat) -> list[int]:
@@ -277,6 +280,32 @@ def ids_with(tokenizer, stop: tuple[str, ...]) -> frozenset[int]:
     spelled = ["".join(tokenizer.convert_ids_to_tokens(encode(tokenizer, text))) for text in stop]
     tokens = tokenizer.get_vocab().items() if stop else ()
     return frozenset(i for token, i in tokens if any(text in token for text in spelled))
+
+
+def alike(prompts: Mapping[int, Sequence[int]], worth: int) -> list[list[int]]:
+    """The keys of prompts in groups that are read together, that of the longest prompt first, so
+    that a batch that does not fit the device fails at once.
+
+    Prompts that have more than half of their tokens in common with a neighbour, in the order of
+    their tokens, share a group if that spares `worth` tokens of reading. All others are one group.
+    """
+    order, runs = sorted(prompts, key=lambda i: list(prompts[i])), []
+    for i in order:
+        before = prompts[runs[-1][-1]] if runs else ()
+        longest = max(len(before), len(prompts[i]))
+        if runs and 2 * len(commonprefix([before, prompts[i]])) > longest:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    groups, rest = [], []
+    for run in runs:
+        spared = (len(run) - 1) * len(common_start([prompts[i] for i in run]))
+        if spared >= worth:
+            groups.append(sorted(run))
+        else:
+            rest += run
+    groups += [sorted(rest)] if rest else []
+    return sorted(groups, key=lambda group: -max(len(prompts[i]) for i in group))
 
 
 def common_start(prompts: Sequence[Sequence[int]]) -> list[int]:
