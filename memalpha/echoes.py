@@ -48,6 +48,7 @@ def _windows(words: Sequence[str]) -> Iterable[tuple[str, ...]]:
 @cache
 def _runs() -> frozenset[tuple[str, ...]]:
     """All runs of words of the prompts that the package brings."""
-    forms = (path.read_text(encoding="utf-8") for path in sorted(BUILT_IN.rglob("*.txt")))
+    paths = (path for path in BUILT_IN.rglob("*") if path.suffix in (".txt", ".toml"))
+    forms = (path.read_text(encoding="utf-8") for path in paths)
     parts = (part for form in forms for part in re.split(r"\$\w+", form))
     return frozenset(run for part in parts for run in _windows(_words(part)))

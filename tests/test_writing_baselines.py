@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import tomllib
 from collections import Counter
 from itertools import pairwise
 
@@ -81,6 +83,72 @@ def stream(*chunks, question="What is the pet of Anna Berger?", source="syntheti
 def run(env, name, model, *chunks, **sizes):
     (recall,) = make_baseline(name, model, **sizes)(env, [stream(*chunks)])
     return recall
+
+
+# ---------------------------------------------------------------------------------------- examples
+
+
+def turns_before(env, name, source="squad", **sizes):
+    """The turns that the first chat of a system has before its own message."""
+    model = Scripted(lambda text: "")
+    instance = Instance(source, "one", ("Ida rows.",), (Question("Who?", ("Ida",)),))
+    make_baseline(name, model, **sizes)(env, [instance])
+    roles = [turn["role"] for turn in model.chats[0]]
+    assert roles[-1] == "user" and not any(a == b for a, b in pairwise(roles))
+    return [turn["content"] for turn in model.chats[0][:-1] if turn["role"] != "system"]
+
+
+@pytest.mark.parametrize("name", ["memagent", "mem0", "memgpt"])
+def test_an_exchange_of_the_category_comes_first_where_there_is_room(env, name):
+    roomy = env.replace(prompt_tokens=6000)
+    asked, reply = turns_before(roomy, name)
+    assert "Runa Holm" in asked and "Skarnes" in reply and "$" not in asked
+    assert "Label: 3" in turns_before(roomy, name, "trec_coarse")[0]
+    assert "herring" in turns_before(roomy, name, "booksum")[0]
+    small, sizes = {
+        "memagent": (600, {"memory_tokens": 64}),
+        "mem0": (600, {"summary_tokens": 8, "recent_tokens": 8}),
+        "memgpt": (1600, {"summary_tokens": 8}),
+    }[name]
+    assert turns_before(env.replace(prompt_tokens=small, entry_tokens=32), name, **sizes) == []
+
+
+def test_the_calls_of_an_example_are_those_of_the_dialect(env):
+    for dialect in ("qwen3", "qwen_agent"):
+        spoken = env.replace(prompt_tokens=6000, dialect=dialect)
+        reply = turns_before(spoken, "memgpt")[1]
+        found = memgpt.read_calls(reply, dialect)
+        assert [call.name for call in found] == ["core_append"] + 2 * ["archive_insert"]
+        assert reply.startswith(format_call("core_append", found[0].arguments, dialect))
+
+
+def test_the_replies_of_examples_are_ones_that_the_parsers_take():
+    for category, count in {"retrieval": 4, "labels": 3, "summary": 2}.items():
+        for example in tomllib.loads((chats.FORMS / "mem0_extract.toml").read_text())[category]:
+            facts, rejected = mem0.read_facts(example["reply"])
+            assert len(facts) == count and not rejected.total()
+    decisions = tomllib.loads((chats.FORMS / "mem0_decide.toml").read_text())["any"]
+    made = [mem0.read_decision(example["reply"]) for example in decisions]
+    assert [name for name, *_ in made] == ["ADD", "UPDATE", "NOOP"]
+    assert made[1][1:] == (4, decisions[1]["fact"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[any]\n", "memagent.toml: "),
+        ('[[any]]\nmemory = "a"\nreply = "b"\n', r"\[\[any\]\] needs .*'chunk'"),
+        ('[[retrieval]]\nmemory = "a"\nchunk = 3\nreply = "b"\n', r"\[\[retrieval\]\] chunk is"),
+    ],
+)
+def test_an_example_file_that_is_wrong_is_named(env, tmp_path, text, message):
+    folder = tmp_path / "forms"
+    shutil.copytree(chats.FORMS, folder)
+    (folder / "memagent.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        run(env, "memagent", says("A."), "c1", folder=folder)
+    (folder / "memagent.toml").unlink()  # a folder of forms needs none
+    assert run(env, "memagent", says("A."), "c1", folder=folder).view.core == "A."
 
 
 # ------------------------------------------------------------------------------ names and settings
@@ -298,7 +366,7 @@ def test_a_budget_past_the_response_is_not_promised(env):
 def test_mem1_carries_what_stands_in_think_tags_and_drops_the_rest(env):
     model = says("<think>Anna: parrot.</think> I am done.", "Anna: cat.", "<think>A.</think>")
     recall = run(env, "mem1", model, "c1", "c2", "c3")
-    states = [inside("think", text) for text in model.texts]
+    states = [inside("think", text.partition("For example")[0]) for text in model.texts]
     assert states == ["", "Anna: parrot.", "Anna: parrot."] and "I am done" not in model.texts[1]
     assert sum(recall.rejected.values()) == 1 and recall.view.core == "A."
 

@@ -52,7 +52,8 @@ def _template_hash(template: Template) -> str:
 
 
 def _folder_hash(folder: Path) -> str:
-    return _hash({path.name: path.read_text("utf-8") for path in sorted(folder.glob("*.txt"))})
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix in (".txt", ".toml")]
+    return _hash({path.name: path.read_text("utf-8") for path in paths})
 
 
 def _hash(texts: Mapping[str, str]) -> str:

@@ -31,6 +31,7 @@ OFFLINE = {"engine": "offline"}  # also for runs of versions without these field
 # Fields that do not change the answers: they may differ when a run is continued.
 OPERATION = (
     "url", "concurrency", "timeout", "retries", "cache", "key_variable", "tokens_at_once",
+    "draft_tokens",
 )  # fmt: skip
 SPOKEN = ("template", "max_new_tokens", "temperature")  # belong to a role, not to its engine
 # Of a writer they do nothing: it has its own prompts, `prompt.response_tokens` and
@@ -64,7 +65,7 @@ def check_readers(config: Mapping[str, Any]) -> None:
 
 def _check(settings: dict[str, Any]) -> None:
     least = {"max_new_tokens": 1, "temperature": 0, "concurrency": 1, "retries": 0}
-    least |= {"context": 0, "tokens_at_once": 1, "timeout": 1e-3}
+    least |= {"context": 0, "tokens_at_once": 1, "draft_tokens": 0, "timeout": 1e-3}
     for field, value in least.items():
         if settings[field] < value:
             raise ValueError(f"{field}={settings[field]}: give at least {value}")
@@ -133,6 +134,7 @@ def _engine(settings: dict[str, Any], mesh: Mesh | None) -> FlaxModel | ServerMo
         mesh,
         settings["context"],
         settings["tokens_at_once"],
+        settings["draft_tokens"],
     )
     engine.on_progress = tell_progress
     return engine

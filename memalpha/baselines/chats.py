@@ -5,9 +5,10 @@ model, and returns the final memory. `run_scripts` advances the scripts of all i
 so that the model always gets one full batch.
 """
 
+import tomllib
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
@@ -27,6 +28,7 @@ from memalpha.tokenizer import decode
 
 FORMS = BUILT_IN / "baselines"  # the folder of the prompts
 MEMORY = 1024  # tokens of a rewritten memory (MemAgent)
+EXAMPLES = 0.25  # of its room in a prompt is what examples may take
 MIN_PIECE = 32  # tokens of text in a prompt; with less, a stream would need too many turns
 
 
@@ -140,10 +142,11 @@ def rewrite(
 
     def script(instance: Instance) -> Script:
         memory, rejected, task = "", Counter(), load_task(instance, folder)
+        shown = load_examples(env, form, name, instance, ("memory", "chunk"), folder)
 
         def render(part: str) -> Chat:
             old, new = safe(env, memory), safe(env, part)
-            return user(form, task=task, memory=old, chunk=new, budget=budget)
+            return user(form, shown, task=task, memory=old, chunk=new, budget=budget)
 
         check_room(env, render(""), memory_tokens)
         for chunk in instance.chunks:
@@ -178,14 +181,59 @@ def load_task(instance: Instance, folder: str | Path) -> str:
     return load_form(f"task_{scoring.category(instance.source)}", (), (), folder)
 
 
+def load_examples(
+    env: Environment,
+    form: str,
+    name: str,
+    instance: Instance,
+    fields: Collection[str],
+    folder: str | Path,
+    room: int | None = None,
+) -> list[dict[str, str]]:
+    """Exchanges that come before the chats of a form, so that a small model sees what is asked of
+    it: the tables `[[any]]` and those of the category of the source in the file `name`.toml of
+    `folder`; none without that file. Each has the `fields` of the form, and a `reply`. Those that
+    do not fit into `EXAMPLES` of the `room` (tokens; None: of a prompt) are left out.
+
+    Raises ValueError that names the file: not UTF-8, no TOML, or with other fields.
+    """
+    path, needed = user_path(folder) / f"{name}.toml", {*fields, "reply"}
+    if not path.is_file():
+        return []
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"template file {path}: {error}") from None
+    found, left = [], int(EXAMPLES * (env.prompt.prompt_tokens if room is None else room))
+    for category in ("any", scoring.category(instance.source)):
+        for example in tables.get(category, []):
+            if not isinstance(example, dict) or set(example) != needed:
+                raise ValueError(f"template file {path}: [[{category}]] needs {sorted(needed)}")
+            if wrong := [k for k, value in example.items() if not isinstance(value, str)]:
+                raise ValueError(f"template file {path}: [[{category}]] {wrong[0]} is no text")
+            left -= count_tokens(env, form) + sum(count_tokens(env, x) for x in example.values())
+            found += [example] if left >= 0 else []
+    return found
+
+
 def fill_form(form: str, **values: object) -> str:
     """The form with its placeholders filled in one pass, so that data is never read as a form."""
     return Template(form).substitute(values)
 
 
-def user(form: str, **values: object) -> list[dict[str, str]]:
-    """A chat of one message: the form with its placeholders filled in."""
-    return [{"role": "user", "content": fill_form(form, **values)}]
+def user(
+    form: str, examples: Sequence[Mapping[str, str]] = (), **values: object
+) -> list[dict[str, str]]:
+    """A chat that ends with one message: the form with its placeholders filled in. The examples
+    stand before it, as exchanges in the same form."""
+    turns = []
+    for example in examples:
+        message = fill_form(form, **values | example)
+        turns += [
+            {"role": "user", "content": message},
+            {"role": "assistant", "content": example["reply"]},
+        ]
+    return [*turns, {"role": "user", "content": fill_form(form, **values)}]
 
 
 def promised(env: Environment, tokens: int) -> int:

@@ -21,6 +21,7 @@ from memalpha.baselines.chats import (
     feed,
     fitting,
     listed,
+    load_examples,
     load_form,
     load_task,
     make_view,
@@ -40,6 +41,11 @@ from memalpha.tools import id_number
 SIMILAR = 10  # stored facts that a new one is compared with (the paper)
 SUMMARY = 256  # tokens
 RECENT = 256  # tokens of the previous chunk; the paper shows ten messages
+_EXAMPLES = {  # of which call: file, and the fields of an example
+    "facts": ("extract", ("summary", "recent", "chunk")),
+    "decision": ("decide", ("fact", "similar")),
+    "summary": ("summary", ("summary", "chunk")),
+}
 
 
 @dataclass
@@ -99,7 +105,11 @@ def recall(
     }
 
     def script(instance: Instance) -> Script:
-        stream = _Stream(env, forms, load_task(instance, folder), summary_tokens)
+        shown = {
+            name: load_examples(env, forms[name], f"mem0_{file}", instance, fields, folder)
+            for name, (file, fields) in _EXAMPLES.items()
+        }
+        stream = _Stream(env, forms, shown, load_task(instance, folder), summary_tokens)
         return _write(stream, instance, similar, recent_tokens)
 
     return run_scripts(env, instances, script, model, temperature, seed)
@@ -111,6 +121,7 @@ class _Stream:
 
     env: Environment
     forms: dict[str, str]
+    examples: dict[str, list[dict[str, str]]]
     task: str
     summary_tokens: int
     summary: str = ""
@@ -121,19 +132,23 @@ class _Stream:
         env = self.env
         old, new, before = safe(env, self.summary), safe(env, part), safe(env, self.recent)
         budget = promised(env, env.prompt.response_tokens)
-        form = self.forms["facts"]
-        return user(form, task=self.task, summary=old, recent=before, chunk=new, budget=budget)
+        form, examples = self.forms["facts"], self.examples["facts"]
+        return user(
+            form, examples, task=self.task, summary=old, recent=before, chunk=new, budget=budget
+        )
 
     def ask_summary(self, part: str) -> Chat:
         """The chat that asks for the summary, with a piece of a chunk worked in."""
         budget = promised(self.env, self.summary_tokens)
         old, new = safe(self.env, self.summary), safe(self.env, part)
-        return user(self.forms["summary"], summary=old, chunk=new, budget=budget)
+        form, examples = self.forms["summary"], self.examples["summary"]
+        return user(form, examples, summary=old, chunk=new, budget=budget)
 
     def ask_decision(self, fact: str, near: Sequence[Entry]) -> Chat:
         """The chat that asks what to do with a fact, given the stored facts that are similar."""
         lines = listed(self.env, [(entry.id, entry.text) for entry in near])
-        return user(self.forms["decision"], fact=safe(self.env, fact), similar=lines)
+        form, examples = self.forms["decision"], self.examples["decision"]
+        return user(form, examples, fact=safe(self.env, fact), similar=lines)
 
 
 def _write(stream: _Stream, instance: Instance, similar: int, recent_tokens: int) -> Script:

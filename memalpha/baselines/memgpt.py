@@ -14,8 +14,8 @@ recall storage.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memalpha import calls, tools
@@ -29,6 +29,7 @@ from memalpha.baselines.chats import (
     fill_form,
     fitting,
     listed,
+    load_examples,
     load_form,
     load_task,
     make_view,
@@ -100,6 +101,10 @@ def recall(
 
     def script(instance: Instance) -> Script:
         main = _Main(env, forms, load_task(instance, folder), summary_tokens, page)
+        fields, form = ("working", "queue"), forms["main"]
+        shown = load_examples(env, form, "memgpt", instance, fields, folder, main.room)
+        shown = [_in_dialect(example, env.prompt.dialect) for example in shown]
+        main = replace(main, examples=shown)
         return _write(main, instance, rounds)
 
     return run_scripts(env, instances, script, model, temperature, seed)
@@ -138,6 +143,7 @@ class _Main:
     task: str
     summary_tokens: int
     page: int
+    examples: list[dict[str, str]] = field(default_factory=list)
     working: str = ""
     summary: str = ""
     queue: list[_Message] = field(default_factory=list)
@@ -210,8 +216,10 @@ class _Main:
         schemas = "\n".join(json.dumps(schema) for schema in function_schemas())
         example = tools.format_call("archive_insert", {"content": "..."}, env.prompt.dialect)
         system = fill_form(self.forms["system"], task=self.task, tools=schemas, example=example)
+        nothing = dict(used=0, summary="", evicted=0, archived=0, notice="")
         chat = user(
             self.forms["main"],
+            [nothing | example for example in self.examples],
             working=safe(env, self.working),
             used=count_tokens(env, self.working),
             limit=env.memory.core_tokens,
@@ -318,6 +326,13 @@ class _Main:
             budget = max(1, budget - over)
             text = cut(self.env, text, budget)
         return text
+
+
+def _in_dialect(example: Mapping[str, str], dialect: str) -> dict[str, str]:
+    """The example with the calls of its reply as the dialect writes them."""
+    found = read_calls(example["reply"], dialect)
+    texts = [tools.format_call(call.name, call.arguments, dialect) for call in found]
+    return dict(example, reply="\n".join(texts))
 
 
 def read_calls(reply: str, dialect: str) -> list[calls.RawCall]:
