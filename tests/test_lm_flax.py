@@ -136,6 +136,17 @@ def test_prompts_are_grouped_where_that_spares_reading():
     assert local.alike({}, worth=1) == [] and local.alike({4: [1, 2]}, worth=1) == [[4]]
 
 
+def test_a_cpu_computes_few_empty_rows(micro, params, monkeypatch):
+    model = engine(micro, params, tokens_at_once=64 * 64)
+    waiting = (1, 2, 3, 5, 6, 9, 12, 13, 20, 24, 33)
+    monkeypatch.setattr(local.jax, "default_backend", lambda: "cpu")
+    assert [model._rows(64, n) for n in waiting] == [1, 2, 4, 4, 8, 8, 16, 16, 16, 32, 32]
+    monkeypatch.setattr(local.jax, "default_backend", lambda: "gpu")
+    assert [model._rows(64, n) for n in waiting] == [1, 2, 4, 8, 8, 16, 16, 16, 32, 32, 64]
+    model.tokens_at_once = 64 * 8
+    assert [model._rows(64, n) for n in (9, 33)] == [8, 8]
+
+
 def test_the_next_call_reads_what_is_new_in_it(micro, params, monkeypatch):
     """Two kinds of prompts in turn, as those of a writer and a reader; the third call of a kind
     goes on from the second."""
