@@ -226,8 +226,8 @@ class FlaxModel:
         )
 
     def _rows(self, width: int, waiting: int) -> int:
-        """Rows of a batch: a power of two, rounded up to a multiple of the mesh's data shards. A CPU
-        computes empty rows as slowly as others, so there fewer than a fourth of them are empty."""
+        """Rows of a batch: a power of two, rounded up to a multiple of the mesh's data shards. A
+        CPU computes empty rows as slowly as others, so there at most a fourth of them is empty."""
         most = 2 ** int(math.log2(max(1, self.tokens_at_once // width)))
         enough = _power_above(waiting)
         if jax.default_backend() == "cpu" and 4 * waiting < 3 * enough:
