@@ -45,7 +45,7 @@ def language_model(**changes: Any) -> dict[str, Any]:
         dtype="bfloat16",
         context=0,  # tokens of prompt and reply; 0: as the model states
         tokens_at_once=65_536,  # of all rows of a batch
-        draft_tokens=0,  # copied from the chat and checked in one pass; the replies stay the same
+        draft_tokens=0,  # copied from the chat, checked in one pass; same replies but for rounding
         # server
         url="",  # such as http://127.0.0.1:8000/v1
         key_variable="OPENAI_API_KEY",  # environment variable with the key; unset: none

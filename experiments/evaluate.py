@@ -65,8 +65,8 @@ DEFAULT = ("trained", "untrained", *CONTROLS)
 class Work:
     """A batch of instances for one system, and where its rows go.
 
-    source: names of all its sources. missing: which of the instances have no row yet. size: chunks,
-    or another measure of effort, by which progress is told.
+    source: the sources of its instances. missing: which of the instances have no row yet. size:
+    chunks, or another measure of effort, by which progress is told.
     """
 
     name: str
@@ -86,11 +86,12 @@ def list_work(
     size: Callable[[str, Sequence[Instance]], int] | None = None,
     mixed: bool = False,
 ) -> list[Work]:
-    """All batches, those that were measured before too. They always consist of the same instances,
-    so that a run that was stopped and continued gives the same rows as an uninterrupted one.
+    """All batches, those that were measured before too. They consist of the same instances each
+    time, so that a run that was stopped and continued gives the same rows as an uninterrupted one.
 
     size: (system, instances) -> effort; None: chunks. mixed: batches may hold instances of several
-    sources, which costs a model that writes for few instances of each less.
+    sources, which costs a model that writes for few instances of each less; where sources are added
+    later, a batch that they join is run again, and rows that are there stay.
     """
     size = size or (lambda _, part: sum(len(instance.chunks) for instance in part))
     groups = [list(sources)] if mixed else [[source] for source in sources]
@@ -125,7 +126,7 @@ def measure(
     after: Callable[[Work], None] = lambda _: None,
 ) -> None:
     """Measures what is missing, in order. Questions without an answer are masked and counted; the
-    terminal gets a line for each system and source with chunks that were read in pieces.
+    terminal gets a line for each system and its sources with chunks that were read in pieces.
 
     unit: of `Work.size`. after: called after each batch.
 

@@ -1,8 +1,9 @@
-"""What of a memory says nothing about its text, by rule: instructions that its writer repeats, and
-entries that repeat each other. No reward; it shows where a row of a table is about a model that
-does not follow a form, and not about the system."""
+"""How much of a memory is not about its text, by rule: words copied from our prompts, and entries
+that are copies of each other. No reward; it shows where a row of a table is about a model that does
+not follow a form, and not about the system."""
 
 import re
+import tomllib
 from collections.abc import Iterable, Sequence
 from functools import cache
 
@@ -48,7 +49,9 @@ def _windows(words: Sequence[str]) -> Iterable[tuple[str, ...]]:
 @cache
 def _runs() -> frozenset[tuple[str, ...]]:
     """All runs of words of the prompts that the package brings."""
-    paths = (path for path in BUILT_IN.rglob("*") if path.suffix in (".txt", ".toml"))
-    forms = (path.read_text(encoding="utf-8") for path in paths)
-    parts = (part for form in forms for part in re.split(r"\$\w+", form))
+    texts = [path.read_text(encoding="utf-8") for path in BUILT_IN.rglob("*.txt")]
+    for path in BUILT_IN.rglob("*.toml"):
+        tables = tomllib.loads(path.read_text(encoding="utf-8")).values()
+        texts += [text for table in tables for example in table for text in example.values()]
+    parts = (part for text in texts for part in re.split(r"\$\w+", text))
     return frozenset(run for part in parts for run in _windows(_words(part)))

@@ -23,7 +23,7 @@ from experiments.lib.results import Results, ResultsError, instance_row
 from experiments.tables import small_tables
 from memalpha.data.instance import Instance, Question
 from memalpha.episode import Episode, Recall, Response, Step
-from memalpha.memory import Entry, MemoryView, Outcome
+from memalpha.memory import EMPTY_VIEW, Entry, MemoryView, Outcome
 from memalpha.planted import DATE, ENTITY, VAGUE, JudgeCheck, check_judge
 from memalpha.reader import Answer
 from memalpha.scoring import ABSTENTION, recall_judge
@@ -111,13 +111,18 @@ def test_what_a_model_did_not_follow_stands_in_its_line(tmp_path):
     refused = {"reply without facts": 2, "unknown operation": 3}
     with Results(tmp_path, ABOUT) as out:
         held = MemoryView("", tuple(copied), (), 3, 0, 9)
-        out.add("rag_top2", [episode(instance(), rejected=refused, view=held)], (1.0, 1.0))
+        full, empty = instance(), replace(instance(), instance_id="two")
+        out.add("rag_top2", [episode(full, rejected=refused, view=held)], (1.0, 1.0))
+        out.add("rag_top2", [episode(empty, view=EMPTY_VIEW)], (1.0, 1.0))
         out.add("trained", [replace(episode(instance()), steps=[failing_step()])], (1.0, 1.0))
     notes = whole(str(tmp_path)).notes
     line = next(note for note in notes if note.startswith("RAG-Top2"))
-    assert "5 parts of replies refused (unknown operation 3, reply without facts 2)" in line
+    refusals = "parts of replies refused an instance: unknown operation 1.5, reply without facts 1"
+    assert refusals in line
     assert "words that repeat our prompts 78%, copied entries 33%" in line
-    assert any("1 parts of replies refused (unknown id 1)" in note for note in notes)
+    assert any(
+        "parts of replies refused an instance: call: unknown id 1;" in note for note in notes
+    )
 
 
 def test_a_folder_keeps_the_versions_that_wrote_it_and_refuses_other_prompts(tmp_path):

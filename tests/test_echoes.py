@@ -39,6 +39,10 @@ def test_the_tail_of_a_placeholder_does_not_join_what_stands_around_it():
     assert echoed_share(view(joined)) < 1
 
 
+def test_words_of_an_example_are_echoes_too():
+    assert echoed_share(view("Aske painted the Otterbeck lighthouse red.")) == 1
+
+
 def test_copies_are_counted_without_case_and_punctuation():
     assert repeated_share(view("core", "Ida rows.", "ida ROWS", "Bo sails.")) == pytest.approx(
         1 / 3

@@ -108,6 +108,20 @@ def test_a_common_beginning_is_computed_once_and_changes_nothing(micro, params, 
     assert together == alone and len({g.text for g in alone}) > 1 and read == [shared]
 
 
+def test_beginnings_of_one_call_do_not_push_out_that_of_another(micro, params, monkeypatch):
+    monkeypatch.setattr(local, "WORTH_ON_CPU", PREFIX_STEP)
+    monkeypatch.setattr(local, "WORTH", PREFIX_STEP)
+    monkeypatch.setattr(local, "KEPT_TOKENS", 700)
+    model = engine(micro, params, context_tokens=1024)
+    writer = "Basel and the head office. " * 30
+    model.generate(ask(writer), NEW)
+    texts = [f"Ana {n}. " + f"Rex {n} is a dog of Ana. " * 20 for n in range(4)]
+    model.generate(ask(*(text + end for text in texts for end in ("x", "Whose dog?"))), NEW)
+    read = spy_on_starts(monkeypatch)
+    model.generate(ask(writer + "x"), NEW)
+    assert sum(read) <= PREFIX_STEP
+
+
 def test_chats_over_two_texts_share_two_beginnings(micro, params, monkeypatch):
     texts = ["Basel and the head office. " * 16, "Rex is a dog of Ana. " * 18]
     ends = ["x", "Where is Alpina Press?", "Whose dog is Rex?"]
@@ -136,12 +150,12 @@ def test_prompts_are_grouped_where_that_spares_reading():
     assert local.alike({}, worth=1) == [] and local.alike({4: [1, 2]}, worth=1) == [[4]]
 
 
-def test_a_cpu_computes_few_empty_rows(micro, params, monkeypatch):
+def test_a_cpu_computes_few_empty_rows(micro, params):
     model = engine(micro, params, tokens_at_once=64 * 64)
     waiting = (1, 2, 3, 5, 6, 9, 12, 13, 20, 24, 33)
-    monkeypatch.setattr(local.jax, "default_backend", lambda: "cpu")
+    model._on_cpu = True
     assert [model._rows(64, n) for n in waiting] == [1, 2, 4, 4, 8, 8, 16, 16, 16, 32, 32]
-    monkeypatch.setattr(local.jax, "default_backend", lambda: "gpu")
+    model._on_cpu = False
     assert [model._rows(64, n) for n in waiting] == [1, 2, 4, 8, 8, 16, 16, 16, 32, 32, 64]
     model.tokens_at_once = 64 * 8
     assert [model._rows(64, n) for n in (9, 33)] == [8, 8]

@@ -84,7 +84,7 @@ def files(root, pattern):
 
 
 def test_an_installed_wheel_works_outside_of_the_clone(installed):
-    for pattern in ("memalpha/**/*.py", "memalpha/templates/**/*.txt"):
+    for pattern in ("memalpha/**/*.py", "memalpha/templates/**/*.t*"):
         assert files(installed, pattern) == files(ROOT, pattern) != set()
     assert not (installed / "experiments").exists() and not (installed / "tests").exists()
     where, names, helps, template, foreign = json.loads(

@@ -1,4 +1,5 @@
-"""What stands below every table: how memories were read and judged, and what each system cost."""
+"""What stands below every table: how memories were read and judged, and of each system what it cost
+and how far its model followed the form that was asked for."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ def below(pool: Pool, shown: Sequence[Shown], small: bool) -> tuple[str, list[st
     notes += [check[1]] if check else []
     notes.append(_questions([row for its_rows in rows.values() for row in its_rows]))
     notes += [
-        f"{one.label}: {'; '.join(_told(of))}; {_training(pool, one.keys)}."
+        f"{one.label}: {'; '.join(_line(of))}; {_training(pool, one.keys)}."
         for one, of in rows.items()
     ]
     return check[0] if check else "", [*notes, *_made_with(pool)]
@@ -82,18 +83,21 @@ def _questions(rows: Sequence[Row]) -> str:
     return f"Questions: {'; '.join(texts)}."
 
 
-def _told(rows: Sequence[Row]) -> list[str]:
+def _line(rows: Sequence[Row]) -> list[str]:
     return [part for part in (_cost(rows), _followed(rows)) if part]
 
 
 def _followed(rows: Sequence[Row]) -> str:
     """How far the model that wrote followed its form: what was refused, echoed and repeated."""
-    refused = sum((Counter(row.get("rejected")) for row in rows), Counter())
-    told = ", ".join(f"{reason} {count}" for reason, count in refused.most_common())
-    parts = [f"{refused.total()} parts of replies refused ({told})"] if refused else []
+    counted = [Counter(row["rejected"]) for row in rows if "rejected" in row]
+    refused, parts = sum(counted, Counter()), []
+    if refused:
+        each = {reason: count / len(counted) for reason, count in refused.most_common()}
+        reasons = ", ".join(f"{reason} {count:.2g}" for reason, count in each.items())
+        parts.append(f"parts of replies refused an instance: {reasons}")
     for name, what in (("echoed", "words that repeat our prompts"), ("repeated", "copied entries")):
-        shares = [row[name] for row in rows if row.get(name)]
-        parts += [f"{what} {sum(shares) / len(rows):.0%}"] if shares else []
+        shares = [row[name] for row in rows if row.get(name) is not None]
+        parts += [f"{what} {np.mean(shares):.0%}"] if any(shares) else []
     return ", ".join(parts)
 
 

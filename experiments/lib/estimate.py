@@ -23,7 +23,8 @@ ANSWER = 32  # tokens of a reader's reply
 ENTRY = 48  # tokens of a stored entry
 FACT = 64  # tokens of text that hold a fact (Mem0)
 QUESTION = 150  # tokens of a reader's prompt beside the evidence
-INSTRUCTIONS = {"prompted": 800, "memagent": 200, "mem1": 200, "memgpt": 850, "mem0": 250}
+# With their examples.
+INSTRUCTIONS = {"prompted": 800, "memagent": 530, "mem1": 280, "memgpt": 1170, "mem0": 700}
 AT_ONCE = 16  # calls that are decoded together
 QWEN3 = dict(vocab_size=151_936, num_kv_heads=8, head_dim=128, dtype="bfloat16")
 # The writer and the reader of the paper; sizes as in their config.json.

@@ -1,10 +1,10 @@
 """A folder of results: one row per question and one row per instance.
 
 `about.json` has the settings that the rows depend on, `questions.jsonl` one row per question,
-`memories.jsonl` the final memory of each instance and `instances.jsonl` one row per instance. The
-row of an instance is written after its others: an instance is finished once its own row is there,
-newline included. A process that is killed leaves at most the rows of an unfinished instance, and
-the next process that opens the folder drops them.
+`memories.jsonl` the final memory of each instance that has a written one, and `instances.jsonl` one
+row per instance. The row of an instance is written after its others: an instance is finished once
+its own row is there, newline included. A process that is killed leaves at most the rows of an
+unfinished instance, and the next process that opens the folder drops them.
 """
 
 import fcntl
@@ -184,7 +184,7 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
     responses = [step.response for step in steps if step.response.prompt.size]
     recall = episode.recall
     calls = [outcome for step in steps for outcome in step.outcomes]
-    refused = Counter(_told(outcome) for outcome in calls if outcome != Outcome.OK)
+    refused = Counter(_in_words(outcome) for outcome in calls if outcome != Outcome.OK)
     return _name(system, episode) | {
         "digest": digest(episode.instance),
         "r1": _or_none(episode.r1),
@@ -211,8 +211,8 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
     }
 
 
-def _told(outcome: Outcome) -> str:
-    return outcome.name.lower().replace("_", " ")
+def _in_words(outcome: Outcome) -> str:
+    return f"call: {outcome.name.lower().replace('_', ' ')}"
 
 
 def read_results(folder: str | Path) -> tuple[Row, list[Row]]:

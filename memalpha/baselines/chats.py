@@ -28,7 +28,8 @@ from memalpha.tokenizer import decode
 
 FORMS = BUILT_IN / "baselines"  # the folder of the prompts
 MEMORY = 1024  # tokens of a rewritten memory (MemAgent)
-EXAMPLES = 0.25  # of its room in a prompt is what examples may take
+EXAMPLES = 0.5  # of the room for text is what examples may take
+CATEGORIES = {"any", *(of for of, *_ in scoring.METRICS.values())}  # of examples
 MIN_PIECE = 32  # tokens of text in a prompt; with less, a stream would need too many turns
 
 
@@ -45,6 +46,7 @@ class Written:
     top_k: int = 0
 
 
+Example = Mapping[str, str]  # what is filled into a form, and the `reply` to it
 Script = Generator[Chat, str, Written]
 Item = TypeVar("Item")
 
@@ -142,12 +144,15 @@ def rewrite(
 
     def script(instance: Instance) -> Script:
         memory, rejected, task = "", Counter(), load_task(instance, folder)
-        shown = load_examples(env, form, name, instance, ("memory", "chunk"), folder)
 
         def render(part: str) -> Chat:
             old, new = safe(env, memory), safe(env, part)
-            return user(form, shown, task=task, memory=old, chunk=new, budget=budget)
+            return user(form, examples, task=task, memory=old, chunk=new, budget=budget)
 
+        examples: Sequence[Example] = ()
+        left = text_room(env, render(""), memory_tokens)
+        examples = load_examples(name, instance, ("memory", "chunk"), folder)
+        examples = with_room(env, form, examples, left, task=task, budget=budget)
         check_room(env, render(""), memory_tokens)
         for chunk in instance.chunks:
             for chat in feed(env, chunk, render):
@@ -182,20 +187,13 @@ def load_task(instance: Instance, folder: str | Path) -> str:
 
 
 def load_examples(
-    env: Environment,
-    form: str,
-    name: str,
-    instance: Instance,
-    fields: Collection[str],
-    folder: str | Path,
-    room: int | None = None,
-) -> list[dict[str, str]]:
-    """Exchanges that come before the chats of a form, so that a small model sees what is asked of
-    it: the tables `[[any]]` and those of the category of the source in the file `name`.toml of
-    `folder`; none without that file. Each has the `fields` of the form, and a `reply`. Those that
-    do not fit into `EXAMPLES` of the `room` (tokens; None: of a prompt) are left out.
+    name: str, instance: Instance, fields: Collection[str], folder: str | Path
+) -> list[Example]:
+    """Exchanges to be shown before a form, so that a small model sees what is asked of it: the
+    tables `[[any]]` and those of the category of the source in the file `name`.toml of `folder`;
+    none without that file. Each has the `fields` of the form, and a `reply`.
 
-    Raises ValueError that names the file: not UTF-8, no TOML, or with other fields.
+    Raises ValueError that names the file: not UTF-8, no TOML, other tables or other fields.
     """
     path, needed = user_path(folder) / f"{name}.toml", {*fields, "reply"}
     if not path.is_file():
@@ -204,16 +202,26 @@ def load_examples(
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"template file {path}: {error}") from None
-    found, left = [], int(EXAMPLES * (env.prompt.prompt_tokens if room is None else room))
-    for category in ("any", scoring.category(instance.source)):
-        for example in tables.get(category, []):
+    if unknown := set(tables) - CATEGORIES:
+        known = ", ".join(f"[[{category}]]" for category in sorted(CATEGORIES))
+        raise ValueError(f"template file {path} has {sorted(unknown)}: it may have {known}")
+    for category, examples in tables.items():
+        for example in examples if isinstance(examples, list) else [examples]:
             if not isinstance(example, dict) or set(example) != needed:
                 raise ValueError(f"template file {path}: [[{category}]] needs {sorted(needed)}")
-            if wrong := [k for k, value in example.items() if not isinstance(value, str)]:
+            if wrong := [key for key, value in example.items() if not isinstance(value, str)]:
                 raise ValueError(f"template file {path}: [[{category}]] {wrong[0]} is no text")
-            left -= count_tokens(env, form) + sum(count_tokens(env, x) for x in example.values())
-            found += [example] if left >= 0 else []
-    return found
+    return [*tables.get("any", ()), *tables.get(scoring.category(instance.source), ())]
+
+
+def with_room(
+    env: Environment, form: str, examples: Sequence[Example], room: int, **values: object
+) -> Sequence[Example]:
+    """All of the examples, or none where they take more than `EXAMPLES` of the room (tokens) that
+    the chats of a form leave for text without them. values: what else is filled in."""
+    values = dict.fromkeys(Template(form).get_identifiers(), "") | values
+    with_all, bare = (chat_tokens(env, user(form, some, **values)) for some in (examples, ()))
+    return examples if with_all - bare <= EXAMPLES * room else ()
 
 
 def fill_form(form: str, **values: object) -> str:
@@ -221,9 +229,7 @@ def fill_form(form: str, **values: object) -> str:
     return Template(form).substitute(values)
 
 
-def user(
-    form: str, examples: Sequence[Mapping[str, str]] = (), **values: object
-) -> list[dict[str, str]]:
+def user(form: str, examples: Sequence[Example] = (), **values: object) -> list[dict[str, str]]:
     """A chat that ends with one message: the form with its placeholders filled in. The examples
     stand before it, as exchanges in the same form."""
     turns = []
@@ -317,9 +323,14 @@ def fitting(
 def check_room(env: Environment, empty: Chat, memory_tokens: int) -> None:
     """Raises PromptTooLong where a chat has no room for text beside a full memory, so that a prompt
     budget that is too small is reported before the memory has grown."""
-    room = env.prompt.prompt_tokens - chat_tokens(env, empty) - memory_tokens
+    room = text_room(env, empty, memory_tokens)
     if room < MIN_PIECE:
         raise no_room(env, room)
+
+
+def text_room(env: Environment, empty: Chat, memory_tokens: int) -> int:
+    """The tokens that a chat without text leaves for it beside a full memory."""
+    return env.prompt.prompt_tokens - chat_tokens(env, empty) - memory_tokens
 
 
 def no_room(env: Environment, room: int) -> PromptTooLong:

@@ -7,13 +7,14 @@ retrieved by the environment's retriever; the paper uses text embeddings.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from memalpha.baselines.chats import (
     FORMS,
+    Example,
     Script,
     Written,
     check_room,
@@ -28,7 +29,9 @@ from memalpha.baselines.chats import (
     promised,
     run_scripts,
     safe,
+    text_room,
     user,
+    with_room,
 )
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Recall
@@ -105,11 +108,12 @@ def recall(
     }
 
     def script(instance: Instance) -> Script:
-        shown = {
-            name: load_examples(env, forms[name], f"mem0_{file}", instance, fields, folder)
-            for name, (file, fields) in _EXAMPLES.items()
-        }
-        stream = _Stream(env, forms, shown, load_task(instance, folder), summary_tokens)
+        stream = _Stream(env, forms, load_task(instance, folder), summary_tokens)
+        for name, (file, fields) in _EXAMPLES.items():
+            ask, memory = stream.asks(recent_tokens)[name]
+            examples = load_examples(f"mem0_{file}", instance, fields, folder)
+            left = text_room(env, ask(""), memory)
+            stream.examples[name] = with_room(env, forms[name], examples, left, task=stream.task)
         return _write(stream, instance, similar, recent_tokens)
 
     return run_scripts(env, instances, script, model, temperature, seed)
@@ -121,18 +125,26 @@ class _Stream:
 
     env: Environment
     forms: dict[str, str]
-    examples: dict[str, list[dict[str, str]]]
     task: str
     summary_tokens: int
     summary: str = ""
     recent: str = ""  # the end of the previous chunk
+    examples: dict[str, Sequence[Example]] = field(default_factory=dict)  # of which form
+
+    def asks(self, recent_tokens: int) -> dict[str, tuple[Callable[[str], Chat], int]]:
+        """Name of a form -> what makes its chat, and the tokens of the memory in it when full."""
+        return {
+            "facts": (self.ask_facts, self.summary_tokens + recent_tokens),
+            "summary": (self.ask_summary, self.summary_tokens),
+            "decision": (partial(self.ask_decision, near=()), self.env.memory.entry_tokens),
+        }
 
     def ask_facts(self, part: str) -> Chat:
         """The chat that asks for the facts in a piece of a chunk."""
         env = self.env
         old, new, before = safe(env, self.summary), safe(env, part), safe(env, self.recent)
         budget = promised(env, env.prompt.response_tokens)
-        form, examples = self.forms["facts"], self.examples["facts"]
+        form, examples = self.forms["facts"], self.examples.get("facts", ())
         return user(
             form, examples, task=self.task, summary=old, recent=before, chunk=new, budget=budget
         )
@@ -141,21 +153,20 @@ class _Stream:
         """The chat that asks for the summary, with a piece of a chunk worked in."""
         budget = promised(self.env, self.summary_tokens)
         old, new = safe(self.env, self.summary), safe(self.env, part)
-        form, examples = self.forms["summary"], self.examples["summary"]
+        form, examples = self.forms["summary"], self.examples.get("summary", ())
         return user(form, examples, summary=old, chunk=new, budget=budget)
 
     def ask_decision(self, fact: str, near: Sequence[Entry]) -> Chat:
         """The chat that asks what to do with a fact, given the stored facts that are similar."""
         lines = listed(self.env, [(entry.id, entry.text) for entry in near])
-        form, examples = self.forms["decision"], self.examples["decision"]
+        form, examples = self.forms["decision"], self.examples.get("decision", ())
         return user(form, examples, fact=safe(self.env, fact), similar=lines)
 
 
 def _write(stream: _Stream, instance: Instance, similar: int, recent_tokens: int) -> Script:
     env, store, summary_tokens = stream.env, _Store(), stream.summary_tokens
-    check_room(env, stream.ask_facts(""), summary_tokens + recent_tokens)
-    check_room(env, stream.ask_summary(""), summary_tokens)
-    check_room(env, stream.ask_decision("", ()), env.memory.entry_tokens)
+    for ask, memory in stream.asks(recent_tokens).values():
+        check_room(env, ask(""), memory)
     for number, chunk in enumerate(instance.chunks):
         for chat in feed(env, chunk, stream.ask_facts):
             facts, broken = read_facts((yield chat))
@@ -209,7 +220,9 @@ def read_facts(text: str) -> tuple[list[str], Counter[str]]:
     lists = [value["facts"] for value in find_with(body, "facts", ())]
     whole = bool(lists)
     items = lists.pop() if whole else find_items(body, "facts")
-    rejected = Counter({"list before the last": sum(len(a) for a in lists if isinstance(a, list))})
+    rejected = Counter(
+        {"facts in an earlier list": sum(len(a) for a in lists if isinstance(a, list))}
+    )
     if not isinstance(items, list):
         return [], rejected + Counter(["reply without facts"])
     rejected["broken list of facts"] = int(not whole)

@@ -13,8 +13,9 @@ recall storage.
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from memalpha import calls, tools
 from memalpha.baselines.chats import (
     FORMS,
     MIN_PIECE,
+    Example,
     Script,
     Written,
     chat_tokens,
@@ -38,12 +40,14 @@ from memalpha.baselines.chats import (
     run_scripts,
     safe,
     user,
+    with_room,
 )
 from memalpha.data.cut import pieces
 from memalpha.data.instance import Instance
 from memalpha.episode import Environment, Recall, count_tokens
 from memalpha.lm.interface import Chat, LanguageModel
 from memalpha.memory import Entry
+from memalpha.paths import user_path
 from memalpha.replies import clean, visible
 from memalpha.retrieval import make_index
 
@@ -67,6 +71,7 @@ FUNCTIONS = {  # name: what it does, and its arguments
 
 _KNOWN = {name: (*arguments, "page", "heartbeat") for name, (_, arguments) in FUNCTIONS.items()}
 _ARGUMENTS = set().union(*_KNOWN.values())
+_SILENT = re.compile(r"done\W*", re.IGNORECASE)  # what a reply without calls should be
 _MAIN = ("working", "summary", "queue")  # placeholders of the main form
 _COUNTS = ("used", "limit", "evicted", "archived", "notice", "budget")
 
@@ -101,10 +106,10 @@ def recall(
 
     def script(instance: Instance) -> Script:
         main = _Main(env, forms, load_task(instance, folder), summary_tokens, page)
-        fields, form = ("working", "queue"), forms["main"]
-        shown = load_examples(env, form, "memgpt", instance, fields, folder, main.room)
-        shown = [_in_dialect(example, env.prompt.dialect) for example in shown]
-        main = replace(main, examples=shown)
+        examples = load_examples("memgpt", instance, ("working", "queue"), folder)
+        examples = [_as_shown(env, example, folder) for example in examples]
+        examples = with_room(env, forms["main"], examples, main.room)
+        main = replace(main, examples=examples)
         return _write(main, instance, rounds)
 
     return run_scripts(env, instances, script, model, temperature, seed)
@@ -143,7 +148,7 @@ class _Main:
     task: str
     summary_tokens: int
     page: int
-    examples: list[dict[str, str]] = field(default_factory=list)
+    examples: Sequence[Example] = ()
     working: str = ""
     summary: str = ""
     queue: list[_Message] = field(default_factory=list)
@@ -216,10 +221,9 @@ class _Main:
         schemas = "\n".join(json.dumps(schema) for schema in function_schemas())
         example = tools.format_call("archive_insert", {"content": "..."}, env.prompt.dialect)
         system = fill_form(self.forms["system"], task=self.task, tools=schemas, example=example)
-        nothing = dict(used=0, summary="", evicted=0, archived=0, notice="")
         chat = user(
             self.forms["main"],
-            [nothing | example for example in self.examples],
+            self.examples,
             working=safe(env, self.working),
             used=count_tokens(env, self.working),
             limit=env.memory.core_tokens,
@@ -246,15 +250,17 @@ class _Main:
 
     def act(self, reply: str, chunk: int) -> bool:
         """Runs the calls of a reply. True if the model gets another turn at this message."""
-        again = False
-        for done, raw in enumerate(read_calls(reply, self.env.prompt.dialect)):
+        again, found = False, read_calls(reply, self.env.prompt.dialect)
+        self.rejected["reply without a call"] += not (found or _SILENT.fullmatch(reply.strip()))
+        for done, raw in enumerate(found):
             if done >= self.env.memory.max_calls:
                 self.rejected["call beyond the limit"] += 1
                 continue
             name, arguments = str(clean(raw.name)), _known(raw.arguments)
             reason, detail = self._failure(name, arguments, raw.error)
             failed = bool(reason)
-            self.rejected[reason] += failed
+            if failed:
+                self.rejected[reason] += 1
             heading = f"You called {name} {json.dumps(arguments, ensure_ascii=False)}"
             heading = self._short(heading, self.room // 4)
             left = self.room // 2 - self._size(heading)
@@ -267,7 +273,7 @@ class _Main:
     def _failure(self, name: str, arguments: dict, error: str) -> tuple[str, str]:
         """Why a call cannot be executed, in general and in detail; empty: it can."""
         if error:
-            return "call that is no JSON", error
+            return "call that cannot be read", error
         if name not in FUNCTIONS:
             return "unknown function", f"the functions are {', '.join(FUNCTIONS)}"
         for key in FUNCTIONS[name][1]:
@@ -328,11 +334,18 @@ class _Main:
         return text
 
 
-def _in_dialect(example: Mapping[str, str], dialect: str) -> dict[str, str]:
-    """The example with the calls of its reply as the dialect writes them."""
-    found = read_calls(example["reply"], dialect)
+def _as_shown(env: Environment, example: Example, folder: str | Path) -> Example:
+    """The example with the rest of a chat whose storages are empty, and the calls of its reply as
+    the dialect writes them; ValueError for a call that cannot be read."""
+    reply, dialect = example["reply"], env.prompt.dialect
+    found = read_calls(reply, dialect)
+    if broken := [call.error for call in found if call.error]:
+        path = user_path(folder) / "memgpt.toml"
+        raise ValueError(f"template file {path}: the call in {reply!r}: {broken[0]}")
     texts = [tools.format_call(call.name, call.arguments, dialect) for call in found]
-    return dict(example, reply="\n".join(texts))
+    used = count_tokens(env, example["working"])
+    nothing = {"summary": "", "evicted": "0", "archived": "0", "notice": "", "used": str(used)}
+    return nothing | example | {"reply": "\n".join(texts) or reply}
 
 
 def read_calls(reply: str, dialect: str) -> list[calls.RawCall]:

@@ -81,6 +81,7 @@ class FlaxModel:
         self.stop_ids = sorted({tokenizer.eos_token_id, *stop_ids})
         self.drafts = make_drafts(0) if drafts is None else drafts
         self.on_progress: OnProgress | None = None
+        self._on_cpu = jax.default_backend() == "cpu"
         self._kept: list[tuple[list[int], Cache]] = []  # starts, the newest first
         mesh = mesh_of(params)
         self._parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -179,10 +180,13 @@ class FlaxModel:
         fitting = {i: ids for i, ids in enumerate(prompts) if 0 < len(ids) <= room}
         ends = sorted({*self.stop_ids, *ends})
         progress = _Progress(len(fitting), self.on_progress)
-        for group in alike(fitting, WORTH_ON_CPU if jax.default_backend() == "cpu" else WORTH):
+        groups = alike(fitting, WORTH_ON_CPU if self._on_cpu else WORTH)
+        if len(groups) > 1 and (shared := common_start(list(fitting.values()))):
+            self._start(shared)
+        for group in groups:
             waiting = sorted(group, key=lambda i: -len(prompts[i]))
             shared = common_start([prompts[i] for i in group])
-            start = self._start(shared) if shared else None
+            start = self._start(shared, len(groups) == 1) if shared else None
             while waiting:
                 rows = self._rows(len(prompts[waiting[0]]) + max_new_tokens, len(waiting))
                 taken, waiting = waiting[:rows], waiting[rows:]
@@ -227,16 +231,18 @@ class FlaxModel:
 
     def _rows(self, width: int, waiting: int) -> int:
         """Rows of a batch: a power of two, rounded up to a multiple of the mesh's data shards. A
-        CPU computes empty rows as slowly as others, so there at most a fourth of them is empty."""
+        CPU computes empty rows as slowly as others: there at most a fourth of the power is empty.
+        """
         most = 2 ** int(math.log2(max(1, self.tokens_at_once // width)))
         enough = _power_above(waiting)
-        if jax.default_backend() == "cpu" and 4 * waiting < 3 * enough:
+        if self._on_cpu and 4 * waiting < 3 * enough:
             enough //= 2
         rows = min(most, enough)
         return -(-rows // self._parts) * self._parts
 
-    def _start(self, tokens: list[int]) -> Cache:
-        """The keys and values of a start, of which those that an earlier one had too are kept."""
+    def _start(self, tokens: list[int], keep: bool = True) -> Cache:
+        """The keys and values of a start, from those of an earlier one as far as that is the same;
+        keep: for later ones."""
         common = lambda ids: len(commonprefix([ids, tokens]))
         known, kept = max(
             ((common(ids), cache) for ids, cache in self._kept),
@@ -247,6 +253,8 @@ class FlaxModel:
         start = blocks.head_of(kept, known) if known else None
         if known < len(tokens):
             start = blocks.prolong(self.params, self.config, start, tokens[known:])
+        if not keep:
+            return start
         others = [one for one in self._kept if common(one[0]) < len(one[0]) / 2]
         room, self._kept = KEPT_TOKENS, []
         for one in [(tokens, start), *others]:
