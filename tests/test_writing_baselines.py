@@ -98,7 +98,7 @@ def turns_before(env, name, source="squad", **sizes):
     return [turn["content"] for turn in model.chats[0][:-1] if turn["role"] != "system"]
 
 
-@pytest.mark.parametrize("name", ["memagent", "mem0", "memgpt"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_an_exchange_of_the_category_comes_first_where_there_is_room(env, name):
     sizes = {"core_tokens": 512, "entry_tokens": 512}  # as in configs/reproduce.py
     roomy = env.replace(prompt_tokens=3072, response_tokens=256, **sizes)
@@ -108,6 +108,7 @@ def test_an_exchange_of_the_category_comes_first_where_there_is_room(env, name):
     assert "herring" in turns_before(roomy, name, "booksum")[0]
     small, sizes = {
         "memagent": (600, {"memory_tokens": 64}),
+        "mem1": (600, {"memory_tokens": 64}),
         "mem0": (600, {"summary_tokens": 8, "recent_tokens": 8}),
         "memgpt": (1600, {"summary_tokens": 8}),
     }[name]
@@ -137,7 +138,7 @@ def test_the_replies_of_examples_are_ones_that_the_parsers_take():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[any]\n", "memagent.toml: "),
+        ("[[any]\n", "rewrite.toml: "),
         ('[[any]]\nmemory = "a"\nreply = "b"\n', r"\[\[any\]\] needs .*'chunk'"),
         ("[[retreival]]\n", r"has \['retreival'\]: it may have .*\[\[labels\]\]"),
         ("any = 3\n", r"\[\[any\]\] needs "),
@@ -147,10 +148,10 @@ def test_the_replies_of_examples_are_ones_that_the_parsers_take():
 def test_an_example_file_that_is_wrong_is_named(env, tmp_path, text, message):
     folder = tmp_path / "forms"
     shutil.copytree(chats.FORMS, folder)
-    (folder / "memagent.toml").write_text(text)
+    (folder / "rewrite.toml").write_text(text)
     with pytest.raises(ValueError, match=message):
         run(env, "memagent", says("A."), "c1", folder=folder)
-    (folder / "memagent.toml").unlink()  # a folder of forms needs none
+    (folder / "rewrite.toml").unlink()  # a folder of forms needs none
     assert run(env, "memagent", says("A."), "c1", folder=folder).view.core == "A."
 
 
@@ -215,7 +216,7 @@ def busy(text):
     call = format_call("archive_insert", {"content": f"text {len(text)}"}, "qwen3")
     call += format_call("core_append", {"content": "more " * 30}, "qwen3")
     call += format_call("recall_search", {"query": "parrot"}, "qwen3")
-    return f"<think>{'state ' * 300}</think>{facts}{call}{'memory ' * 300}"
+    return f"<think>hm</think><state>{'state ' * 300}</state>{facts}{call}{'memory ' * 300}"
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -368,10 +369,10 @@ def test_a_budget_past_the_response_is_not_promised(env):
     assert f"in at most {int(0.8 * env.prompt.response_tokens)} tokens" in model.texts[0]
 
 
-def test_mem1_carries_what_stands_in_think_tags_and_drops_the_rest(env):
-    model = says("<think>Anna: parrot.</think> I am done.", "Anna: cat.", "<think>A.</think>")
+def test_mem1_carries_what_stands_in_state_tags_and_drops_the_rest(env):
+    model = says("<state>Anna: parrot.</state> I am done.", "Anna: cat.", "<state>A.</state>")
     recall = run(env, "mem1", model, "c1", "c2", "c3")
-    states = [inside("think", text.partition("For example")[0]) for text in model.texts]
+    states = [inside("state", text) for text in model.texts]
     assert states == ["", "Anna: parrot.", "Anna: parrot."] and "I am done" not in model.texts[1]
     assert sum(recall.rejected.values()) == 1 and recall.view.core == "A."
 
@@ -379,14 +380,14 @@ def test_mem1_carries_what_stands_in_think_tags_and_drops_the_rest(env):
 @pytest.mark.parametrize(
     ("text", "state"),
     [
-        ("<think>a</think>", "a"),
-        ("<think>a</think> b <think>\nc\n</think> d", "c"),
-        ("a</think> b", "a"),
-        ("<think>a</think> b</think>", "a"),
-        ("<think>a <think>b</think>", "b"),
-        ("<think>a</think><think>cut o", "a"),
-        ("<think>cut o", ""),
-        ("<think></think>", ""),
+        ("<state>a</state>", "a"),
+        ("<state>a</state> b <state>\nc\n</state> d", "c"),
+        ("a</state> b", "a"),
+        ("<state>a</state> b</state>", "a"),
+        ("<state>a <state>b</state>", "b"),
+        ("<state>a</state><state>cut o", "a"),
+        ("<state>cut o", ""),
+        ("<state></state>", ""),
         ("a", ""),
         ("", ""),
     ],

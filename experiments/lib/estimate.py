@@ -24,7 +24,7 @@ ENTRY = 48  # tokens of a stored entry
 FACT = 64  # tokens of text that hold a fact (Mem0)
 QUESTION = 150  # tokens of a reader's prompt beside the evidence
 # With their examples.
-INSTRUCTIONS = {"prompted": 800, "memagent": 530, "mem1": 280, "memgpt": 1170, "mem0": 700}
+INSTRUCTIONS = {"prompted": 800, "memagent": 530, "mem1": 550, "memgpt": 1170, "mem0": 700}
 AT_ONCE = 16  # calls that are decoded together
 QWEN3 = dict(vocab_size=151_936, num_kv_heads=8, head_dim=128, dtype="bfloat16")
 # The writer and the reader of the paper; sizes as in their config.json.

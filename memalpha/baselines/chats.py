@@ -124,6 +124,7 @@ def rewrite(
     instances: Sequence[Instance],
     *,
     model: LanguageModel,
+    wrap: Callable[[str], str] = str,
     memory_tokens: int = MEMORY,
     temperature: float = 0.0,
     seed: int = 0,
@@ -135,6 +136,7 @@ def rewrite(
     Args:
         name: file name of the prompt.
         take: extracts the new memory from a reply; "" keeps the old memory and counts as rejected.
+        wrap: the reply that holds a memory, for the examples.
         memory_tokens: the memory is truncated to this length.
     """
     if memory_tokens < 1:
@@ -151,7 +153,10 @@ def rewrite(
 
         examples: Sequence[Example] = ()
         left = text_room(env, render(""), memory_tokens)
-        examples = load_examples(name, instance, ("memory", "chunk"), folder)
+        examples = [
+            {**example, "reply": wrap(example["reply"])}
+            for example in load_examples("rewrite", instance, ("memory", "chunk"), folder)
+        ]
         examples = with_room(env, form, examples, left, task=task, budget=budget)
         check_room(env, render(""), memory_tokens)
         for chunk in instance.chunks:
