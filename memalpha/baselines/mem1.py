@@ -18,8 +18,10 @@ _STATE = re.compile(r"(?:<state>|\A)((?:(?!</?state>).)*)</state>", re.DOTALL)
 
 
 def last_state(text: str) -> str:
-    """The text in the last closed pair of state tags; "" if there is none."""
-    states = _STATE.findall(visible(text))
+    """The text in the last closed pair of state tags, or what follows a tag that a reply which was
+    cut off did not close; "" without a tag."""
+    body = visible(text)
+    states = _STATE.findall(body) or body.split("<state>")[1:]
     return states[-1].strip() if states else ""
 
 
