@@ -108,6 +108,7 @@ class Response:
 
     tokens: [n] int32, the end-of-sequence token included. logps: [n] float32, the sampler's
     log-probs. prompt: [p] int32, the ids that the writer read; empty for a writer that reads text.
+    prompt_tokens: how many its model read then.
     finished: False where the token limit cut the response off. error: error message of a writer
     that failed; its episode is not scored. passes: of the model that gave the tokens, fewer than
     these with drafts; 0: unknown.
@@ -119,6 +120,7 @@ class Response:
     error: str = ""
     prompt: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     passes: int = 0
+    prompt_tokens: int = 0
 
 
 Writer = Callable[[Sequence[Turn]], list[Response]]

@@ -82,6 +82,9 @@ def whole(folder):
 def test_calls_and_tokens_of_writing_are_those_of_models():
     row = instance_row("a", episode(instance(), [step(100, 10), step(50, 5)]), 1.0)
     assert (row["write_calls"], row["write_prompt_tokens"], row["write_tokens"]) == (2, 150, 15)
+    prompted = replace(step(0, 10), response=Response(np.zeros(10, np.int32), prompt_tokens=80))
+    row = instance_row("a", episode(instance(), [prompted]), 1.0)
+    assert (row["write_calls"], row["write_prompt_tokens"], row["write_tokens"]) == (1, 80, 10)
     scripted = instance_row("a", episode(instance(), [step(0, 10)]), 1.0)
     assert (scripted["write_calls"], scripted["write_tokens"], scripted["dropped"]) == (0, 0, 2)
 

@@ -21,7 +21,7 @@ from experiments.lib.workdir import differences, write_json
 from memalpha.data.files import write_text
 from memalpha.data.instance import Instance
 from memalpha.echoes import echoed_share, repeated_share
-from memalpha.episode import Episode
+from memalpha.episode import Episode, Response
 from memalpha.exactness import exact_share
 from memalpha.memory import Outcome
 from memalpha.paths import user_path
@@ -181,7 +181,7 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
     `memalpha.echoes`; None where nothing was stored."""
     steps, complete = episode.steps, episode.has_memory
     read = [answer.tokens for answer in episode.answers]
-    responses = [step.response for step in steps if step.response.prompt.size]
+    by_model = [(step.response, _read(step.response)) for step in steps if _read(step.response)]
     recall = episode.recall
     calls = [outcome for step in steps for outcome in step.outcomes]
     refused = Counter(_in_words(outcome) for outcome in calls if outcome != Outcome.OK)
@@ -201,14 +201,19 @@ def instance_row(system: str, episode: Episode, seconds: float) -> Row:
         "echoed": _or_none(echoed_share(episode.view)) if episode.view else None,
         "repeated": _or_none(repeated_share(episode.view)) if episode.view else None,
         "questions": len(episode.scores),
-        "write_calls": recall.generations + len(responses),
-        "write_prompt_tokens": recall.prompt_tokens + sum(r.prompt.size for r in responses),
-        "write_tokens": recall.completion_tokens + sum(len(r.tokens) for r in responses),
+        "write_calls": recall.generations + len(by_model),
+        "write_prompt_tokens": recall.prompt_tokens + sum(read for _, read in by_model),
+        "write_tokens": recall.completion_tokens + sum(len(r.tokens) for r, _ in by_model),
         "dropped": episode.instance.metadata.get("dropped_questions", 0),
         "failed": sum(map(math.isnan, episode.scores)),
         "reader_tokens": sum(read) / len(read) if complete else None,
         "seconds": round(seconds, 6),
     }
+
+
+def _read(response: Response) -> int:
+    """Tokens that a model read for a response; 0 of a writer without one."""
+    return response.prompt.size or response.prompt_tokens
 
 
 def _in_words(outcome: Outcome) -> str:

@@ -254,7 +254,9 @@ def lm_writer(
                 on_failure(f"writer {engine.name}: {generation.error}")
             tokens = encode(env.prompt.tokenizer, visible(generation.text))
             tokens = tokens if generation.error else [*tokens, end]
-            responses.append(Response(np.array(tokens, np.int32), error=generation.error))
+            read = generation.prompt_tokens
+            ids = np.array(tokens, np.int32)
+            responses.append(Response(ids, error=generation.error, prompt_tokens=read))
         return responses
 
     return write
