@@ -131,7 +131,7 @@ def test_the_replies_of_examples_are_ones_that_the_parsers_take():
             assert len(facts) == count and not rejected.total()
     decisions = tomllib.loads((chats.FORMS / "mem0_decide.toml").read_text())["any"]
     made = [mem0.read_decision(example["reply"]) for example in decisions]
-    assert [name for name, *_ in made] == ["ADD", "UPDATE", "NOOP"]
+    assert [name for name, *_ in made] == ["NOOP", "UPDATE", "ADD"]
     assert made[1][1:] == (4, decisions[1]["fact"])
 
 
