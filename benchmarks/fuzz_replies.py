@@ -27,6 +27,7 @@ PIECES = (
     '"facts": [', '"operation": "ADD"', '"id": ', '"VALID": true', '"ISSUES": [', '"name": ',
     '"arguments": {', '"memory_type": "core"', '"content": "', '"memory_id": ', "yes", "no",
     "\ud83d", "\\ud83d", "\\u00", "é", "\u2028", "\x00", "Ida is a boat.", 'said "no", so',
+    "<state>", "</state>",
 )  # fmt: skip
 LONGEST = 100_000  # characters: far above what a writer may say
 
@@ -45,7 +46,7 @@ def sound(rng: random.Random) -> str:
         json.dumps({"VALID": rng.random() < 0.5, "ISSUES": [text], "EXPLANATION": text}),
         json.dumps({"facts": [text, "Ida is a boat."]}),
         json.dumps({"operation": "UPDATE", "id": rng.choice([1, "[2]", text]), "text": text}),
-        rng.choice(["yes", "No.", "<think>yes</think> no"]),
+        rng.choice(["yes", "No.", "<think>yes</think> no"]), mem1.in_tags(text),
     ]  # fmt: skip
     return rng.choice(forms)
 

@@ -289,7 +289,7 @@ def test_a_folder_keeps_its_settings_from_the_start_and_takes_new_files(raw, tmp
 
 def test_calls_by_hand():
     of, window = Streams(2, 10, 1000, 5), Window(prompt=4000, reply=200, core=100, top_k=3)
-    assert estimate.writing("memagent", of, window) == [Calls(20, 200 + 100 + 1000, 100)]
+    assert estimate.writing("memagent", of, window) == [Calls(20, 530 + 100 + 1000, 100)]
     assert estimate.writing("rag_top2", of, window) == []
     # Half of a prompt of 500 tokens is for text: four pieces a chunk.
     narrow = Window(prompt=500, reply=200)
