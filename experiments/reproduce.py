@@ -61,6 +61,7 @@ from memalpha.data import built_sets
 from memalpha.paths import user_path
 from memalpha.planted import check_judge
 
+DRAFTS = 3  # tokens copied from the chat that a pass checks
 JUDGED = 200  # questions of a source that the judge check plants answers for, at most
 
 
@@ -75,7 +76,10 @@ def settings(args: flags.FlagValues) -> ConfigDict:
     for role, model in (("reader", args.reader), ("writer", args.writer)):
         if model:
             config[role].update(engine="flax", model=model, max_new_tokens=REPLY_TOKENS)
-            config[role].dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            on_cpu = jax.default_backend() == "cpu"  # where drafts pay at any number of rows
+            config[role].update(
+                dtype="float32" if on_cpu else "bfloat16", draft_tokens=DRAFTS if on_cpu else 0
+            )
     config.reader.one_line = bool(args.reader)  # small models go on after their answer
     config.tokenizer.path = args.reader or config.tokenizer.path
     config = finish(config, args.set, {})
