@@ -109,6 +109,7 @@ _INSTRUCTIONS = {
     "labels": "Give the number of the label, bare or as \\boxed{number}.\n\n",
     "summary": "Base your reply on the summary that the core memory holds.\n\n",
 }
+CATEGORIES = frozenset(_INSTRUCTIONS)  # of answers that sources want
 _NEWEST = (
     "Facts are numbered. Where two contradict each other, the one with the larger number holds."
 )

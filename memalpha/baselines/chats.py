@@ -29,7 +29,7 @@ from memalpha.tokenizer import decode
 FORMS = BUILT_IN / "baselines"  # the folder of the prompts
 MEMORY = 1024  # tokens of a rewritten memory (MemAgent)
 EXAMPLES = 0.5  # of the room for text is what examples may take
-CATEGORIES = {"any", *(of for of, *_ in scoring.METRICS.values())}  # of examples
+CATEGORIES = {"any", *scoring.CATEGORIES}  # of examples
 MIN_PIECE = 32  # tokens of text in a prompt; with less, a stream would need too many turns
 
 
