@@ -40,10 +40,9 @@ def below(pool: Pool, shown: Sequence[Shown], small: bool) -> tuple[str, list[st
     check = _judge(pool, {row["source"] for its_rows in rows.values() for row in its_rows})
     notes += [check[1]] if check else []
     notes.append(_questions([row for its_rows in rows.values() for row in its_rows]))
-    notes += [
-        f"{one.label}: {'; '.join(_line(of))}; {_training(pool, one.keys)}."
-        for one, of in rows.items()
-    ]
+    for one, of in rows.items():
+        parts = (_cost(of), _followed(of), _training(pool, one.keys))
+        notes.append(f"{one.label}: {'; '.join(filter(None, parts))}.")
     return check[0] if check else "", [*notes, *_made_with(pool)]
 
 
@@ -81,10 +80,6 @@ def _questions(rows: Sequence[Row]) -> str:
         dropped = sum(row.get("dropped", 0) for row in instances.values())
         texts.append(f"{source} {asked}, {dropped} more dropped before they were asked")
     return f"Questions: {'; '.join(texts)}."
-
-
-def _line(rows: Sequence[Row]) -> list[str]:
-    return [part for part in (_cost(rows), _followed(rows)) if part]
 
 
 def _followed(rows: Sequence[Row]) -> str:

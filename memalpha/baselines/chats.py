@@ -152,7 +152,7 @@ def rewrite(
             return user(form, examples, task=task, memory=old, chunk=new, budget=budget)
 
         examples: Sequence[Example] = ()
-        left = text_room(env, render(""), memory_tokens)
+        left = room_for_text(env, render(""), memory_tokens)
         examples = [
             {**example, "reply": wrap(example["reply"])}
             for example in load_examples("rewrite", instance, ("memory", "chunk"), folder)
@@ -328,12 +328,12 @@ def fitting(
 def check_room(env: Environment, empty: Chat, memory_tokens: int) -> None:
     """Raises PromptTooLong where a chat has no room for text beside a full memory, so that a prompt
     budget that is too small is reported before the memory has grown."""
-    room = text_room(env, empty, memory_tokens)
+    room = room_for_text(env, empty, memory_tokens)
     if room < MIN_PIECE:
         raise no_room(env, room)
 
 
-def text_room(env: Environment, empty: Chat, memory_tokens: int) -> int:
+def room_for_text(env: Environment, empty: Chat, memory_tokens: int) -> int:
     """The tokens that a chat without text leaves for it beside a full memory."""
     return env.prompt.prompt_tokens - chat_tokens(env, empty) - memory_tokens
 

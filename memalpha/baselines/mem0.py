@@ -27,9 +27,9 @@ from memalpha.baselines.chats import (
     load_task,
     make_view,
     promised,
+    room_for_text,
     run_scripts,
     safe,
-    text_room,
     user,
     with_room,
 )
@@ -112,7 +112,7 @@ def recall(
         for name, (file, fields) in _EXAMPLES.items():
             ask, memory = stream.asks(recent_tokens)[name]
             examples = load_examples(f"mem0_{file}", instance, fields, folder)
-            left = text_room(env, ask(""), memory)
+            left = room_for_text(env, ask(""), memory)
             stream.examples[name] = with_room(env, forms[name], examples, left, task=stream.task)
         return _write(stream, instance, similar, recent_tokens)
 
